@@ -1,0 +1,1 @@
+"""Compiled numerics on plain arrays: arrays in, arrays out, nothing but JAX."""
