@@ -37,17 +37,17 @@ def covariance_matched(
 ) -> tuple[Float[np.ndarray, "n k k"], Int[np.ndarray, " n"]]:
     """Gaussian kernels with the mean and covariance of the raw taps of the layer they stand for.
 
-    The hardest of the nulls: it keeps each layer's average kernel, its smoothness and its usual orientations, and
-    drops only what goes beyond second order. A layer with fewer kernels than taps has a singular covariance; its
-    null then lies in the span of its own kernels, which makes it harder still.
+    The hardest of the nulls: it keeps each layer's average kernel, its smoothness and its usual orientations,
+    and drops only what goes beyond second order. A layer with fewer kernels than taps has a singular
+    covariance; its null then lies in the span of its own kernels, which makes it harder still.
 
     Args:
-      group: kernels of one size. Rows that are flagged are left out of the statistics; layers with fewer than two
-        good kernels have no covariance and are left out altogether.
+      group: kernels of one size. Flagged rows are left out of the statistics; layers with fewer than two good
+        kernels have no covariance and are left out altogether.
       n: kernels to draw, shared among the layers in proportion to their kernels. By default one for each.
 
     Returns:
-      The kernels (float32) and, for each, the index of its layer; both empty if no layer has two good kernels.
+      The kernels (float32) and the index of each one's layer; both empty if no layer has two good kernels.
     """
     k = group.kernels.shape[-1]
     good = group.flag == Flag.OK

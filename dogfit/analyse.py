@@ -1,0 +1,233 @@
+"""All that is found about the kernels of one size: fits, nulls, autoencoder, clusters."""
+
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from jaxtyping import Float
+
+from dogfit.config import RunConfig
+from dogfit.console import Progress
+from dogfit.kernelset import Flag, KernelGroup
+from dogfit.nulls import covariance_matched, untrained, white_noise
+from dogfit.outputs import Workspace
+from dogfit.report.result import Clusters, Scores, SizeResult
+from dogfit.report.tables import parquet
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dogfit.autoencoder import Autoencoder
+
+# As many nulls as kernels, within these: enough for a threshold at 1 %, and no more than shares need.
+NULL_KERNELS = (8_192, 32_768)
+# The paper names about ten patterns; used where no stretches of a code say how many there are.
+KMEANS_CLUSTERS = 10
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What is kept of a `FitResult` between runs: its table with the labels, and the fitted kernels."""
+
+    frame: "pl.DataFrame"
+    templates: Float[np.ndarray, "n k k"]
+    families: tuple[str, ...]
+    omitted: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, kernels: Float[np.ndarray, "n k k"], config: RunConfig, progress: Progress, title: str
+    ) -> Self:
+        """Fit kernels and label the fits."""
+        import polars as pl
+
+        from dogfit.fit import fit_kernels
+        from dogfit.labels import label_fits
+
+        with progress.stage(title, "kernels") as update:
+            fit = fit_kernels(kernels, config.families, progress=update)
+            labels = pl.Series("label", label_fits(fit).tolist(), dtype=pl.String)
+            return cls(fit.table().with_columns(labels), fit.templates(), fit.families, dict(fit.omitted))
+
+    def to_bytes(self) -> bytes:
+        """As one safetensors file."""
+        from safetensors.numpy import save
+
+        about = json.dumps({"families": self.families, "omitted": dict(self.omitted)}).encode()
+        parts = {"frame": parquet(self.frame), "about": about}
+        return save(
+            {"templates": self.templates, **{k: np.frombuffer(v, np.uint8) for k, v in parts.items()}}
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` made."""
+        import polars as pl
+        from safetensors.numpy import load
+
+        parts = load(data)
+        about = json.loads(parts["about"].tobytes())
+        frame = pl.read_parquet(io.BytesIO(parts["frame"].tobytes()))
+        return cls(frame, parts["templates"], tuple(about["families"]), about["omitted"])
+
+    def scores(self, name: str, kernels: np.ndarray, layer: np.ndarray) -> Scores:
+        """R² and labels of the fits to some kernels, given centred and of unit norm."""
+        r2 = self.frame["r2"].fill_null(np.nan).to_numpy().astype(np.float32)
+        return Scores(name, kernels, layer, r2, np.asarray(self.frame["label"].to_list(), dtype=str))
+
+
+def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progress: Progress) -> SizeResult:
+    """Fit the kernels and the nulls, train the autoencoder, and find the clusters of one size.
+
+    Stages that an earlier run finished in the same workspace are read, not made again.
+    """
+    size = group.kernels.shape[-1]
+
+    def fits(name: str, kernels: np.ndarray) -> Fits:
+        title = f"fit {size}×{size} {name}"
+        make = lambda: Fits.of(kernels, config, progress, title).to_bytes()  # noqa: E731
+        return Fits.from_bytes(work.stage(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
+
+    found = fits("network", group.kernels)
+    own = found.scores("network", group.normalised(), group.layer)
+    nulls = [
+        fits(name, kernels).scores(name, _normalised(kernels), layer)
+        for name, (kernels, layer) in _nulls(group, config.seed).items()
+    ]
+    good = np.flatnonzero(group.flag == Flag.OK)
+    result = SizeResult(
+        own=own,
+        nulls=tuple(nulls),
+        null_rate=config.null_rate,
+        fits=found.frame,
+        templates=found.templates,
+        families=found.families,
+        omitted=found.omitted,
+    )
+    autoencoder = _autoencoder(own.kernels[good], config, work, progress)
+    if isinstance(autoencoder, str):
+        result = replace(result, no_autoencoder=autoencoder)
+    else:
+        result = _with_code(result, good, autoencoder, config, progress)
+    return _with_baseline(result, good, config, progress)
+
+
+def _nulls(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Null kernels and the layers they stand for (-1: none), from the easiest to the hardest to beat."""
+    k = group.kernels.shape[-1]
+    n = int(np.clip(len(group.kernels), *NULL_KERNELS))
+    nowhere = np.full(n, -1, np.int32)
+    return {
+        "white noise": (white_noise(n, k, seed), nowhere),
+        "untrained": (untrained(n, k, seed), nowhere),
+        "covariance-matched": covariance_matched(group, seed, n),
+    }
+
+
+def _normalised(kernels: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k"]:
+    centred = kernels - kernels.mean((1, 2), keepdims=True)
+    norm = np.sqrt(np.sum(centred**2, (1, 2), keepdims=True))
+    return centred / np.where(norm > 0, norm, 1)
+
+
+def _autoencoder(
+    kernels: Float[np.ndarray, "n k k"], config: RunConfig, work: Workspace, progress: Progress
+) -> "Autoencoder | str":
+    """The autoencoder of one size, or why there is none."""
+    if not config.autoencoder:
+        return "left out on request"
+    from dogfit.autoencoder import MIN_KERNELS, Autoencoder, AutoencoderConfig, train_autoencoder
+    from dogfit.devices import data_mesh
+
+    if len(kernels) < MIN_KERNELS:
+        return f"{len(kernels)} kernels are too few; it takes {MIN_KERNELS}"
+    size = kernels.shape[-1]
+    settings = AutoencoderConfig(seed=config.seed)
+    if config.steps is not None:
+        settings = replace(settings, steps=config.steps)
+    with work.stage_folder(f"autoencoder-{size}") as (folder, finished):
+        if finished:
+            return Autoencoder.load(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        with progress.stage(f"train {size}×{size} autoencoder", "steps") as update:
+            autoencoder = train_autoencoder(
+                kernels,
+                settings,
+                mesh=data_mesh(),
+                checkpoint_dir=work.hidden.resolve() / f"training-{size}",
+                progress=lambda step, steps, loss: update(step, steps),  # noqa: ARG005
+            )
+        autoencoder.save(folder)
+    return autoencoder
+
+
+def _with_code(
+    result: SizeResult, good: np.ndarray, autoencoder: "Autoencoder", config: RunConfig, progress: Progress
+) -> SizeResult:
+    """The result with the autoencoder's code, stretches and reconstructions."""
+    from dogfit.clusters import name_spectrum
+    from dogfit.fit import fit_kernels
+    from dogfit.labels import label_fits
+
+    def spread(values: np.ndarray, empty: float, dtype: type) -> np.ndarray:
+        """Values of the good kernels, in the rows of all."""
+        full = np.full(len(result.own.r2), empty, dtype)
+        full[good] = values
+        return full
+
+    size = autoencoder.size
+    with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
+        kernels = result.own.kernels[good]
+        code = np.asarray(autoencoder.encode(kernels))
+        spectrum = name_spectrum(autoencoder, lambda k: fit_kernels(k, config.families), label_fits)
+        index = np.asarray(spectrum.assign(code))
+        cosine = np.asarray(autoencoder.reconstruction_cosine(kernels))
+        nulls = [
+            replace(n, cosine=np.asarray(autoencoder.reconstruction_cosine(n.kernels))) for n in result.nulls
+        ]
+    centres = [
+        spectrum.kernels[np.argmin(np.abs(spectrum.code - (s.start + s.stop) / 2))]
+        for s in spectrum.stretches
+    ]
+    return replace(
+        result,
+        own=replace(result.own, cosine=spread(cosine, np.nan, np.float32)),
+        nulls=tuple(nulls),
+        spectrum=spectrum,
+        code=spread(code, np.nan, np.float32),
+        stretches=Clusters(spread(index, -1, np.int32), tuple(spectrum.names), np.stack(centres)),
+        heldout_loss=float(autoencoder.heldout_loss),
+    )
+
+
+def _with_baseline(result: SizeResult, good: np.ndarray, config: RunConfig, progress: Progress) -> SizeResult:
+    """The result with k-means on the kernels, and how far the partitions agree."""
+    from dogfit.clusters import agreement, kmeans
+
+    kernels = result.own.kernels[good]
+    count = len(result.stretches.names) if result.stretches else KMEANS_CLUSTERS
+    if len(kernels) < 2 * count:
+        return result
+    size = kernels.shape[-1]
+    with progress.stage(f"k-means of {size}×{size} kernels", "kernels"):
+        found = kmeans(kernels, count, config.seed)
+    names = []
+    for cluster in range(count):
+        common = Counter(result.own.label[good[found.labels == cluster]].tolist()).most_common(1)
+        names.append(f"{cluster} {common[0][0]}" if common else str(cluster))
+    index = np.full(len(result.own.r2), -1, np.int32)
+    index[good] = found.labels
+    partitions = {"k-means": found.labels, "label of the fit": result.own.label[good]}
+    if result.stretches:
+        partitions = {"stretch of the code": result.stretches.index[good], **partitions}
+    pairs = [(a, b) for i, a in enumerate(partitions) for b in list(partitions)[i + 1 :]]
+    return replace(
+        result,
+        kmeans=Clusters(index, tuple(names), found.centroids),
+        agreement={f"{a} / {b}": agreement(partitions[a], partitions[b]) for a, b in pairs},
+    )

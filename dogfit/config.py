@@ -1,0 +1,91 @@
+"""What a person may ask of the main job. Light to import: the command line is read before the rest."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+FAMILIES = ("gaussian", "dog", "d1", "d2")
+
+
+def _listed(metavar: str, item: type) -> PrimitiveConstructorSpec:
+    """One command-line word holding a comma-separated list, so that it never swallows a SOURCE after it."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: tuple(item(part.strip()) for part in words[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value)) or "all"],
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Say what each depthwise kernel of a trained network is, how well that fits, and how sure one may be."""
+
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOURCE ...]")] = ()
+    """A .safetensors file, a folder that holds one, or a hub repository owner/name[@revision].
+    Several are compared. None: the small network that comes with dogfit."""
+
+    out: Path = Path("dogfit-out")
+    """Folder for the results. An interrupted run continues there."""
+
+    sizes: Annotated[tuple[int, ...], _listed("K[,K...]", int)] = ()
+    """Kernel sizes to look at."""
+
+    families: Annotated[tuple[str, ...], _listed("NAME[,NAME...]", str)] = FAMILIES
+    """Model families to fit."""
+
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Seed of the nulls, the autoencoder and k-means."""
+
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 2000)")] = None
+    """Training steps of the autoencoder."""
+
+    null_rate: Annotated[float, tyro.conf.arg(metavar="RATE")] = 0.01
+    """Share of each null that its threshold lets pass."""
+
+    autoencoder: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: train one)")] = True
+    """Leave out the autoencoder; kernels are then grouped by k-means alone."""
+
+    include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
+    """Also take tensors whose name matches, such as 'stem.*', where dogfit leaves them out as ambiguous."""
+
+    exclude: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
+    """Leave out tensors whose name matches."""
+
+    overwrite: bool = False
+    """Replace the results of another run in the same folder."""
+
+    offline: bool = False
+    """Use local files and the local hub cache only."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    json: bool = False
+    """Print the summary as JSON, and nothing else, on standard output."""
+
+    version: bool = False
+    """Print the version and leave."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.families if name not in FAMILIES]:
+            raise ValueError(f"no family is called {unknown[0]!r}; choose from {', '.join(FAMILIES)}")
+        if len(set(self.families)) != len(self.families):
+            raise ValueError(f"--families names a family twice: {','.join(self.families)}")
+        if small := [size for size in self.sizes if size < 2]:
+            raise ValueError(f"--sizes are kernel widths in taps, at least 2; got {small[0]}")
+        if not 0 <= self.null_rate < 1:
+            raise ValueError(f"--null-rate is a share, at least 0 and below 1; got {self.null_rate}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps must be 1 or more, got {self.steps}; --no-autoencoder leaves it out")
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the numbers. Inputs are compared by content, not by path."""
+        names = ("sizes", "families", "seed", "steps", "null_rate", "autoencoder")
+        return {name: value for name, value in asdict(self).items() if name in names}

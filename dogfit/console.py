@@ -1,0 +1,117 @@
+"""Progress on standard error: bars with rates on a terminal, plain lines elsewhere, or nothing."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+Update = Callable[[int, int], None]
+PLAIN_INTERVAL = 15.0
+
+
+class Progress:
+    """Shows and times the stages of a job, one after another. This one shows nothing.
+
+    Attributes:
+      seconds: wall time of each finished stage, by its title.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+    @contextmanager
+    def stage(self, title: str, unit: str) -> Iterator[Update]:
+        """A stage. The body calls what it is given with (done, total), in `unit`."""
+        start = time.perf_counter()
+        with self._shown(title, unit) as update:
+            yield update
+        self.seconds[title] = time.perf_counter() - start
+
+    @contextmanager
+    def _shown(self, title: str, unit: str) -> Iterator[Update]:  # noqa: ARG002
+        yield lambda *_: None
+
+
+class PlainProgress(Progress):
+    """A line when a stage ends, and one now and then while it lasts."""
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__()
+        self._file = file
+
+    def say(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+
+    @contextmanager
+    def _shown(self, title: str, unit: str) -> Iterator[Update]:
+        start = said = time.perf_counter()
+        last = 0
+
+        def update(done: int, total: int) -> None:
+            nonlocal said, last
+            last = done
+            if (now := time.perf_counter()) - said > PLAIN_INTERVAL:
+                said = now
+                self.say(f"{title}: {done:,} of {total:,} {unit}, {rate(done, now - start, unit)}")
+
+        yield update
+        seconds = time.perf_counter() - start
+        done = f"{last:,} {unit} in " if last else ""
+        speed = f", {rate(last, seconds, unit)}" if last else ""
+        self.say(f"{title}: {done}{seconds:.1f} s{speed}")
+
+
+class BarProgress(Progress):
+    """Bars that stay when their stage is done."""
+
+    def __init__(self, file: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        super().__init__()
+        self._console = Console(file=file)
+        self._columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+        )
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def _shown(self, title: str, unit: str) -> Iterator[Update]:
+        from rich.progress import Progress as Bars
+
+        start = time.perf_counter()
+        with Bars(*self._columns, console=self._console) as bars:
+            task = bars.add_task(title, total=None, rate="")
+
+            def update(done: int, total: int) -> None:
+                speed = rate(done, time.perf_counter() - start, unit)
+                bars.update(task, completed=done, total=total, rate=speed)
+
+            yield update
+            done = bars.tasks[0].completed or 1
+            bars.update(task, completed=done, total=done)
+
+
+def rate(done: int, seconds: float, unit: str) -> str:
+    """Units a second, as a person reads it."""
+    value = done / max(seconds, 1e-9)
+    return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.1f} {unit}/s"
+
+
+def progress_for(quiet: bool, file: TextIO | None = None) -> Progress:
+    """What suits the place where progress goes, standard error by default."""
+    file = file or sys.stderr
+    if quiet:
+        return Progress()
+    return BarProgress(file) if file.isatty() else PlainProgress(file)

@@ -1,0 +1,165 @@
+"""The main job: read, analyse every size, write the results."""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dogfit
+from dogfit.analyse import analyse_size
+from dogfit.config import RunConfig
+from dogfit.console import Progress
+from dogfit.errors import InputError
+from dogfit.kernelset import Flag, KernelSet
+from dogfit.outputs import Workspace
+from dogfit.report.result import RunResult
+from dogfit.report.summary import summarise
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "safetensors",
+    "polars",
+    "scikit-learn",
+)
+
+
+def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
+    """Do the whole job and return the summary, as written to `summary.json`.
+
+    A finished run with the same inputs and settings in `config.out` is read; an interrupted one goes on.
+
+    Raises:
+      DogfitError: by kind, see `dogfit.errors`; its `exit_code` is the command's.
+      OSError: if the results cannot be written.
+    """
+    started = datetime.now(UTC)
+    kernelset = _load(config, progress)
+    with Workspace(config.out, _fingerprint(kernelset, config), overwrite=config.overwrite) as work:
+        if work.finished:
+            progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
+            return json.loads((config.out / "summary.json").read_bytes())
+        sizes = {
+            size: analyse_size(group, config, work, progress) for size, group in kernelset.groups.items()
+        }
+        result = RunResult(kernelset, sizes, config.deciding())
+        with progress.stage("write tables, figures and report", "files"):
+            summary = _write(work, result)
+        about = _about(config, kernelset, started, progress.seconds)
+        work.write("run.json", _json({"fingerprint": work.fingerprint, **about}))
+        work.publish()
+    return summary
+
+
+def _load(config: RunConfig, progress: Progress) -> KernelSet:
+    from dogfit.checkpoints import load_kernels
+
+    if config.sources:
+        sources = config.sources
+    else:
+        from dogfit.embedded import PATH
+
+        sources = (PATH,)
+    with progress.stage("read depthwise kernels", "bytes") as update:
+        kernelset = load_kernels(
+            *sources,
+            sizes=config.sizes or None,
+            include=config.include,
+            exclude=config.exclude,
+            offline=config.offline,
+            progress=lambda name, done, total: update(done, total),  # noqa: ARG005
+        )
+    if not any((group.flag == Flag.OK).any() for group in kernelset.groups.values()):
+        raise InputError(
+            f"none of the {kernelset.n:,} depthwise kernels can be fitted: all are zero, constant or not "
+            "finite; give a checkpoint of a trained network"
+        )
+    for source in kernelset.sources:
+        share = f"{source.bytes_read:,} of {source.bytes_total:,} bytes"
+        progress.say(
+            f"{source.name}: read {share} ({100 * source.bytes_read / max(source.bytes_total, 1):.1f} %)"
+        )
+    return kernelset
+
+
+def _fingerprint(kernelset: KernelSet, config: RunConfig) -> str:
+    """Of the extracted kernels, where they come from, and the settings that decide the numbers."""
+    settings = config.deciding()
+    about = [dogfit.__version__, settings, [asdict(layer) for layer in kernelset.layers], kernelset.notes]
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for group in kernelset.groups.values():
+        digest.update(np.ascontiguousarray(group.kernels).tobytes())
+    return digest.hexdigest()
+
+
+def _write(work: Workspace, result: RunResult) -> dict[str, Any]:
+    """Gather every result but `run.json`."""
+    from safetensors.numpy import save
+
+    from dogfit.report.gather import draw_figures
+    from dogfit.report.page import report_page
+    from dogfit.report.tables import fitted_tensors, kernel_table, parquet
+
+    shutil.rmtree(work.results, ignore_errors=True)
+    summary = json.loads(_json(summarise(result)))
+    work.write("summary.json", _json(summary))
+    work.write("kernels.parquet", parquet(kernel_table(result)))
+    work.write("fits.safetensors", save(fitted_tensors(result)))
+    pictures = draw_figures(result)
+    for (size, name), png in pictures.items():
+        work.write(f"figures/{name}_{size}x{size}.png", png)
+    work.write("report.html", report_page(summary, pictures).encode())
+    for size in result.sizes:
+        trained = work.hidden / f"autoencoder-{size}"
+        if trained.is_dir():
+            shutil.copytree(trained, work.results / "autoencoder" / f"{size}x{size}")
+    return summary
+
+
+def _about(
+    config: RunConfig, kernelset: KernelSet, started: datetime, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """What decides nothing, or cannot be the same twice: versions, devices, times, bytes."""
+    import jax
+
+    settings = {
+        name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
+    }
+    return {
+        "config": settings,
+        "sources": [asdict(source) for source in kernelset.sources],
+        "versions": {"dogfit": dogfit.__version__, "python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": {
+            "total": round((datetime.now(UTC) - started).total_seconds(), 3),
+            **{title: round(value, 3) for title, value in seconds.items()},
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

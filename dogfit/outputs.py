@@ -1,0 +1,170 @@
+"""The folder a run writes to: files appear whole or not at all, and an interrupted run can continue.
+
+Until the run is done everything lives in the hidden folder `.dogfit` inside the output folder: finished
+stages, and the results being gathered. Publishing only renames, so that it can fail neither half-way through
+a file nor for want of space; `run.json` comes last and marks a finished run.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dogfit.errors import DogfitError
+
+RESULTS = (
+    "kernels.parquet",
+    "fits.safetensors",
+    "autoencoder",
+    "figures",
+    "report.html",
+    "summary.json",
+    "run.json",
+)
+
+
+class OutputError(DogfitError):
+    """The output folder holds something else, and nobody said to replace it."""
+
+    exit_code = 2
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+class Workspace:
+    """Stages and results of one run in one output folder.
+
+    Use as a context manager. When the body fails, finished stages stay for the next run, except when the disk
+    was the trouble: then everything unpublished is removed, which also gives the space back.
+
+    Args:
+      out: the output folder; made if absent.
+      fingerprint: of the inputs and the settings that decide the numbers.
+      overwrite: replace what another run left there.
+
+    Raises:
+      OutputError: if `out` is a file, or holds results or stages of a run with another fingerprint.
+    """
+
+    def __init__(self, out: Path, fingerprint: str, *, overwrite: bool = False) -> None:
+        self.out = out
+        self.hidden = out / ".dogfit"
+        self.results = self.hidden / "results"
+        self.finished = False
+        self.fingerprint = fingerprint
+        self._check(fingerprint, overwrite)
+        self._made = [path for path in (out, *out.parents) if not path.exists()]
+        if not self.finished:
+            try:
+                write_whole(self.hidden / "state.json", json.dumps({"fingerprint": fingerprint}).encode())
+            except OSError:
+                self.abandon()
+                raise
+
+    def _check(self, fingerprint: str, overwrite: bool) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise OutputError(f"--out {self.out} is a file; give a folder, new or empty")
+        advice = "give another --out, or --overwrite to replace it"
+        if (found := _fingerprint(self.out / "run.json")) is not None:
+            complete = all((self.out / name).exists() for name in RESULTS if name != "autoencoder")
+            self.finished = found == fingerprint and complete and not overwrite
+            if found != fingerprint and not overwrite:
+                raise OutputError(f"{self.out} holds a run with other inputs or settings; {advice}")
+        elif (found := _fingerprint(self.hidden / "state.json")) is not None:
+            if found != fingerprint and not overwrite:
+                raise OutputError(
+                    f"{self.out} holds an unfinished run with other inputs or settings; {advice}"
+                )
+        elif not overwrite and (taken := [name for name in RESULTS if (self.out / name).exists()]):
+            raise OutputError(f"{self.out} holds a {taken[0]} that no run of dogfit finished; {advice}")
+        if found != fingerprint or overwrite:
+            shutil.rmtree(self.hidden, ignore_errors=True)
+
+    def __enter__(self) -> "Workspace":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and (disk_trouble(error) or not self.resumable):
+            self.abandon()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a finished stage is waiting for another run."""
+        kept = self.hidden.iterdir() if self.hidden.is_dir() else iter(())
+        return any(path.name not in ("state.json", "results") for path in kept)
+
+    def stage(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """The bytes of a stage: read where an earlier run finished it, otherwise made and kept."""
+        path = self.hidden / name
+        if not path.exists():
+            write_whole(path, make())
+        return path.read_bytes()
+
+    @contextmanager
+    def stage_folder(self, name: str) -> Iterator[tuple[Path, bool]]:
+        """A folder to fill, and whether an earlier run finished it; without an error it is then finished."""
+        done = self.hidden / f"{name}.done"
+        finished = done.exists()
+        yield self.hidden / name, finished
+        if not finished:
+            write_whole(done, b"")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Gather one result file; `publish` shows it."""
+        write_whole(self.results / name, data)
+
+    def publish(self) -> None:
+        """Put the gathered results in place of any older ones, then forget the stages."""
+        old = self.hidden / "replaced"
+        old.mkdir(exist_ok=True)
+        # run.json marks a finished run: the first to go, the last to come.
+        for name in reversed(RESULTS):
+            if (self.out / name).exists():
+                (self.out / name).rename(old / name)
+        for name in RESULTS:
+            if (self.results / name).exists():
+                (self.results / name).rename(self.out / name)
+        shutil.rmtree(self.hidden)
+        self.finished = True
+
+    def abandon(self) -> None:
+        """Remove everything unpublished, and the folders this run made for it."""
+        shutil.rmtree(self.hidden, ignore_errors=True)
+        for path in self._made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def disk_trouble(error: BaseException | None) -> bool:
+    """Whether a full or failing disk is behind an error, also where a library wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Fingerprint noted in a state or run file; empty for a damaged file, None where there is none."""
+    try:
+        return str(json.loads(path.read_bytes())["fingerprint"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return ""

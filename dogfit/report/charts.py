@@ -1,0 +1,175 @@
+"""Figures of numbers: R² against the nulls, labels through the network, models side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dogfit.kernelset import KernelSet
+from dogfit.report import style
+from dogfit.report.result import Scores, SizeResult
+from dogfit.report.summary import HIGH_R2, above, null_thresholds, paper_r2, select
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+MAX_TICKS = 48
+
+
+def r2_distribution(found: SizeResult, size: int) -> "Figure":
+    """How R² is spread, and the share of kernels above each R², for the kernels and every null."""
+    fig = style.figure(7.2, 3.1)
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.25))
+    nulls = [null for null in found.nulls if len(null.r2)]
+    lines = [(found.own, "network", style.KERNELS, "-", 2.2)]
+    for null, colour, dash in zip(nulls, style.NULL_COLOURS, style.NULL_DASHES, strict=False):
+        lines.append((null, null.name, colour, dash, 1.3))
+    grid = np.linspace(0, 1, 401)
+    for scores, name, colour, dash, width in lines:
+        r2 = np.nan_to_num(scores.r2.astype(np.float64))
+        left.hist(
+            r2, np.linspace(0, 1, 51), weights=np.full(r2.size, 100 / max(r2.size, 1)), histtype="step",
+            color=colour, linestyle=dash, linewidth=width,
+        )  # fmt: skip
+        share = [100 * (above(r2, level) or 0.0) for level in grid]
+        right.plot(grid, share, color=colour, linestyle=dash, linewidth=width, label=name)
+    left.set(
+        xlim=(0, 1), xlabel="R² of the best fit", ylabel="kernels per 0.02 of R² (%)", title="Distribution"
+    )
+    right.set(
+        xlim=(0, 1), ylim=(0, 104), xlabel="R² of the best fit", ylabel="kernels above that R² (%)",
+        title=f"Share of {size}×{size} kernels above a threshold",
+    )  # fmt: skip
+    hardest = found.nearest_null
+    thresholds = {paper_r2(size): "paper", HIGH_R2: "close fit"}
+    if (rate := null_thresholds(found).get(hardest.name)) is not None:
+        left.axvline(rate, color="#444444", linewidth=0.7, linestyle=":")
+        left.annotate(
+            f"{100 * found.null_rate:g} % of the\n{hardest.name}\nnull lies above\nR² {rate:.2f}", (rate, 1),
+            (-4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+            va="top", ha="right", fontsize=6.5, color="#444444",
+        )  # fmt: skip
+    for level, name in thresholds.items():
+        right.axvline(level, color="#444444", linewidth=0.7, linestyle=":")
+        right.annotate(
+            f"{name} {level:g}", (level, 104), (0, 1), textcoords="offset points", ha="center", va="bottom",
+            fontsize=6.5, color="#444444", annotation_clip=False,
+        )  # fmt: skip
+        for scores, colour in ((found.own, style.KERNELS), (hardest, style.NULL_COLOURS[len(nulls) - 1])):
+            value = 100 * (above(scores.r2, level) or 0.0)
+            right.plot([level], [value], "o", color=colour, markersize=3.5)
+            right.annotate(f"{value:.0f} %", (level, value), (4, 2), textcoords="offset points", color=colour,
+                           fontsize=7.5, fontweight="bold")  # fmt: skip
+    right.legend(loc="lower left", fontsize=7)
+    right.set_title(right.get_title(loc="left"), pad=14)
+    return fig
+
+
+def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[str]) -> "Figure":
+    """Share of labels in each layer, in network order, a row for each model; the nulls at the right."""
+    layers = {
+        model: [i for i in np.unique(found.own.layer).tolist() if kernelset.layers[i].model == model]
+        for model in kernelset.models
+    }
+    layers = {model: indices for model, indices in layers.items() if indices}
+    rows = len(layers)
+    fig = style.figure(7.2, 0.7 + 2.3 * rows)
+    axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(5, 1.25))
+    colours = style.label_colours(labels)
+    used = [label for label in labels if any((s.label == label).any() for s in (found.own, *found.nulls))]
+    for (ax, side), (model, indices) in zip(axes, layers.items(), strict=True):
+        parts = [select(found.own, found.own.layer == index) for index in indices]
+        _stack(ax, parts, used, colours)
+        records = [kernelset.layers[index] for index in indices]
+        names = [
+            f"{r.stage}.{r.block}" if r.stage is not None and r.block is not None else str(r.position)
+            for r in records
+        ]
+        step = -(-len(names) // MAX_TICKS)
+        ax.set_xticks(range(0, len(names), step), names[::step], rotation=90 if len(names) > 16 else 0)
+        for place in range(1, len(records)):
+            if records[place].stage != records[place - 1].stage:
+                ax.axvline(place - 0.5, color="black", linewidth=0.8)
+        known = all(r.stage is not None and r.block is not None for r in records)
+        ax.set_xlabel(f"layer in network order ({'stage.block' if known else 'position'})")
+        ax.set_ylabel("kernels (%)")
+        ax.set_title(style.plain(model))
+        own = select(found.own, np.isin(found.own.layer, indices))
+        nulls = [select(n, np.isin(n.layer, indices) | (n.layer < 0)) for n in found.nulls if len(n.r2)]
+        _stack(side, [own, *nulls[::-1]], used, colours)
+        names = ["all layers", *(null.name for null in nulls[::-1])]
+        side.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        side.set_title("beside its nulls")
+    handles = [_patch(colours[label], label) for label in used]
+    fig.legend(
+        handles=handles, loc="outside lower center", ncols=6, fontsize=7, handlelength=1.2, columnspacing=1.2
+    )
+    return fig
+
+
+def models_side_by_side(
+    found: SizeResult, kernelset: KernelSet, size: int, labels: Sequence[str]
+) -> "Figure":
+    """Share of kernels above each R², and of labels, for each model beside its covariance-matched null."""
+    parts: dict[str, tuple[Scores, Scores]] = {}
+    for model in kernelset.models:
+        indices = [i for i, layer in enumerate(kernelset.layers) if layer.model == model]
+        own = select(found.own, np.isin(found.own.layer, indices))
+        null = found.nearest_null
+        if len(own.r2):
+            parts[model] = (own, select(null, np.isin(null.layer, indices) | (null.layer < 0)))
+    fig = style.figure(7.2, 3.4)
+    left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
+    grid = np.linspace(0, 1, 401)
+    for place, (model, (own, null)) in enumerate(parts.items()):
+        colour = style.MODEL_COLOURS[place % len(style.MODEL_COLOURS)]
+        for scores, dash, width in ((own, "-", 1.8), (null, (0, (2, 2)), 1.0)):
+            share = [100 * (above(scores.r2, level) or 0.0) for level in grid]
+            name = style.plain(model, 30) if scores is own else None
+            left.plot(grid, share, color=colour, linestyle=dash, linewidth=width, label=name)
+    for level in (paper_r2(size), HIGH_R2):
+        left.axvline(level, color="#444444", linewidth=0.7, linestyle=":")
+    left.plot(
+        [],
+        [],
+        color="#444444",
+        linestyle=(0, (2, 2)),
+        linewidth=1.0,
+        label=f"its {found.nearest_null.name} null",
+    )
+    left.set(
+        xlim=(0, 1), ylim=(0, 102), xlabel="R² of the best fit", ylabel="kernels above that R² (%)",
+        title=f"{size}×{size} kernels above a threshold",
+    )  # fmt: skip
+    left.legend(loc="lower left", fontsize=7)
+    colours = style.label_colours(labels)
+    bars = [scores for pair in parts.values() for scores in pair]
+    used = [label for label in labels if any((s.label == label).any() for s in bars)]
+    _stack(right, bars, used, colours)
+    names = [name for model in parts for name in (style.plain(model, 18), "null")]
+    right.set_xticks(range(len(bars)), names, rotation=40, ha="right", rotation_mode="anchor")
+    for place in range(2, len(bars), 2):
+        right.axvline(place - 0.5, color="white", linewidth=4)
+    right.set(ylabel="kernels (%)", title="Labels")
+    handles = [_patch(colours[label], label) for label in used]
+    fig.legend(
+        handles=handles, loc="outside lower center", ncols=6, fontsize=7, handlelength=1.2, columnspacing=1.2
+    )
+    return fig
+
+
+def _stack(ax: "Axes", parts: Sequence[Scores], labels: Sequence[str], colours: Mapping[str, tuple]) -> None:
+    base = np.zeros(len(parts))
+    for label in labels:
+        share = np.array([100 * np.mean(part.label == label) if len(part.label) else 0 for part in parts])
+        ax.bar(range(len(parts)), share, 0.88, base, color=colours[label], edgecolor="white", linewidth=0.3)
+        base += share
+    ax.set(xlim=(-0.6, len(parts) - 0.4), ylim=(0, 100))
+
+
+def _patch(colour: tuple, label: str) -> "Patch":
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)

@@ -1,0 +1,30 @@
+"""Every figure of a run."""
+
+from dogfit.report import style
+from dogfit.report.charts import labels_by_layer, models_side_by_side, r2_distribution
+from dogfit.report.pictures import decoder_spectrum, fit_gallery, kernels_by_cluster
+from dogfit.report.result import RunResult
+
+
+def draw_figures(result: RunResult) -> dict[tuple[str, str], bytes]:
+    """PNG files by kernel size and name; figures that do not apply are left out."""
+    import matplotlib as mpl
+
+    from dogfit.labels import LABELS
+
+    kernelset = result.kernelset
+    drawn = {}
+    with mpl.rc_context({**mpl.rcParamsDefault, **style.RC}):
+        for size, found in result.sizes.items():
+            figures = {
+                "r2": r2_distribution(found, size),
+                "gallery": fit_gallery(found, kernelset.groups[size], size),
+                "labels": labels_by_layer(found, kernelset, LABELS),
+                "spectrum": decoder_spectrum(found, size, LABELS),
+                "clusters": kernels_by_cluster(found, size),
+                "models": models_side_by_side(found, kernelset, size, LABELS)
+                if len(kernelset.models) > 1
+                else None,
+            }
+            drawn |= {(str(size), name): style.png(fig) for name, fig in figures.items() if fig is not None}
+    return drawn

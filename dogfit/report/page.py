@@ -1,0 +1,64 @@
+"""The HTML page: one file that opens from disk and loads nothing."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dogfit.report.text import criterion, percent
+
+CAPTIONS = {
+    "r2": "Left, how R² is spread among the network's kernels and the nulls. Right, the share of kernels whose "
+    "best fit exceeds each R²: read the network's line against the nulls' at the same threshold.",
+    "gallery": "Kernel, fit and residual of the best, the median and the worst kernels, centred and scaled to "
+    "unit norm, all on one scale: red above zero, blue below, white at zero.",
+    "labels": "Share of labels in each layer, in network order; black lines part the stages. At the right all "
+    "layers together and the nulls.",
+    "models": "Left, the share of kernels above each R² for each model (solid) and its covariance-matched null "
+    "(dashed). Right, label shares of each model and its null.",
+    "spectrum": "What the decoder draws along its code, the stretches named by fitting those drawings, how well "
+    "they were fitted, and how many kernels lie where.",
+    "clusters": "Kernels by cluster: the centre, then members evenly spaced by rank, nearest to farthest.",
+}
+
+
+def report_page(summary: Mapping[str, Any], pictures: Mapping[tuple[str, str], bytes]) -> str:
+    """The report of a run.
+
+    Args:
+      summary: as `summarise` makes it.
+      pictures: PNG files by kernel size (as the summary spells it) and name, one of `CAPTIONS`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        # Layer and model names come from checkpoints: untrusted text.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "criterion": criterion,
+        "short_criterion": lambda row: criterion(row).partition(" (")[0],
+        "number": lambda value: "–" if value is None else f"{value:.2f}",
+        "thousands": lambda value: f"{value:,}",
+        "commonest": _commonest,
+    }
+    totals = {
+        size: {name: sum(counts[name] for counts in found["labels"].values()) for name in found["r2"]}
+        for size, found in summary["sizes"].items()
+    }
+    return environment.get_template("page.html").render(
+        summary=summary,
+        totals=totals,
+        captions=CAPTIONS,
+        pictures={key: base64.b64encode(data).decode() for key, data in pictures.items()},
+    )
+
+
+def _commonest(labels: Mapping[str, Mapping[str, int]]) -> str:
+    counts = sorted(((count["network"], label) for label, count in labels.items()), reverse=True)
+    return ", ".join(f"{label} {count:,}" for count, label in counts[:3] if count)

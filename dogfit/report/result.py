@@ -1,0 +1,106 @@
+"""What a run found, as arrays: the input of every table, figure and page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dogfit.kernelset import KernelSet
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dogfit.clusters import Spectrum
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one set of kernels of one size fared: the network's own, or a null.
+
+    Attributes:
+      name: "network", or the name of the null.
+      kernels: centred, unit norm `[n, k, k]`; a row without a fit may be zero.
+      layer: index into `KernelSet.layers`, -1 for a null that stands for no layer `[n]`.
+      r2: of the best family `[n]`, NaN without a fit.
+      label: `[n]`.
+      cosine: similarity to the autoencoder's reconstruction `[n]`, NaN without one; None if none was trained.
+    """
+
+    name: str
+    kernels: Float[np.ndarray, "n k k"]
+    layer: Int[np.ndarray, " n"]
+    r2: Float[np.ndarray, " n"]
+    label: np.ndarray
+    cosine: Float[np.ndarray, " n"] | None = None
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A partition of the kernels of one size.
+
+    Attributes:
+      index: cluster of each kernel, -1 for kernels left out `[n]`.
+      names: of the clusters.
+      centres: one kernel for each cluster, unit norm `[m, k, k]`.
+    """
+
+    index: Int[np.ndarray, " n"]
+    names: tuple[str, ...]
+    centres: Float[np.ndarray, "m k k"]
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """Everything about the kernels of one size.
+
+    Attributes:
+      own: the network's kernels, in the order of the `KernelSet` group.
+      nulls: the null kernels; `null_rate` is the share of each that its threshold lets pass.
+      fits: fitted numbers, a row per kernel.
+      templates: fitted kernels in the checkpoint's units `[n, k, k]`, NaN without a fit.
+      families: those fitted; `omitted` those this size cannot identify, with the reason.
+      kmeans: the baseline partition; None with fewer kernels than clusters.
+      agreement: ARI and NMI between partitions, by the pair's name.
+      spectrum: decoder spectrum; None if no autoencoder was trained, `no_autoencoder` says why.
+      code: of each kernel `[n]`, NaN for kernels left out.
+      stretches: partition of the code.
+      heldout_loss: mean cosine dissimilarity on kernels the autoencoder did not see.
+      silhouette: of the partitions, by name.
+    """
+
+    own: Scores
+    nulls: tuple[Scores, ...]
+    null_rate: float
+    fits: "pl.DataFrame"
+    templates: Float[np.ndarray, "n k k"]
+    families: tuple[str, ...]
+    omitted: Mapping[str, str]
+    kmeans: Clusters | None = None
+    agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    silhouette: Mapping[str, float] = field(default_factory=dict)
+    spectrum: "Spectrum | None" = None
+    code: Float[np.ndarray, " n"] | None = None
+    stretches: Clusters | None = None
+    heldout_loss: float | None = None
+    no_autoencoder: str | None = None
+
+    @property
+    def clusters(self) -> Clusters | None:
+        """The named stretches of the code, or the k-means baseline where there is no code."""
+        return self.stretches or self.kmeans
+
+    @property
+    def nearest_null(self) -> Scores:
+        """The null that is hardest to beat: the last that has kernels."""
+        return [null for null in self.nulls if len(null.r2)][-1]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run: the kernels, what was found for each size, and the settings that decided it."""
+
+    kernelset: KernelSet
+    sizes: Mapping[int, SizeResult]
+    settings: Mapping[str, Any]

@@ -1,0 +1,192 @@
+"""The numbers of a run as one plain dictionary: `summary.json`, and all that the page and the terminal say.
+
+A share of kernels never stands alone: wherever one is given, the nulls' shares are beside it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+import dogfit
+from dogfit.kernelset import Flag, KernelSet
+from dogfit.nulls import threshold_at_rate
+from dogfit.report.result import RunResult, Scores, SizeResult
+
+HIGH_R2 = 0.8
+
+
+def paper_dissimilarity(size: int) -> float:
+    """Cosine dissimilarity below which the paper counts a kernel as classified: 0.2 for 5x5 and 0.3 for 7x7.
+
+    Babaiee et al., "Unveiling the Unseen" (ICLR 2024). Other sizes take the value of the nearer of the two.
+    """
+    return 0.2 if size <= 5 else 0.3
+
+
+def paper_r2(size: int) -> float:
+    """R² of a centred kernel at the paper's dissimilarity: 0.64 for 5x5, 0.49 for 7x7."""
+    return round((1 - paper_dissimilarity(size)) ** 2, 4)
+
+
+def above(values: ArrayLike, threshold: float) -> float | None:
+    """Share of values above a threshold. NaN counts as not above; None if there are no values."""
+    values = np.asarray(values, np.float64)
+    return float(np.mean(values > threshold)) if values.size else None
+
+
+def select(scores: Scores, rows: np.ndarray) -> Scores:
+    """The scores of some rows (mask or indices)."""
+    return replace(
+        scores,
+        kernels=scores.kernels[rows],
+        layer=scores.layer[rows],
+        r2=scores.r2[rows],
+        label=scores.label[rows],
+        cosine=None if scores.cosine is None else scores.cosine[rows],
+    )
+
+
+def summarise(result: RunResult) -> dict[str, Any]:
+    """Everything a reader is told, ready for JSON; the same for the same inputs, seed and device."""
+    kernelset = result.kernelset
+    return {
+        "dogfit": dogfit.__version__,
+        "settings": dict(result.settings),
+        "models": [_model(kernelset, name) for name in kernelset.models],
+        "left_out": list(kernelset.notes),
+        "sizes": {str(size): _size(kernelset, size, found) for size, found in result.sizes.items()},
+    }
+
+
+def _model(kernelset: KernelSet, name: str) -> dict[str, Any]:
+    layers = [layer for layer in kernelset.layers if layer.model == name]
+    kernels = {
+        size: sum(layer.channels for layer in layers if layer.size == size) for size in kernelset.sizes
+    }
+    return {
+        "name": name,
+        "layers": len(layers),
+        "kernels": {str(size): count for size, count in kernels.items() if count},
+    }
+
+
+def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
+    group = kernelset.groups[size]
+    good = group.flag == Flag.OK
+    own = select(found.own, good)
+    everyone = (own, *found.nulls)
+    models = {
+        name: [i for i, layer in enumerate(kernelset.layers) if layer.model == name]
+        for name in kernelset.models
+    }
+    return {
+        "kernels": len(good),
+        "flagged": {flag.name.lower(): int(np.sum(group.flag == flag)) for flag in Flag if flag != Flag.OK},
+        "fitted": int(np.sum(np.isfinite(own.r2))),
+        "null_kernels": {null.name: len(null.r2) for null in found.nulls},
+        "families": _counts(found.fits["family"].to_list(), found.families),
+        "omitted_families": dict(found.omitted),
+        "r2": {scores.name: _quantiles(scores.r2) for scores in everyone},
+        "shares": _shares(everyone, size, null_thresholds(found)),
+        "labels": _labels(everyone),
+        "autoencoder": _autoencoder(found),
+        "kmeans": {"clusters": len(found.kmeans.names)} if found.kmeans else None,
+        "agreement": {pair: dict(values) for pair, values in found.agreement.items()},
+        "silhouette": dict(found.silhouette),
+        "by_model": [
+            {"model": name, **_part(everyone, size, layers)}
+            for name, layers in models.items()
+            if np.isin(group.layer, layers).any()
+        ],
+        "by_layer": [
+            {**_layer(kernelset, index), **_part(everyone, size, [index])}
+            for index in np.unique(group.layer).tolist()
+        ],
+    }
+
+
+def null_thresholds(found: SizeResult) -> dict[str, float]:
+    """Threshold of each null at the rate asked for, by the null's name."""
+    fitted = [null for null in found.nulls if np.isfinite(null.r2).any()]
+    return {null.name: threshold_at_rate(null.r2, found.null_rate) for null in fitted}
+
+
+def _shares(everyone: Sequence[Scores], size: int, rates: dict[str, float]) -> list[dict[str, Any]]:
+    """Share of kernels and of every null above each threshold."""
+    similarity = 1 - paper_dissimilarity(size)
+    asked = [
+        ("r2", paper_r2(size), "the paper's cosine threshold, as R²"),
+        ("r2", HIGH_R2, "a close fit"),
+        *(("r2", threshold, f"at the null rate of {name}") for name, threshold in rates.items()),
+        ("cosine", similarity, "the paper's criterion on the autoencoder's reconstruction"),
+    ]
+    return [
+        {
+            "measure": measure,
+            "threshold": threshold,
+            "meaning": meaning,
+            "shares": {scores.name: above(getattr(scores, measure), threshold) for scores in everyone},
+        }
+        for measure, threshold, meaning in asked
+        if getattr(everyone[0], measure) is not None
+    ]
+
+
+def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[str, Any]:
+    """The shares of some layers, beside the nulls drawn for them and those that stand for no layer."""
+    part = [select(s, np.isin(s.layer, layers) | (s.layer < 0)) for s in everyone]
+    return {
+        "kernels": len(part[0].r2),
+        "median_r2": {scores.name: _quantiles(scores.r2)["50 %"] for scores in part},
+        "shares": _shares(part, size, {}),
+        "labels": _labels(part),
+    }
+
+
+def _layer(kernelset: KernelSet, index: int) -> dict[str, Any]:
+    layer = kernelset.layers[index]
+    return {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
+
+
+def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
+    """How many kernels of the network and of each null bear each label, in display order; unused ones left out."""
+    from dogfit.labels import LABELS
+
+    counts = {scores.name: Counter(scores.label.tolist()) for scores in everyone}
+    used = [label for label in LABELS if any(count[label] for count in counts.values())]
+    return {label: {name: count[label] for name, count in counts.items()} for label in used}
+
+
+def _autoencoder(found: SizeResult) -> dict[str, Any]:
+    if found.stretches is None or found.spectrum is None:
+        return {"left_out": found.no_autoencoder}
+    return {
+        "heldout_dissimilarity": found.heldout_loss,
+        "stretches": [
+            {
+                "name": name,
+                "start": float(stretch.start),
+                "stop": float(stretch.stop),
+                "kernels": int(np.sum(found.stretches.index == index)),
+            }
+            for index, (name, stretch) in enumerate(
+                zip(found.stretches.names, found.spectrum.stretches, strict=True)
+            )
+        ],
+    }
+
+
+def _counts(values: Sequence[str | None], order: Sequence[str]) -> dict[str, int]:
+    count = Counter(values)
+    return {name: count[name] for name in order}
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float | None]:
+    values = values[np.isfinite(values)].astype(np.float64)
+    levels = (5, 25, 50, 75, 95)
+    found = np.percentile(values, levels).tolist() if values.size else [None] * len(levels)
+    return {f"{level} %": value for level, value in zip(levels, found, strict=True)}
