@@ -1,0 +1,7 @@
+"""One-dimensional code for kernels of one size: model, sharded training, saved form."""
+
+from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
+from dogfit.autoencoder.train import train_autoencoder
+from dogfit.autoencoder.trained import Autoencoder
+
+__all__ = ["MIN_KERNELS", "Autoencoder", "AutoencoderConfig", "TooFewKernels", "train_autoencoder"]

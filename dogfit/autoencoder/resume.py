@@ -1,0 +1,85 @@
+"""Checkpoints of a training run: only whole ones are read, and only by the run that wrote them."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from dogfit.autoencoder.config import AutoencoderConfig
+from dogfit.autoencoder.steps import State
+from dogfit.errors import DogfitError
+
+FINGERPRINT = "run.json"
+
+
+def fingerprint(taps: np.ndarray, config: AutoencoderConfig) -> dict[str, str | int]:
+    """What a run is: its kernels and its settings."""
+    settings = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return {
+        "kernels": len(taps),
+        "kernels_sha256": hashlib.sha256(np.ascontiguousarray(taps)).hexdigest(),
+        "config": settings,
+    }
+
+
+class Checkpoints:
+    """Keeps the two newest states of one run in a folder. Orbax writes beside and renames, so a state that was
+    being written when the process died has no step number and is never read."""
+
+    def __init__(self, directory: Path, run: dict[str, str | int]):
+        # Orbax wants absolute paths.
+        self.directory = directory.absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._claim(run)
+        two = ocp.training.preservation_policies.LatestN(2)
+        self._orbax = ocp.training.Checkpointer(
+            self.directory / "states", preservation_policy=two, cleanup_tmp_directories=True
+        )
+
+    def _claim(self, run: dict[str, str | int]) -> None:
+        path = self.directory / FINGERPRINT
+        try:
+            before = json.loads(path.read_text())
+        except FileNotFoundError:
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(run, indent=1))
+            os.replace(part, path)
+            return
+        except ValueError as error:
+            raise DogfitError(
+                f"{path} is damaged ({error}); delete {self.directory} to train anew"
+            ) from error
+        different = [name for name in run if before.get(name) != run[name]]
+        if different:
+            raise DogfitError(
+                f"{self.directory} holds the checkpoints of another training run ({', '.join(different)} differ); "
+                "choose another folder, or delete it to train anew"
+            )
+
+    def restore(self, state: State) -> State:
+        """The newest state, on the devices of `state`; `state` itself when there is none yet."""
+        if self._orbax.latest is None:
+            return state
+        step = self._orbax.latest.step
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+        try:
+            return self._orbax.load(step, like)
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise DogfitError(
+                f"the checkpoint of step {step} in {self.directory} cannot be read ({reason}); "
+                "delete the folder to train anew"
+            ) from error
+
+    def save(self, state: State) -> None:
+        step = int(state["step"])
+        if self._orbax.latest is None or self._orbax.latest.step < step:
+            self._orbax.save(step, state)
+
+    def close(self) -> None:
+        self._orbax.close()

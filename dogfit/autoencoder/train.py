@@ -1,0 +1,136 @@
+"""Train one autoencoder: several restarts at once, over a mesh, resumable."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import ArrayLike, Float
+
+from dogfit.autoencoder import steps
+from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
+from dogfit.autoencoder.trained import Autoencoder, collapsed, entropy_share, unit_rows
+from dogfit.devices import data_mesh, everywhere, pad_rows, rows
+from dogfit.errors import DogfitError, InputError
+
+HELDOUT_MOST = 4096
+
+
+def train_autoencoder(
+    kernels: ArrayLike,
+    config: AutoencoderConfig | None = None,
+    *,
+    mesh: Mesh | None = None,
+    checkpoint_dir: Path | None = None,
+    checkpoint_every_s: float = 5.0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Autoencoder:
+    """Learn a code in [0, 1] for kernels of one size, by cosine loss.
+
+    The decoder's curve is drawn towards the kernels, at first as a whole and then more and more locally, while the
+    encoder learns to find each kernel's place on it. Batches are split over the mesh; uneven counts are padded and
+    masked. The result depends on the number of devices only through rounding.
+
+    Args:
+      kernels: `[n, k, k]`; centred and scaled to unit norm here. Constant and non-finite kernels must be left out.
+      config: see `AutoencoderConfig`.
+      mesh: devices to train on (see `dogfit.devices.data_mesh`); the first device when None.
+      checkpoint_dir: folder for checkpoints. The same call continues a run that was killed, to bit-identical
+        parameters on the same devices.
+      checkpoint_every_s: least seconds between two checkpoints; the last state is always written.
+      progress: called with (steps done, steps in all, lowest current cosine loss of the restarts).
+
+    Raises:
+      TooFewKernels: there are fewer than `MIN_KERNELS`; the caller skips the size.
+      InputError: some kernels are constant or not finite.
+      DogfitError: the folder holds another run, or every restart diverged.
+    """
+    config = config or AutoencoderConfig()
+    taps, good = unit_rows(kernels)
+    size = np.asarray(kernels).shape[1]
+    if not good.all():
+        raise InputError(
+            f"{np.sum(~good)} of {len(good)} kernels are constant or not finite; leave them out before training"
+        )
+    if len(taps) < MIN_KERNELS:
+        raise TooFewKernels(
+            f"{len(taps)} kernels of {size}x{size} are too few to learn a code from; at least {MIN_KERNELS} are needed"
+        )
+    mesh = mesh or data_mesh(jax.devices()[:1])
+    shuffled = np.random.default_rng(config.seed).permutation(len(taps))
+    heldout_n = min(max(round(len(taps) * config.holdout), 1), len(taps) - 1, HELDOUT_MOST)
+    heldout, training = taps[shuffled[:heldout_n]], taps[shuffled[heldout_n:]]
+
+    state = jax.device_put(steps.initial_state(config, taps.shape[1], len(training)), everywhere(mesh))
+    if checkpoint_dir is None:
+        state = _train(state, training, config, mesh, None, checkpoint_every_s, progress)
+    else:
+        # Orbax takes a second to import, and most callers train without it.
+        from dogfit.autoencoder.resume import Checkpoints, fingerprint
+
+        with contextlib.closing(Checkpoints(Path(checkpoint_dir), fingerprint(taps, config))) as checkpoints:
+            state = checkpoints.restore(state)
+            state = _train(state, training, config, mesh, checkpoints, checkpoint_every_s, progress)
+    return _keep_best(jax.device_get(state), heldout, config, size)
+
+
+def _train(state, training, config, mesh, checkpoints, every_s, progress) -> steps.State:
+    data = jax.device_put(pad_rows(training, mesh.size)[0], rows(mesh))
+    total = state["history"].shape[0]
+    step = int(state["step"])
+    saved = time.monotonic()
+    while step < total:
+        state = steps.train_chunk(state, data, config=config, n=len(training), rows=rows(mesh))
+        step = int(state["step"])
+        if progress is not None:
+            progress(step, total, float(np.nanmin(state["history"][step - 1])))
+        if checkpoints is not None and (step == total or time.monotonic() - saved >= every_s):
+            checkpoints.save(state)
+            saved = time.monotonic()
+    return state
+
+
+def _keep_best(
+    state: steps.State, heldout: Float[np.ndarray, "h taps"], config: AutoencoderConfig, size: int
+):
+    """Score every restart on the held-out kernels and keep the best that is finite and not collapsed."""
+    padded, valid = pad_rows(heldout, 1 << (len(heldout) - 1).bit_length())
+    scores = []
+    for restart in range(config.restarts):
+        params = jax.tree.map(lambda a, r=restart: a[r], state["params"])
+        code, cosine, own_code, own_cosine = (
+            np.array(a)[valid] for a in steps.encode_block(params, padded, config)
+        )
+        shape_use = _variance(np.asarray(steps.decode_block(params, code, config, size**2))) / _variance(
+            heldout
+        )
+        finite = bool(np.isfinite(cosine).all() and np.isfinite(own_code).all())
+        scores.append(
+            (1 - cosine.mean(), 1 - own_cosine.mean(), entropy_share(own_code) if finite else 0.0, shape_use)
+        )
+    losses, encoder_losses, code_use, shape_use = np.array(scores, np.float32).T
+    if not np.isfinite(losses).any():
+        raise DogfitError(
+            f"training diverged in all {config.restarts} restarts; lower learning_rate (now {config.learning_rate})"
+        )
+    sound = np.isfinite(losses) & ~collapsed(code_use, shape_use)
+    restart = int(np.nanargmin(np.where(sound, losses, np.nan) if sound.any() else losses))
+    return Autoencoder(
+        params=jax.tree.map(lambda a: a[restart], state["params"]),
+        config=config,
+        size=size,
+        history=np.asarray(state["history"]),
+        heldout_losses=losses,
+        encoder_losses=encoder_losses,
+        code_use=code_use,
+        shape_use=shape_use,
+        restart=restart,
+    )
+
+
+def _variance(unit_rows: Float[np.ndarray, "n taps"]) -> float:
+    """Variance of unit vectors about their mean, in [0, 1]."""
+    return max(1.0 - float(np.sum(unit_rows.mean(axis=0) ** 2)), 1e-12)

@@ -1,0 +1,238 @@
+"""A trained autoencoder: apply it, save it, load it."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import ArrayLike, Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dogfit.autoencoder import steps
+from dogfit.autoencoder.config import AutoencoderConfig
+from dogfit.autoencoder.model import Params
+from dogfit.devices import pad_rows
+from dogfit.errors import InputError
+
+FILE = "autoencoder.safetensors"
+FORMAT = "dogfit-autoencoder-1"
+BLOCK = 4096
+# The encoder is dead when its codes fill fewer than about three of 64 equal bins (entropy as a share of log 64);
+# the decoder when its reconstructions vary less than a tenth as much as the kernels do.
+BINS, DEAD_ENCODER, DEAD_DECODER = 64, 0.25, 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Autoencoder:
+    """Kernels of one size on a code in [0, 1], and back.
+
+    A kernel and its negative are different shapes here, on and off, and get different codes.
+
+    Attributes:
+      params: weights of the kept restart, a nested dict of arrays.
+      config: what it was trained with.
+      size: taps per side of its kernels.
+      history: float32 `[steps, restarts]`, mean cosine loss of each training batch at the nearest of 128 points
+        of the decoder's curve.
+      heldout_losses: float32 `[restarts]`, mean cosine dissimilarity (1 - cosine) of the held-out kernels.
+      encoder_losses: float32 `[restarts]`, the same when the encoder's own code is used without a search.
+      code_use: float32 `[restarts]`, 0 when the encoder gives all kernels one code, 1 when it fills [0, 1] evenly.
+      shape_use: float32 `[restarts]`, variance of the reconstructions as a share of the kernels' own.
+      restart: index of the kept restart.
+    """
+
+    params: Params
+    config: AutoencoderConfig
+    size: int
+    history: Float[np.ndarray, "steps restarts"]
+    heldout_losses: Float[np.ndarray, "restarts"]
+    encoder_losses: Float[np.ndarray, "restarts"]
+    code_use: Float[np.ndarray, "restarts"]
+    shape_use: Float[np.ndarray, "restarts"]
+    restart: int
+
+    @property
+    def heldout_loss(self) -> float:
+        return float(self.heldout_losses[self.restart])
+
+    @property
+    def encoder_loss(self) -> float:
+        return float(self.encoder_losses[self.restart])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know: collapsed or diverged restarts; empty when all is well."""
+        lost = int(np.sum(~np.isfinite(self.heldout_losses)))
+        dead = int(np.sum(collapsed(self.code_use, self.shape_use)))
+        total = len(self.heldout_losses)
+        notes = []
+        if lost:
+            notes.append(f"{lost} of {total} restarts diverged and were left out")
+        if self.collapsed:
+            notes.append(f"the code collapsed in all {total} restarts: clusters from it mean nothing")
+        elif dead:
+            notes.append(f"the code collapsed in {dead} of {total} restarts; a sound one was kept")
+        return tuple(notes)
+
+    @property
+    def collapsed(self) -> bool:
+        """True when the kept restart gives nearly all kernels one code, or one reconstruction."""
+        return bool(collapsed(self.code_use, self.shape_use)[self.restart])
+
+    def encode(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
+        """Code of each kernel `[n, k, k]`, in [0, 1]; `[n, code_dim]` when the code has several numbers.
+
+        Kernels are centred and scaled here; constant and non-finite ones get NaN. The encoder is continuous, and
+        so must err where neighbouring kernels belong on far parts of the curve; hence its code is compared with a
+        search over the decoder's curve, and the better is returned. `search=False` gives the encoder's own code.
+        """
+        code = self._apply(kernels)[0 if search else 2]
+        return code[:, 0] if self.config.code_dim == 1 else code
+
+    def decode(self, code: ArrayLike) -> Float[np.ndarray, "m k k"]:
+        """Centred unit-norm kernels at codes `[m]` (`[m, code_dim]` when the code has several numbers)."""
+        codes = np.asarray(code, np.float32).reshape(-1, self.config.code_dim)
+        taps = steps.decode_block(self.params, codes, self.config, self.size**2)
+        return np.asarray(taps).reshape(-1, self.size, self.size)
+
+    def reconstruction_cosine(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
+        """Cosine between each centred kernel `[n, k, k]` and its reconstruction; NaN where there is no shape."""
+        return self._apply(kernels)[1 if search else 3]
+
+    def _apply(self, kernels: ArrayLike) -> tuple[np.ndarray, ...]:
+        taps, good = unit_rows(kernels, self.size)
+        blocks = []
+        for start in range(0, max(len(taps), 1), BLOCK):
+            block = taps[start : start + BLOCK]
+            # Small inputs are padded to a power of two, so that few programs are compiled.
+            padded, valid = pad_rows(
+                block, BLOCK if len(taps) > BLOCK else 1 << max(len(block) - 1, 0).bit_length()
+            )
+            out = steps.encode_block(self.params, padded, self.config)
+            blocks.append([np.array(a)[valid] for a in out])
+        columns = [np.concatenate(c) for c in zip(*blocks, strict=True)]
+        for column in columns:
+            column[~good] = np.nan
+        return tuple(columns)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the autoencoder as one safetensors file into `directory`; whole, or not at all."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"params.{k}": np.array(v) for k, v in flatten_dict(_text_keys(self.params), sep=".").items()
+        }
+        tensors |= {name: getattr(self, name) for name in _ARRAYS}
+        about = {
+            "format": FORMAT,
+            "size": self.size,
+            "restart": self.restart,
+            "normalisation": "each kernel minus its mean, divided by its Frobenius norm",
+            "config": dataclasses.asdict(self.config),
+        }
+        path = folder / FILE
+        part = folder / f".{FILE}.part"
+        try:
+            part.write_bytes(save(tensors, metadata={"dogfit": json.dumps(about)}))
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Autoencoder":
+        """Read what `save` wrote; `directory` may also name the file.
+
+        Raises:
+          InputError: the file is missing, damaged or not an autoencoder of this format.
+        """
+        path = Path(directory)
+        path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"no autoencoder at {path}; expected a folder that holds {FILE}")
+        try:
+            with safe_open(path, "numpy") as file:
+                about = json.loads((file.metadata() or {}).get("dogfit", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return cls._from(about, tensors)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not a dogfit autoencoder, or is damaged: {error}") from error
+
+    @classmethod
+    def _from(cls, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> "Autoencoder":
+        if about.get("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, found {about.get('format')}")
+        config = AutoencoderConfig(**{**about["config"], "widths": tuple(about["config"]["widths"])})
+        flat = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
+        params = _layer_numbers(unflatten_dict(flat, sep="."))
+        one = dataclasses.replace(config, restarts=1)
+        wanted = jax.eval_shape(lambda: steps.initial_state(one, about["size"] ** 2, 1)["params"])
+        if jax.tree.structure(wanted) != jax.tree.structure(params):
+            raise ValueError("its tensors are not those of its configuration")
+        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(params), strict=True):
+            if a.shape[1:] != b.shape:
+                raise ValueError(f"a weight has shape {b.shape}, its configuration asks for {a.shape[1:]}")
+        return cls(
+            params=params,
+            config=config,
+            size=about["size"],
+            restart=about["restart"],
+            **{name: tensors[name] for name in _ARRAYS},
+        )
+
+
+_ARRAYS = ("history", "heldout_losses", "encoder_losses", "code_use", "shape_use")
+
+
+def unit_rows(
+    kernels: ArrayLike, size: int | None = None
+) -> tuple[Float[np.ndarray, "n taps"], Bool[np.ndarray, "n"]]:
+    """Flatten kernels `[n, k, k]`, remove their means and scale them to unit norm.
+
+    Returns:
+      float32 rows, all zero where a kernel is constant or not finite, and a mask that is False on those.
+
+    Raises:
+      ValueError: if the shape is not `[n, k, k]`, or k is not `size` where one is given.
+    """
+    array = np.asarray(kernels)
+    if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
+        k = size or "k"
+        raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
+    rows = array.reshape(len(array), -1).astype(np.float32)
+    finite = np.isfinite(rows).all(axis=1)
+    rows = np.where(finite[:, None], rows, 0)
+    scale = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = rows / np.where(scale > 0, scale, 1)
+    rows -= rows.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.sum(rows**2, axis=1))
+    # Below this the taps differ by rounding alone.
+    good = finite & (norm > 1e-5)
+    return np.where(good[:, None], rows / np.where(good, norm, 1)[:, None], 0).astype(np.float32), good
+
+
+def entropy_share(codes: Float[np.ndarray, "n code"]) -> float:
+    """Entropy of the codes over 64 equal bins, of the busiest code number, as a share of the most it can be."""
+    shares = [np.histogram(c, bins=BINS, range=(0, 1))[0] / len(codes) for c in codes.T]
+    return float(max(-np.sum(p[p > 0] * np.log(p[p > 0])) for p in shares) / np.log(BINS))
+
+
+def collapsed(code_use: Float[np.ndarray, "r"], shape_use: Float[np.ndarray, "r"]) -> Bool[np.ndarray, "r"]:
+    """Restarts whose encoder or decoder is dead."""
+    return (code_use < DEAD_ENCODER) | (shape_use < DEAD_DECODER)
+
+
+def _text_keys(tree: Any) -> Any:
+    return {str(k): _text_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _layer_numbers(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _layer_numbers(v) for k, v in tree.items()}
