@@ -1,0 +1,193 @@
+"""Checkpoint files on disk: which ones a path means, and ranges of bytes from them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO, Protocol
+
+from dogfit.checkpoints.header import Header, conversion, header_length, parse_header
+from dogfit.errors import InputError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar")
+OTHER_FORMATS = {
+    ".h5": "HDF5 (Keras)",
+    ".hdf5": "HDF5 (Keras)",
+    ".keras": "a Keras archive",
+    ".msgpack": "Flax msgpack",
+    ".onnx": "ONNX",
+    ".gguf": "GGUF",
+    ".pb": "a TensorFlow graph",
+    ".tflite": "TensorFlow Lite",
+    ".npz": "NumPy",
+}
+Report = Callable[[int], None]
+INDEX_SUFFIX = ".index.json"
+MAX_INDEX = 100_000_000
+
+
+class Reader(Protocol):
+    """A file of which single byte ranges can be read, local or not."""
+
+    bytes_read: int
+
+    @property
+    def where(self) -> str: ...
+
+    def size(self) -> int: ...
+
+    def read(self, ranges: Sequence[tuple[int, int]], report: Report | None = None) -> list[bytes]:
+        """The bytes of each half-open range `(start, stop)`; `report` hears of every piece's length."""
+        ...
+
+
+@dataclass(eq=False)
+class LocalFile:
+    """A file on this machine."""
+
+    path: Path
+    bytes_read: int = 0
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def read(self, ranges: Sequence[tuple[int, int]], report: Report | None = None) -> list[bytes]:
+        contents = []
+        try:
+            with self.path.open("rb") as file:
+                for start, stop in ranges:
+                    contents.append(self._range(file, start, stop))
+                    if report:
+                        report(stop - start)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        return contents
+
+    def _range(self, file: BinaryIO, start: int, stop: int) -> bytes:
+        file.seek(start)
+        content = file.read(stop - start)
+        if len(content) != stop - start:
+            raise InputError(f"{self.path}: ended at byte {start + len(content)} while being read")
+        self.bytes_read += len(content)
+        return content
+
+
+def read_header(reader: Reader) -> Header:
+    """The checked header of a safetensors file."""
+    size = reader.size()
+    (prefix,) = reader.read([(0, min(8, size))])
+    length = header_length(prefix, size, reader.where)
+    (text,) = reader.read([(8, 8 + length)])
+    return parse_header(text, size, reader.where)
+
+
+def choose_files(names: Sequence[str], where: str) -> str:
+    """Which file of a folder holds the weights: `model.safetensors`, an index, or the only safetensors file.
+
+    Args:
+      names: file names at the top of the folder or repository.
+      where: the folder as messages should name it.
+
+    Raises:
+      InputError: if there is none, or several and no way to tell which.
+    """
+    if "model.safetensors" in names:
+        return "model.safetensors"
+    for suffix in (".safetensors" + INDEX_SUFFIX, INDEX_SUFFIX, ".safetensors"):
+        found = sorted(name for name in names if name.endswith(suffix))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(
+                f"{where}: holds {len(found)} candidates and no model.safetensors: {_some(found)}; "
+                "pass the path of the one you mean"
+            )
+    pickles = sorted(name for name in names if PurePosixPath(name).suffix in PICKLES)
+    if pickles:
+        raise InputError(
+            f"{where}: no safetensors file, only pickles ({_some(pickles)}). {conversion(pickles[0])}"
+        )
+    other = sorted(name for name in names if PurePosixPath(name).suffix in OTHER_FORMATS)
+    if other:
+        raise InputError(
+            f"{where}: no safetensors file; {_some(other)} is of a format dogfit does not read. "
+            "Save the weights as safetensors"
+        )
+    raise InputError(f"{where}: no safetensors file; found {_some(sorted(names)) or 'nothing'}")
+
+
+def parse_index(content: bytes, where: str) -> dict[str, str]:
+    """The `weight_map` of a sharded checkpoint: tensor name -> shard file, all inside the folder.
+
+    Raises:
+      InputError: if the index is damaged, or names a file elsewhere.
+    """
+    try:
+        weight_map = json.loads(content)["weight_map"]
+        entries = list(weight_map.items())
+        if not all(isinstance(shard, str) for _, shard in entries):
+            raise TypeError("weight_map must map strings to strings")
+        "".join(text for entry in entries for text in entry).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{where}: damaged index, no usable weight_map: {error}") from error
+    for shard in sorted(set(weight_map.values())):
+        path, windows = PurePosixPath(shard), PureWindowsPath(shard)
+        if path.is_absolute() or windows.drive or windows.root or "\\" in shard or ".." in path.parts:
+            raise InputError(f"{where}: refused: shard {shard!r} lies outside the checkpoint's folder")
+        if path.suffix in PICKLES:
+            raise InputError(f"{where}: shard {shard!r} is a pickle. {conversion(shard)}")
+        if path.suffix != ".safetensors":
+            raise InputError(f"{where}: shard {shard!r} is not a safetensors file")
+    return weight_map
+
+
+def open_local(path: Path) -> tuple[list[LocalFile], dict[str, str] | None]:
+    """The files of a local checkpoint, and which tensor lies in which (None: all in the only one).
+
+    Raises:
+      InputError: if the path leads to nothing readable.
+    """
+    try:
+        if path.is_dir():
+            if (path / "saved_model.pb").exists():
+                raise InputError(f"{path}: a TensorFlow SavedModel; save its weights as safetensors")
+            path = path / choose_files([p.name for p in path.iterdir() if not p.is_dir()], str(path))
+        if not path.is_file():
+            raise InputError(f"{path}: no such file or folder, or not a regular file")
+        if path.name.endswith(INDEX_SUFFIX):
+            return _shards(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    refuse_format(path.name, str(path))
+    return [LocalFile(path)], None
+
+
+def refuse_format(name: str, where: str) -> None:
+    """Raise InputError for a file whose suffix says it is not safetensors."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in PICKLES:
+        raise InputError(f"{where}: {suffix} files hold Python pickles. {conversion(where)}")
+    if suffix in OTHER_FORMATS:
+        raise InputError(
+            f"{where}: {OTHER_FORMATS[suffix]}, which dogfit does not read; save the weights as safetensors"
+        )
+
+
+def _shards(index: Path) -> tuple[list[LocalFile], dict[str, str]]:
+    if index.stat().st_size > MAX_INDEX:
+        raise InputError(f"{index}: {index.stat().st_size} bytes is too long for an index")
+    weight_map = parse_index(index.read_bytes(), str(index))
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise InputError(f"{index}: {len(missing)} of {len(names)} shards are missing: {_some(missing)}")
+    return [LocalFile(index.parent / name) for name in names], weight_map
+
+
+def _some(names: Sequence[str], limit: int = 6) -> str:
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -1,0 +1,168 @@
+"""The safetensors header: a strict parser that trusts nothing it reads.
+
+A file is an unsigned little-endian 64-bit length n, n bytes of JSON, then the tensors' bytes. The JSON maps
+names to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets counted from the end of the JSON;
+`__metadata__` maps strings to strings. The tensors cover the rest of the file without gap or overlap.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dogfit.errors import InputError
+
+# The limit of the safetensors library; a longer header is damage, not a network.
+MAX_HEADER = 100_000_000
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+# The dtypes kernels are read from; the last four by way of ml_dtypes.
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16",
+          "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+          "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One entry of the header; `start` and `stop` are byte positions in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def decode(self, content: bytes) -> np.ndarray:
+        """The tensor as float32, from its bytes; `dtype` must be one of FLOATS."""
+        kind = FLOATS[self.dtype]
+        if not kind.startswith("<"):
+            import ml_dtypes
+
+            kind = getattr(ml_dtypes, kind)
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is flagged
+            return np.frombuffer(content, kind).astype(np.float32).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Names, types, shapes and places of all tensors of one file."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    file_size: int
+
+
+def header_length(prefix: bytes, file_size: int, where: str) -> int:
+    """Length of the JSON, from the first 8 or more bytes of the file.
+
+    Raises:
+      InputError: if this cannot be a safetensors file.
+    """
+    if prefix.startswith(b"version https://git-lfs"):
+        raise InputError(
+            f"{where}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+        )
+    if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
+        raise InputError(f"{where}: holds a Python pickle, not safetensors. {conversion(where)}")
+    if len(prefix) < 8:
+        raise InputError(f"{where}: not safetensors: {file_size} bytes, too short for a header")
+    length = int.from_bytes(prefix[:8], "little")
+    if length > min(MAX_HEADER, file_size - 8):
+        raise InputError(
+            f"{where}: not safetensors, or truncated: the header claims {length} bytes "
+            f"in a file of {file_size} (at most {MAX_HEADER} are allowed)"
+        )
+    return length
+
+
+def parse_header(text: bytes, file_size: int, where: str) -> Header:
+    """Read the JSON of a header and check every claim it makes.
+
+    Args:
+      text: the JSON's bytes, without the 8 bytes of its length.
+      file_size: bytes of the whole file.
+      where: the file as messages should name it.
+
+    Raises:
+      InputError: if the JSON is invalid, a dtype is unknown, or the tensors do not exactly fill the file.
+    """
+
+    def bad(what: str) -> InputError:
+        return InputError(f"{where}: damaged safetensors header: {what}")
+
+    try:
+        if not text.startswith(b"{"):
+            raise bad("it does not start with '{'")
+        entries = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        metadata = entries.pop("__metadata__", None) or {}
+        if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+            raise bad("__metadata__ must map strings to strings")
+        first = 8 + len(text)
+        tensors = [_tensor(name, entry, first) for name, entry in entries.items()]
+        # A lone surrogate is valid in JSON's escapes and cannot be printed.
+        "".join([*entries, *metadata, *metadata.values()]).encode()
+    except (ValueError, RecursionError) as error:
+        raise bad(str(error)) from error
+    expected = first
+    for tensor in sorted(tensors, key=lambda t: (t.start, t.stop)):
+        if tensor.start != expected:
+            kind = "overlaps the tensor before it" if tensor.start < expected else "leaves a gap before it"
+            raise bad(f"tensor {tensor.name!r} {kind} (byte {tensor.start}, expected {expected})")
+        expected = tensor.stop
+    if expected != file_size:
+        state = "truncated" if expected > file_size else "followed by bytes no tensor owns"
+        raise InputError(
+            f"{where}: {state}: the header accounts for {expected} bytes, the file has {file_size}; "
+            "fetch or convert it again"
+        )
+    return Header({tensor.name: tensor for tensor in tensors}, metadata, file_size)
+
+
+def conversion(where: str) -> str:
+    """How to turn a PyTorch pickle into safetensors, in one line."""
+    return (
+        "dogfit never loads pickles, which can run any code. To convert a file you trust, where torch is "
+        'installed: python -c "import sys, torch; from safetensors.torch import save_file; '
+        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+        "d = next((d[k] for k in ('state_dict', 'model', 'module') if k in d), d); "
+        "save_file({k: v.clone().contiguous() for k, v in d.items() if hasattr(v, 'dtype')}, "
+        f"'model.safetensors')\" {shlex.quote(where)}"
+    )
+
+
+def _tensor(name: str, entry: Any, first: int) -> Tensor:
+    if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"entry {name!r} must hold dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(dtype) is not str or dtype not in BITS:
+        raise ValueError(f"tensor {name!r} has unknown dtype {str(dtype)[:40]!r}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor {name!r}: shape and data_offsets must be lists of non-negative integers")
+    begin, end = offsets
+    if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
+        raise ValueError(f"tensor {name!r}: {dtype} of shape {shape} does not take {end - begin} bytes")
+    return Tensor(name, dtype, tuple(shape), first + begin, first + end)
+
+
+def _sizes(values: Any) -> bool:
+    # `type` and not isinstance: true and false are ints to Python.
+    return type(values) is list and all(type(v) is int and 0 <= v < 2**63 for v in values)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name appears twice")
+    return entries
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,229 @@
+"""From a checkpoint to a KernelSet."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from dogfit.checkpoints.depthwise import Depthwise, Findings, find_depthwise
+from dogfit.checkpoints.dialects import stage_and_block
+from dogfit.checkpoints.files import Reader, open_local, read_header
+from dogfit.checkpoints.header import Tensor
+from dogfit.errors import InputError
+from dogfit.kernelset import KernelSet, Layer, Skipped, Source
+
+Progress = Callable[[str, int, int], None]
+HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: its files, and which tensor lies in which."""
+
+    model: str
+    readers: tuple[Reader, ...]
+    weight_map: Mapping[str, str] | None
+    """Tensor name -> file name, as an index gives it; None for a single file."""
+    names: tuple[str, ...]
+    """File name of each reader."""
+    revision: str | None = None
+    licence: str | None = None
+
+
+def load_kernels(
+    *sources: str | Path,
+    sizes: Sequence[int] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> KernelSet:
+    """Read the depthwise kernels of one or several checkpoints, and nothing else of them.
+
+    Args:
+      sources: each a `.safetensors` file; a folder with `model.safetensors`, a sharded `*.index.json` or a
+        single safetensors file; or a hub repository `owner/name[@revision]`. What exists on disk wins.
+      sizes: kernel sizes to keep; all by default.
+      include: patterns (as of file names) of tensors to take although their shape leaves it open whether
+        they are depthwise, tensors of shape (C, k, k) among them.
+      exclude: patterns of tensors to leave out; overrules `include`.
+      offline: use only what an earlier run fetched from the hub. `HF_HUB_OFFLINE` does the same.
+      progress: called with the model, the bytes read and the bytes to read.
+
+    Returns:
+      KernelSet with layers in network order, `sources` with the bytes read, `skipped` with what resembled a
+      kernel and was left out, and `notes` in words. See `find_depthwise` for what counts as depthwise.
+
+    Raises:
+      InputError: if a source is missing, damaged, of another format or without depthwise kernels.
+      HubError: if the hub cannot be reached or refuses.
+    """
+    if not sources:
+        raise InputError("no source given; expected a safetensors file, a folder or a repository owner/name")
+    sets = []
+    for source in sources:
+        checkpoint = _open(source, offline)
+        sets.append(_read(checkpoint, sizes, include, exclude, progress))
+    return KernelSet.concatenate(sets)
+
+
+def _open(source: str | Path, offline: bool) -> Checkpoint:
+    path = Path(source).expanduser()
+    match = HUB_NAME.fullmatch(source) if isinstance(source, str) else None
+    if not path.exists() and match and path.suffix != ".safetensors":
+        from dogfit.checkpoints.hub import open_hub
+
+        return open_hub(match["repo"], match["revision"], offline)
+    files, weight_map = open_local(path)
+    model = path.resolve().name if path.is_dir() else path.stem
+    if model in ("model", "pytorch_model", "model.safetensors.index"):
+        model = path.resolve().parent.name
+    return Checkpoint(model, tuple(files), weight_map, tuple(f.path.name for f in files))
+
+
+def _read(
+    checkpoint: Checkpoint,
+    sizes: Sequence[int] | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    progress: Progress | None,
+) -> KernelSet:
+    tensors: dict[str, Tensor] = {}
+    reader_of: dict[str, Reader] = {}
+    metadata: dict[str, str] = {}
+    for name, reader in zip(checkpoint.names, checkpoint.readers, strict=True):
+        header = read_header(reader)
+        metadata |= header.metadata
+        for tensor in header.tensors.values():
+            if checkpoint.weight_map is None or checkpoint.weight_map.get(tensor.name) == name:
+                tensors[tensor.name], reader_of[tensor.name] = tensor, reader
+    if absent := sorted(set(checkpoint.weight_map or ()) - set(tensors)):
+        raise InputError(
+            f"{checkpoint.model}: the index promises {len(absent)} tensors its shards do not hold, "
+            f"such as {absent[0]!r}; fetch the checkpoint again"
+        )
+    findings = find_depthwise(
+        tensors,
+        order=_stated_order(metadata),
+        channels_first_3d=_states_ckk(metadata),
+        include=include,
+        exclude=exclude,
+    )
+    wanted = [layer for layer in findings.layers if sizes is None or layer.size in sizes]
+    if not wanted:
+        raise InputError(_nothing(checkpoint.model, tensors, findings, sizes))
+    kernels = _fetch(wanted, reader_of, checkpoint.model, progress)
+    tied = _tied(kernels)
+    # Counted over all layers, so that it does not depend on `sizes`.
+    position = {layer.tensor.name: number for number, layer in enumerate(findings.layers)}
+    pairs = []
+    for layer in wanted:
+        name = layer.tensor.name
+        if name not in tied:
+            stage, block = stage_and_block(findings.bare_names.get(name, name))
+            record = Layer(
+                name,
+                checkpoint.model,
+                position[name],
+                stage,
+                block,
+                layer.size,
+                layer.channels,
+                layer.tensor.dtype,
+            )
+            pairs.append((record, kernels[name]))
+    skipped = [Skipped(checkpoint.model, t.name, t.shape, why) for t, why in findings.skipped]
+    skipped += [
+        Skipped(checkpoint.model, name, tensors[name].shape, f"tied to {kept}") for name, kept in tied.items()
+    ]
+    source = Source(
+        checkpoint.model,
+        checkpoint.revision,
+        sum(reader.bytes_read for reader in checkpoint.readers),
+        sum(reader.size() for reader in checkpoint.readers),
+        checkpoint.licence or metadata.get("license"),
+    )
+    counts = Counter(item.reason for item in skipped)
+    notes = [f"{checkpoint.model}: {count} left out: {reason}" for reason, count in counts.items()]
+    return KernelSet.from_layers(pairs, sources=[source], skipped=skipped, notes=notes)
+
+
+def _stated_order(metadata: Mapping[str, str]) -> dict[str, int] | None:
+    """Place of each name by the metadata's `layer_order`, a JSON list of names; None without one."""
+    try:
+        names = json.loads(metadata.get("layer_order", ""))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return {name: place for place, name in enumerate(names)}
+
+
+def _states_ckk(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata says that tensors are (channels, height, width)."""
+    return metadata.get("shape_convention", "").replace(" ", "").startswith("(channels,height,width)")
+
+
+def _fetch(
+    layers: Sequence[Depthwise], reader_of: Mapping[str, Reader], model: str, progress: Progress | None
+) -> dict[str, Float32[np.ndarray, "c k k"]]:
+    total = sum(layer.tensor.stop - layer.tensor.start for layer in layers)
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(model, done, total)
+
+    kernels = {}
+    for reader in dict.fromkeys(reader_of[layer.tensor.name] for layer in layers):
+        here = [layer for layer in layers if reader_of[layer.tensor.name] is reader]
+        contents = reader.read([(layer.tensor.start, layer.tensor.stop) for layer in here], report)
+        for layer, content in zip(here, contents, strict=True):
+            kernels[layer.tensor.name] = layer.kernels(content)
+    return kernels
+
+
+def _tied(kernels: Mapping[str, Float32[np.ndarray, "c k k"]]) -> dict[str, str]:
+    """Names whose values another tensor repeats: a layer used at several places, saved under each name.
+
+    The deepest name is kept, since it tells the place best.
+    """
+    same: dict[bytes, list[str]] = {}
+    for name, values in kernels.items():
+        # Layers may be equal without being tied while they are untouched: all zero, or all ones.
+        if np.ptp(values) > 0:
+            same.setdefault(sha256(str(values.shape).encode() + values.tobytes()).digest(), []).append(name)
+    tied = {}
+    for names in same.values():
+        kept = max(names, key=lambda name: len(re.split(r"[./]", name)))
+        tied |= {name: kept for name in names if name != kept}
+    return tied
+
+
+def _nothing(
+    model: str, tensors: Mapping[str, Tensor], findings: Findings, sizes: Sequence[int] | None
+) -> InputError:
+    if findings.layers:
+        found = sorted({layer.size for layer in findings.layers})
+        return InputError(f"{model}: no depthwise kernels of sizes {sizes}; there are {found}")
+    shapes = Counter(f"{t.dtype} {list(t.shape)}" for t in tensors.values() if len(t.shape) > 2)
+    seen = (
+        ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common(6)) or "none of 3 or more axes"
+    )
+    text = f"{model}: no depthwise layer among {len(tensors)} tensors ({seen})"
+    if findings.skipped:
+        reasons = Counter(reason for _, reason in findings.skipped).most_common(4)
+        example = findings.skipped[0][0]
+        text += "; left out: " + "; ".join(f"{count} {reason}" for reason, count in reasons)
+        text += f" (such as {example.name!r} {list(example.shape)})"
+    return InputError(
+        text + ". Depthwise kernels have shape (C, 1, k, k), (k, k, 1, C) or (k, k, C, 1), k > 1"
+    )
