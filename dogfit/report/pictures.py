@@ -106,7 +106,8 @@ def fit_gallery(found: SizeResult, group: KernelGroup, size: int) -> "Figure | N
     fits = (found.templates - group.mean[:, None, None]) / scale
     limit = style.symmetric_limit(kernels[np.concatenate(list(blocks.values()))])
     fig = style.figure(7.2, 7.6)
-    parts = fig.subfigures(3, 1, hspace=0.03)
+    body, side = fig.subfigures(1, 2, width_ratios=(1, 0.09))
+    parts = body.subfigures(3, 1, hspace=0.03)
     image = None
     for part, (name, rows) in zip(parts, blocks.items(), strict=True):
         axes = part.subplots(3, columns, squeeze=False)
@@ -122,6 +123,6 @@ def fit_gallery(found: SizeResult, group: KernelGroup, size: int) -> "Figure | N
         title = f"{name} of {ranked.size:,} fits to {size}×{size} kernels"
         part.suptitle(title, fontsize=9, fontweight="bold", x=0.01, ha="left")
     if image is not None:
-        bar = fig.colorbar(image, ax=parts[0].axes + parts[1].axes + parts[2].axes, shrink=0.4, aspect=40)
-        bar.set_label("tap, kernel centred and of unit norm")
+        bar = side.colorbar(image, cax=side.add_axes((0.1, 0.3, 0.2, 0.4)))
+        bar.set_label("tap (kernel centred, unit norm)")
     return fig

@@ -163,8 +163,9 @@ def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
 
 def _autoencoder(found: SizeResult) -> dict[str, Any]:
     if found.stretches is None or found.spectrum is None:
-        return {"left_out": found.no_autoencoder}
+        return {"left_out": found.no_autoencoder, "stretches": []}
     return {
+        "left_out": None,
         "heldout_dissimilarity": found.heldout_loss,
         "stretches": [
             {

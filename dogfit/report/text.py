@@ -34,7 +34,7 @@ def summary_lines(summary: dict[str, Any], out: Path) -> list[str]:
         counts = sorted(((count["network"], label) for label, count in found["labels"].items()), reverse=True)
         common = ", ".join(f"{count:,} {label}" for count, label in counts[:LABELS_SHOWN] if count)
         lines.append(f"{size}×{size} labels: {common}{', ...' if len(counts) > LABELS_SHOWN else ''}")
-        if reason := found["autoencoder"].get("left_out"):
+        if reason := found["autoencoder"]["left_out"]:
             lines.append(f"{size}×{size} autoencoder left out: {reason}")
     if len(sizes) == 1:
         lines += _extremes(next(iter(sizes.values()))["by_layer"])
