@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 HOUSE = (
     "run",
     "job",
+    "analyse",
     "embedded",
     "report",
     "config",
@@ -47,7 +48,10 @@ def sources(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def imports(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and absolute name of everything imported anywhere in a module, inside functions too."""
+    """Line and absolute name of everything imported anywhere in a module, inside functions too.
+
+    `dogfit.name` counts as an import of it: the front door would load it from whatever floor it is on.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -57,6 +61,10 @@ def imports(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
             base += [node.module] if node.module else []
             for alias in node.names:
                 yield node.lineno, ".".join([*base, alias.name])
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "dogfit"
+        ):
+            yield node.lineno, f"dogfit.{node.attr}"
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__"):
@@ -72,10 +80,10 @@ def fault(module: str, imported: str) -> str | None:
         return None if allowed or inside else "kernels/ may import nothing but jax and jaxtyping"
     if target[0] == "kernels":
         return "write dogfit.kernels: the top-level name belongs to another package"
-    if target[0] != "dogfit" or target[1:] == ["__version__"]:
+    if target[0] != "dogfit" or target[1:] in ([], ["__version__"]):
         return None
-    if len(target) == 1 or target[1] not in HOUSE:
-        return "name the module that defines it, not the package: its lazy names hide the direction"
+    if target[1] not in HOUSE:
+        return "import it from the module that defines it: a lazy name hides the direction"
     if HOUSE.index(target[1]) < HOUSE.index(here):
         return f"imports go down, and {target[1]} is above {here}"
     return None
@@ -98,8 +106,9 @@ def faults(root: Path) -> list[str]:
 
 
 def test_imports_only_go_down():
-    assert len(list(sources(REPOSITORY))) > len(HOUSE)  # the walk saw the house
     assert faults(REPOSITORY) == []
+    floors = {module.split(".")[1] for module, _ in sources(REPOSITORY)}
+    assert floors == {*HOUSE, "__init__"}  # the walk saw them all, and the list names none that is gone
 
 
 @pytest.mark.parametrize(
@@ -115,8 +124,8 @@ def test_imports_only_go_down():
             "import importlib as i\ni.import_module('dogfit.labels')",
             "labels is above fit",
         ),
-        ("dogfit/fit.py", "from dogfit import fit_kernels", "name the module"),
-        ("dogfit/fit.py", "import dogfit", "name the module"),
+        ("dogfit/fit.py", "from dogfit import fit_kernels", "the module that defines it"),
+        ("dogfit/fit.py", "import dogfit\ndogfit.fit_kernels(x)", "the module that defines it"),
         ("dogfit/fit.py", "import kernels", "dogfit.kernels"),
         ("dogfit/checkpoints/hub.py", "from ..nulls import white_noise", "nulls is above checkpoints"),
         ("dogfit/checkpoints/__init__.py", "from ..nulls import white_noise", "nulls is above checkpoints"),
@@ -145,6 +154,8 @@ def test_the_contract_sees_a_breach(tmp_path, file, line, reason):
             "from .hub import x\nfrom . import hub\nfrom ..kernelset import y",
         ),
         ("dogfit/run.py", "from dogfit import __version__, labels"),
+        ("dogfit/fit.py", "import dogfit\nprint(dogfit.__version__)"),
+        ("dogfit/fit.py", "import dogfit.families\nprint(dogfit.families.FAMILY)"),
         (
             "kernels/solve.py",
             "import jax.numpy\nimport math\nfrom dogfit.kernels.a import x\nfrom . import y",
