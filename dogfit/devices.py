@@ -1,6 +1,7 @@
 """One mesh over all devices, its two shardings, and padding of uneven row counts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Shaped
 DATA = "data"
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A one-axis mesh, named "data", over `devices` (all devices of the process group when None)."""
     chosen = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(chosen),), (DATA,), devices=chosen, axis_types=(AxisType.Auto,))
@@ -28,7 +29,7 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 def pad_rows(
     array: Shaped[np.ndarray, "n ..."], multiple: int
-) -> tuple[Shaped[np.ndarray, "m ..."], Bool[np.ndarray, "m"]]:
+) -> tuple[Shaped[np.ndarray, "m ..."], Bool[np.ndarray, " m"]]:
     """Append zero rows until the row count is a multiple of `multiple`; at least `multiple` rows result.
 
     Returns:

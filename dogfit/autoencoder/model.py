@@ -1,6 +1,7 @@
 """The network: a sigmoid code, and a decoder that reads the code through Fourier features."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ class Mlp(nnx.Module):
         self.layers = nnx.List(
             [
                 nnx.Linear(a, b, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
+                for a, b in pairwise(widths)
             ]
         )
 
@@ -61,7 +62,7 @@ def unit(kernels: Float[Array, "n taps"]) -> Float[Array, "n taps"]:
 
 
 def code_grid(m: int, code_dim: int) -> Float[np.ndarray, "m code"]:
-    """`m` codes spread evenly over [0, 1]^code_dim: equal steps in one dimension, a Kronecker lattice above."""
+    """`m` codes spread evenly over [0, 1]^code_dim: equal steps in one dimension, a lattice above."""
     index = np.arange(m)[:, None] + 0.5
     if code_dim == 1:
         return (index / m).astype(np.float32)

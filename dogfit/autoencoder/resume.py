@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,23 +22,25 @@ def fingerprint(taps: np.ndarray, config: AutoencoderConfig) -> dict[str, str | 
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return {
         "kernels": len(taps),
-        "kernels_sha256": hashlib.sha256(np.ascontiguousarray(taps)).hexdigest(),
+        "kernels_sha256": hashlib.sha256(taps.tobytes()).hexdigest(),
         "config": settings,
     }
 
 
 class Checkpoints:
-    """Keeps the two newest states of one run in a folder. Orbax writes beside and renames, so a state that was
-    being written when the process died has no step number and is never read."""
+    """Keeps the two newest states of one run in a folder.
+
+    Orbax writes beside and renames: a state that was being written when the process died is never read.
+    """
 
     def __init__(self, directory: Path, run: dict[str, str | int]):
         # Orbax wants absolute paths.
         self.directory = directory.absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self._claim(run)
-        two = ocp.training.preservation_policies.LatestN(2)
+        two: Any = ocp.training.preservation_policies.LatestN(2)
         self._orbax = ocp.training.Checkpointer(
-            self.directory / "states", preservation_policy=two, cleanup_tmp_directories=True
+            str(self.directory / "states"), preservation_policy=two, cleanup_tmp_directories=True
         )
 
     def _claim(self, run: dict[str, str | int]) -> None:
@@ -48,7 +50,7 @@ class Checkpoints:
         except FileNotFoundError:
             part = path.with_suffix(".part")
             part.write_text(json.dumps(run, indent=1))
-            os.replace(part, path)
+            part.replace(path)
             return
         except ValueError as error:
             raise DogfitError(
@@ -57,8 +59,8 @@ class Checkpoints:
         different = [name for name in run if before.get(name) != run[name]]
         if different:
             raise DogfitError(
-                f"{self.directory} holds the checkpoints of another training run ({', '.join(different)} differ); "
-                "choose another folder, or delete it to train anew"
+                f"{self.directory} holds the checkpoints of another training run "
+                f"({', '.join(different)} differ); choose another folder, or delete it to train anew"
             )
 
     def restore(self, state: State) -> State:

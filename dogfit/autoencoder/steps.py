@@ -46,7 +46,7 @@ def optimiser(config: AutoencoderConfig) -> optax.GradientTransformation:
 
 
 def chunks(config: AutoencoderConfig) -> tuple[int, int]:
-    """Number of chunks and steps per chunk; all chunks have one length, so that one program serves them all."""
+    """Number of chunks and steps per chunk; all of one length, so that one program serves them all."""
     count = max(round(config.steps / 50), 1)
     return count, -(-config.steps // count)
 
@@ -62,7 +62,10 @@ def initial_state(config: AutoencoderConfig, taps: int, n: int) -> State:
     """Weights and optimiser state stacked over restarts, the data order, the key and the loss history."""
     key = jax.random.key(config.seed)
     weights_key, order_key = jax.random.split(key)
-    fresh = lambda k: nnx.to_pure_dict(nnx.split(_network(config, taps, k))[1])
+
+    def fresh(key: PRNGKeyArray) -> Params:
+        return nnx.to_pure_dict(nnx.split(_network(config, taps, key))[1])
+
     params = jax.vmap(fresh)(jax.random.split(weights_key, config.restarts))
     count, length = chunks(config)
     per_epoch, size = batches(config, n)
@@ -91,7 +94,10 @@ def _step(
     key, step = jax.random.wrap_key_data(state["key"]), state["step"]
     per_epoch, size = batches(config, n)
     epoch, place = step // per_epoch, step % per_epoch
-    shuffled = lambda: jax.random.permutation(jax.random.fold_in(key, 2 * epoch), per_epoch * size)
+
+    def shuffled() -> Array:
+        return jax.random.permutation(jax.random.fold_in(key, 2 * epoch), per_epoch * size)
+
     order = jax.lax.cond(place == 0, shuffled, lambda: state["order"])
     index = jax.lax.dynamic_slice(order, (place * size,), (size,))
     # Positions from n on are padding: of the epoch to whole batches, here also of the batch to the mesh.
@@ -100,7 +106,7 @@ def _step(
     valid = jax.lax.with_sharding_constraint(index < n, rows)
 
     shift = jax.random.uniform(jax.random.fold_in(key, 2 * step + 1), (1, config.code_dim))
-    grid = (code_grid(TRAINING_POINTS, config.code_dim) + shift) % 1.0
+    grid = (jnp.asarray(code_grid(TRAINING_POINTS, config.code_dim)) + shift) % 1.0
     progress = jnp.minimum(2 * step / state["history"].shape[0], 1.0)
     temperature = HOT * (COLD / HOT) ** progress
 
@@ -134,8 +140,8 @@ def _loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cosine loss through the encoder, plus the cosine loss to the decoder's curve.
 
-    The first alone leaves kernels stranded: a code can only slide along the curve, past shapes that fit worse.
-    The second moves the curve towards the kernels wherever the encoder has put them.
+    The first alone leaves kernels stranded: a code can only slide along the curve, past shapes that fit
+    worse. The second moves the curve towards the kernels, wherever the encoder has put them.
     """
     network = nnx.merge(graph(config, batch.shape[1]), params)
     weight = valid / jnp.maximum(jnp.sum(valid), 1)

@@ -30,12 +30,12 @@ def train_autoencoder(
 ) -> Autoencoder:
     """Learn a code in [0, 1] for kernels of one size, by cosine loss.
 
-    The decoder's curve is drawn towards the kernels, at first as a whole and then more and more locally, while the
-    encoder learns to find each kernel's place on it. Batches are split over the mesh; uneven counts are padded and
-    masked. The result depends on the number of devices only through rounding.
+    The decoder's curve is drawn towards the kernels, at first as a whole and then more and more locally,
+    while the encoder learns to find each kernel's place on it. Batches are split over the mesh; uneven
+    counts are padded and masked. The number of devices changes the result only through rounding.
 
     Args:
-      kernels: `[n, k, k]`; centred and scaled to unit norm here. Constant and non-finite kernels must be left out.
+      kernels: `[n, k, k]`; centred and scaled to unit norm here. Leave constant and non-finite ones out.
       config: see `AutoencoderConfig`.
       mesh: devices to train on (see `dogfit.devices.data_mesh`); the first device when None.
       checkpoint_dir: folder for checkpoints. The same call continues a run that was killed, to bit-identical
@@ -52,12 +52,11 @@ def train_autoencoder(
     taps, good = unit_rows(kernels)
     size = np.asarray(kernels).shape[1]
     if not good.all():
-        raise InputError(
-            f"{np.sum(~good)} of {len(good)} kernels are constant or not finite; leave them out before training"
-        )
+        raise InputError(f"{np.sum(~good)} of {len(good)} kernels are constant or not finite; leave them out")
     if len(taps) < MIN_KERNELS:
         raise TooFewKernels(
-            f"{len(taps)} kernels of {size}x{size} are too few to learn a code from; at least {MIN_KERNELS} are needed"
+            f"{len(taps)} kernels of {size}x{size} are too few to learn a code from; "
+            f"at least {MIN_KERNELS} are needed"
         )
     mesh = mesh or data_mesh(jax.devices()[:1])
     shuffled = np.random.default_rng(config.seed).permutation(len(taps))
@@ -114,7 +113,8 @@ def _keep_best(
     losses, encoder_losses, code_use, shape_use = np.array(scores, np.float32).T
     if not np.isfinite(losses).any():
         raise DogfitError(
-            f"training diverged in all {config.restarts} restarts; lower learning_rate (now {config.learning_rate})"
+            f"training diverged in all {config.restarts} restarts; "
+            f"lower learning_rate (now {config.learning_rate})"
         )
     sound = np.isfinite(losses) & ~collapsed(code_use, shape_use)
     restart = int(np.nanargmin(np.where(sound, losses, np.nan) if sound.any() else losses))

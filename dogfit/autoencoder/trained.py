@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from dogfit.errors import InputError
 FILE = "autoencoder.safetensors"
 FORMAT = "dogfit-autoencoder-1"
 BLOCK = 4096
-# The encoder is dead when its codes fill fewer than about three of 64 equal bins (entropy as a share of log 64);
-# the decoder when its reconstructions vary less than a tenth as much as the kernels do.
+# The encoder is dead when its codes fill fewer than about three of 64 equal bins (entropy as a share of
+# log 64); the decoder when its reconstructions vary less than a tenth as much as the kernels do.
 BINS, DEAD_ENCODER, DEAD_DECODER = 64, 0.25, 0.1
 
 
@@ -38,11 +37,12 @@ class Autoencoder:
       params: weights of the kept restart, a nested dict of arrays.
       config: what it was trained with.
       size: taps per side of its kernels.
-      history: float32 `[steps, restarts]`, mean cosine loss of each training batch at the nearest of 128 points
-        of the decoder's curve.
+      history: float32 `[steps, restarts]`, mean cosine loss of each training batch at the nearest of 128
+        points of the decoder's curve.
       heldout_losses: float32 `[restarts]`, mean cosine dissimilarity (1 - cosine) of the held-out kernels.
       encoder_losses: float32 `[restarts]`, the same when the encoder's own code is used without a search.
-      code_use: float32 `[restarts]`, 0 when the encoder gives all kernels one code, 1 when it fills [0, 1] evenly.
+      code_use: float32 `[restarts]`, 0 when the encoder gives all kernels one code, 1 when its codes fill
+        [0, 1] evenly.
       shape_use: float32 `[restarts]`, variance of the reconstructions as a share of the kernels' own.
       restart: index of the kept restart.
     """
@@ -88,9 +88,9 @@ class Autoencoder:
     def encode(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
         """Code of each kernel `[n, k, k]`, in [0, 1]; `[n, code_dim]` when the code has several numbers.
 
-        Kernels are centred and scaled here; constant and non-finite ones get NaN. The encoder is continuous, and
-        so must err where neighbouring kernels belong on far parts of the curve; hence its code is compared with a
-        search over the decoder's curve, and the better is returned. `search=False` gives the encoder's own code.
+        Kernels are centred and scaled here; constant and non-finite ones get NaN. The encoder is continuous
+        and must err where similar kernels belong on far parts of the curve; so its code is compared with a
+        search over the decoder's curve, and the better is returned. `search=False` gives the encoder's own.
         """
         code = self._apply(kernels)[0 if search else 2]
         return code[:, 0] if self.config.code_dim == 1 else code
@@ -102,7 +102,7 @@ class Autoencoder:
         return np.asarray(taps).reshape(-1, self.size, self.size)
 
     def reconstruction_cosine(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
-        """Cosine between each centred kernel `[n, k, k]` and its reconstruction; NaN where there is no shape."""
+        """Cosine of each centred kernel `[n, k, k]` with its reconstruction; NaN where there is no shape."""
         return self._apply(kernels)[1 if search else 3]
 
     def _apply(self, kernels: ArrayLike) -> tuple[np.ndarray, ...]:
@@ -140,7 +140,7 @@ class Autoencoder:
         part = folder / f".{FILE}.part"
         try:
             part.write_bytes(save(tensors, metadata={"dogfit": json.dumps(about)}))
-            os.replace(part, path)
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
         return path
@@ -206,7 +206,7 @@ def unit_rows(
         k = size or "k"
         raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
     rows = array.reshape(len(array), -1).astype(np.float32)
-    finite = np.isfinite(rows).all(axis=1)
+    finite = np.asarray(np.isfinite(rows).all(axis=1))
     rows = np.where(finite[:, None], rows, 0)
     scale = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     rows = rows / np.where(scale > 0, scale, 1)
@@ -218,7 +218,7 @@ def unit_rows(
 
 
 def entropy_share(codes: Float[np.ndarray, "n code"]) -> float:
-    """Entropy of the codes over 64 equal bins, of the busiest code number, as a share of the most it can be."""
+    """Entropy of the codes over 64 equal bins, as a share of the most it can be; of the busiest number."""
     shares = [np.histogram(c, bins=BINS, range=(0, 1))[0] / len(codes) for c in codes.T]
     return float(max(-np.sum(p[p > 0] * np.log(p[p > 0])) for p in shares) / np.log(BINS))
 
