@@ -21,8 +21,14 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
 def call(*command: str | Path, cwd: Path) -> str:
     """Standard output of a command that must succeed, run without the checkout on its path."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
