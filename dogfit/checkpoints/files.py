@@ -29,10 +29,15 @@ MAX_INDEX = 100_000_000
 class Reader(Protocol):
     """A file of which single byte ranges can be read, local or not."""
 
-    bytes_read: int
+    @property
+    def where(self) -> str:
+        """The file as messages name it."""
+        ...
 
     @property
-    def where(self) -> str: ...
+    def bytes_read(self) -> int:
+        """How much of it was read so far."""
+        ...
 
     def size(self) -> int: ...
 
@@ -85,7 +90,7 @@ def read_header(reader: Reader) -> Header:
     return parse_header(text, size, reader.where)
 
 
-def choose_files(names: Sequence[str], where: str) -> str:
+def choose_file(names: Sequence[str], where: str) -> str:
     """Which file of a folder holds the weights: `model.safetensors`, an index, or the only safetensors file.
 
     Args:
@@ -97,8 +102,9 @@ def choose_files(names: Sequence[str], where: str) -> str:
     """
     if "model.safetensors" in names:
         return "model.safetensors"
+    names = [name for name in names if not name.startswith(".")]
     for suffix in (".safetensors" + INDEX_SUFFIX, INDEX_SUFFIX, ".safetensors"):
-        found = sorted(name for name in names if name.endswith(suffix))
+        found = sorted(n for n in names if n.endswith(suffix) and not n.endswith(".bin" + INDEX_SUFFIX))
         if len(found) == 1:
             return found[0]
         if found:
@@ -120,12 +126,16 @@ def choose_files(names: Sequence[str], where: str) -> str:
     raise InputError(f"{where}: no safetensors file; found {_some(sorted(names)) or 'nothing'}")
 
 
-def parse_index(content: bytes, where: str) -> dict[str, str]:
-    """The `weight_map` of a sharded checkpoint: tensor name -> shard file, all inside the folder.
+def read_index(index: Reader, exists: Callable[[str], bool]) -> dict[str, str]:
+    """The `weight_map` of a sharded checkpoint: tensor name -> shard file, all inside the folder and there.
 
     Raises:
-      InputError: if the index is damaged, or names a file elsewhere.
+      InputError: if the index is damaged, or names a file that is elsewhere, missing or no safetensors file.
     """
+    where, size = index.where, index.size()
+    if size > MAX_INDEX:
+        raise InputError(f"{where}: {size} bytes is too long for an index")
+    (content,) = index.read([(0, size)])
     try:
         weight_map = json.loads(content)["weight_map"]
         entries = list(weight_map.items())
@@ -142,52 +152,45 @@ def parse_index(content: bytes, where: str) -> dict[str, str]:
             raise InputError(f"{where}: shard {shard!r} is a pickle. {conversion(shard)}")
         if path.suffix != ".safetensors":
             raise InputError(f"{where}: shard {shard!r} is not a safetensors file")
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not exists(shard)]
+    if missing or not shards:
+        raise InputError(f"{where}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}")
     return weight_map
 
 
-def open_local(path: Path) -> tuple[list[LocalFile], dict[str, str] | None]:
-    """The files of a local checkpoint, and which tensor lies in which (None: all in the only one).
+def find_local(path: Path) -> Path:
+    """The file that a local path means.
 
     Raises:
-      InputError: if the path leads to nothing readable.
+      InputError: if there is none that can be read.
     """
     try:
         if path.is_dir():
             if (path / "saved_model.pb").exists():
                 raise InputError(f"{path}: a TensorFlow SavedModel; save its weights as safetensors")
-            path = path / choose_files([p.name for p in path.iterdir() if not p.is_dir()], str(path))
+            path = path / choose_file([p.name for p in path.iterdir() if not p.is_dir()], str(path))
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
         if not path.is_file():
-            raise InputError(f"{path}: no such file or folder, or not a regular file")
-        if path.name.endswith(INDEX_SUFFIX):
-            return _shards(path)
+            raise InputError(f"{path}: not a regular file")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    refuse_format(path.name, str(path))
-    return [LocalFile(path)], None
+    _refuse_format(path)
+    return path
 
 
-def refuse_format(name: str, where: str) -> None:
-    """Raise InputError for a file whose suffix says it is not safetensors."""
-    suffix = PurePosixPath(name).suffix.lower()
+def _refuse_format(path: Path) -> None:
+    suffix = path.suffix.lower()
     if suffix in PICKLES:
-        raise InputError(f"{where}: {suffix} files hold Python pickles. {conversion(where)}")
+        raise InputError(f"{path}: {suffix} files hold Python pickles. {conversion(str(path))}")
     if suffix in OTHER_FORMATS:
         raise InputError(
-            f"{where}: {OTHER_FORMATS[suffix]}, which dogfit does not read; save the weights as safetensors"
+            f"{path}: {OTHER_FORMATS[suffix]}, which dogfit does not read; save the weights as safetensors"
         )
 
 
-def _shards(index: Path) -> tuple[list[LocalFile], dict[str, str]]:
-    if index.stat().st_size > MAX_INDEX:
-        raise InputError(f"{index}: {index.stat().st_size} bytes is too long for an index")
-    weight_map = parse_index(index.read_bytes(), str(index))
-    names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise InputError(f"{index}: {len(missing)} of {len(names)} shards are missing: {_some(missing)}")
-    return [LocalFile(index.parent / name) for name in names], weight_map
-
-
 def _some(names: Sequence[str], limit: int = 6) -> str:
-    shown = ", ".join(names[:limit])
+    # Quoted: names come from files and may hold control characters.
+    shown = ", ".join(map(repr, names[:limit]))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,13 +13,28 @@ from jaxtyping import Float32
 
 from dogfit.checkpoints.depthwise import Depthwise, Findings, find_depthwise
 from dogfit.checkpoints.dialects import stage_and_block
-from dogfit.checkpoints.files import Reader, open_local, read_header
+from dogfit.checkpoints.files import (
+    INDEX_SUFFIX,
+    OTHER_FORMATS,
+    PICKLES,
+    LocalFile,
+    Reader,
+    choose_file,
+    find_local,
+    read_header,
+    read_index,
+)
 from dogfit.checkpoints.header import Tensor
 from dogfit.errors import InputError
 from dogfit.kernelset import KernelSet, Layer, Skipped, Source
 
+# File names that every checkpoint has; the folder's name tells more.
+UNTELLING = ("model", "pytorch_model", "weights", "checkpoint")
 Progress = Callable[[str, int, int], None]
-HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+# Neither part starts with a dot, so `../x` is never taken for a repository; `..` is in no git reference.
+HUB_NAME = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>(?!.*[.][.])\w[\w./-]*))?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +42,9 @@ class Checkpoint:
     """An opened checkpoint: its files, and which tensor lies in which."""
 
     model: str
-    readers: tuple[Reader, ...]
+    files: Mapping[str, Reader]
     weight_map: Mapping[str, str] | None
     """Tensor name -> file name, as an index gives it; None for a single file."""
-    names: tuple[str, ...]
-    """File name of each reader."""
     revision: str | None = None
     licence: str | None = None
 
@@ -76,15 +89,50 @@ def load_kernels(
 def _open(source: str | Path, offline: bool) -> Checkpoint:
     path = Path(source).expanduser()
     match = HUB_NAME.fullmatch(source) if isinstance(source, str) else None
-    if not path.exists() and match and path.suffix != ".safetensors":
-        from dogfit.checkpoints.hub import open_hub
+    if match and not path.exists() and path.suffix not in (".safetensors", *PICKLES, *OTHER_FORMATS):
+        return _open_hub(match["repo"], match["revision"], offline)
+    return _open_local(path)
 
-        return open_hub(match["repo"], match["revision"], offline)
-    files, weight_map = open_local(path)
-    model = path.resolve().name if path.is_dir() else path.stem
-    if model in ("model", "pytorch_model", "model.safetensors.index"):
-        model = path.resolve().parent.name
-    return Checkpoint(model, tuple(files), weight_map, tuple(f.path.name for f in files))
+
+def _open_local(path: Path) -> Checkpoint:
+    file = find_local(path)
+    stem = file.name.split(".")[0] if path.is_dir() or file.name.endswith(INDEX_SUFFIX) else file.stem
+    model = file.parent.resolve().name if path.is_dir() or stem in UNTELLING else stem
+    return _shards(
+        LocalFile(file),
+        file.name,
+        lambda n: LocalFile(file.parent / n),
+        lambda n: (file.parent / n).is_file(),
+        model,
+    )
+
+
+def _open_hub(name: str, revision: str | None, offline: bool) -> Checkpoint:
+    from dogfit.checkpoints.hub import open_file, open_repository
+
+    repository = open_repository(name, revision, offline)
+    if isinstance(repository, Path):
+        return replace(_open_local(repository), model=name, revision=repository.name)
+    model = str(repository)
+    chosen = choose_file([file for file in repository.files if "/" not in file], model)
+    checkpoint = _shards(
+        open_file(repository, chosen, offline),
+        chosen,
+        lambda n: open_file(repository, n, offline),
+        lambda n: n in repository.files,
+        model,
+    )
+    return replace(checkpoint, revision=repository.commit, licence=repository.licence)
+
+
+def _shards(
+    file: Reader, name: str, open_file: Callable[[str], Reader], exists: Callable[[str], bool], model: str
+) -> Checkpoint:
+    if not name.endswith(INDEX_SUFFIX):
+        return Checkpoint(model, {name: file}, None)
+    weight_map = read_index(file, exists)
+    shards = sorted(set(weight_map.values()))
+    return Checkpoint(model, {shard: open_file(shard) for shard in shards}, weight_map)
 
 
 def _read(
@@ -97,7 +145,7 @@ def _read(
     tensors: dict[str, Tensor] = {}
     reader_of: dict[str, Reader] = {}
     metadata: dict[str, str] = {}
-    for name, reader in zip(checkpoint.names, checkpoint.readers, strict=True):
+    for name, reader in checkpoint.files.items():
         header = read_header(reader)
         metadata |= header.metadata
         for tensor in header.tensors.values():
@@ -145,8 +193,8 @@ def _read(
     source = Source(
         checkpoint.model,
         checkpoint.revision,
-        sum(reader.bytes_read for reader in checkpoint.readers),
-        sum(reader.size() for reader in checkpoint.readers),
+        sum(reader.bytes_read for reader in checkpoint.files.values()),
+        sum(reader.size() for reader in checkpoint.files.values()),
         checkpoint.licence or metadata.get("license"),
     )
     counts = Counter(item.reason for item in skipped)
