@@ -190,10 +190,10 @@ def _with_code(
         nulls = [
             replace(n, cosine=np.asarray(autoencoder.reconstruction_cosine(n.kernels))) for n in result.nulls
         ]
-    centres = [
-        spectrum.kernels[np.argmin(np.abs(spectrum.code - (s.start + s.stop) / 2))]
-        for s in spectrum.stretches
-    ]
+    centres = []
+    for name in spectrum.names:
+        longest = max((s for s in spectrum.stretches if s.name == name), key=lambda s: s.stop - s.start)
+        centres.append(autoencoder.decode([(longest.start + longest.stop) / 2])[0])
     return replace(
         result,
         own=replace(result.own, cosine=spread(cosine, np.nan, np.float32)),
@@ -202,12 +202,13 @@ def _with_code(
         code=spread(code, np.nan, np.float32),
         stretches=Clusters(spread(index, -1, np.int32), tuple(spectrum.names), np.stack(centres)),
         heldout_loss=float(autoencoder.heldout_loss),
+        autoencoder_notes=autoencoder.notes,
     )
 
 
 def _with_baseline(result: SizeResult, good: np.ndarray, config: RunConfig, progress: Progress) -> SizeResult:
     """The result with k-means on the kernels, and how far the partitions agree."""
-    from dogfit.clusters import agreement, kmeans
+    from dogfit.clusters import agreement, kmeans, silhouette
 
     kernels = result.own.kernels[good]
     count = len(result.stretches.names) if result.stretches else KMEANS_CLUSTERS
@@ -224,10 +225,13 @@ def _with_baseline(result: SizeResult, good: np.ndarray, config: RunConfig, prog
     index[good] = found.labels
     partitions = {"k-means": found.labels, "label of the fit": result.own.label[good]}
     if result.stretches:
-        partitions = {"stretch of the code": result.stretches.index[good], **partitions}
+        partitions = {"name along the code": result.stretches.index[good], **partitions}
     pairs = [(a, b) for i, a in enumerate(partitions) for b in list(partitions)[i + 1 :]]
+    numbered = {name: np.unique(partition, return_inverse=True)[1] for name, partition in partitions.items()}
+    scores = {name: silhouette(kernels, partition, seed=config.seed) for name, partition in numbered.items()}
     return replace(
         result,
-        kmeans=Clusters(index, tuple(names), found.centroids),
-        agreement={f"{a} / {b}": agreement(partitions[a], partitions[b]) for a, b in pairs},
+        kmeans=Clusters(index, tuple(names), _normalised(found.centroids.reshape(count, size, size))),
+        agreement={f"{a} / {b}": agreement(partitions[a], partitions[b])._asdict() for a, b in pairs},
+        silhouette={name: score for name, score in scores.items() if np.isfinite(score)},
     )

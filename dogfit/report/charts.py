@@ -1,5 +1,6 @@
 """Figures of numbers: R² against the nulls, labels through the network, models side by side."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,10 +61,15 @@ def r2_distribution(found: SizeResult, size: int) -> "Figure":
         for scores, colour in ((found.own, style.KERNELS), (hardest, style.NULL_COLOURS[len(nulls) - 1])):
             value = 100 * (above(scores.r2, level) or 0.0)
             right.plot([level], [value], "o", color=colour, markersize=3.5)
-            right.annotate(f"{value:.0f} %", (level, value), (4, 2), textcoords="offset points", color=colour,
-                           fontsize=7.5, fontweight="bold")  # fmt: skip
-    right.legend(loc="lower left", fontsize=7)
-    right.set_title(right.get_title(loc="left"), pad=14)
+            own = scores is found.own
+            right.annotate(
+                f"{value:.0f} %", (level, value), (4, 2) if own else (-4, -2), textcoords="offset points",
+                ha="left" if own else "right", va="bottom" if own else "top", color=colour, fontsize=7.5,
+                fontweight="bold",
+            )  # fmt: skip
+    fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5)
+    for ax in (left, right):
+        ax.set_title(ax.get_title(loc="left"), pad=14)
     return fig
 
 
@@ -76,7 +82,7 @@ def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[st
     layers = {model: indices for model, indices in layers.items() if indices}
     rows = len(layers)
     fig = style.figure(7.2, 0.7 + 2.3 * rows)
-    axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(5, 1.25))
+    axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(4, 1.5))
     colours = style.label_colours(labels)
     used = [label for label in labels if any((s.label == label).any() for s in (found.own, *found.nulls))]
     for (ax, side), (model, indices) in zip(axes, layers.items(), strict=True):
@@ -100,7 +106,7 @@ def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[st
         nulls = [select(n, np.isin(n.layer, indices) | (n.layer < 0)) for n in found.nulls if len(n.r2)]
         _stack(side, [own, *nulls[::-1]], used, colours)
         names = ["all layers", *(null.name for null in nulls[::-1])]
-        side.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        side.set_xticks(range(len(names)), [re.sub("[ -]", "\n", name) for name in names], fontsize=6.5)
         side.set_title("beside its nulls")
     handles = [_patch(colours[label], label) for label in used]
     fig.legend(

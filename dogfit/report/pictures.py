@@ -1,6 +1,5 @@
 """Figures of kernels: by cluster, along the decoder's code, and beside their fits."""
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,10 @@ from dogfit.report.result import SizeResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EXAMPLES = 14
-SPECTRUM_CELLS = 28
+EXAMPLES = 15
+CLUSTERS_SHOWN = 24
+SPECTRUM_CELLS = 26
+NAMED_WIDTH = 0.018
 GALLERY_COLUMNS = 8
 
 
@@ -25,65 +26,64 @@ def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
         return None
     members = [np.flatnonzero(clusters.index == index) for index in range(len(clusters.names))]
     shown = [index for index, rows in enumerate(members) if rows.size]
-    fig = style.figure(7.2, 0.55 + 0.42 * len(shown))
-    grid = fig.add_gridspec(len(shown), EXAMPLES + 2, width_ratios=[1, 0.35, *[1] * EXAMPLES])
+    if len(shown) > CLUSTERS_SHOWN:
+        largest = sorted(shown, key=lambda index: -members[index].size)[:CLUSTERS_SHOWN]
+        shown = [index for index in shown if index in largest]
+    fig = style.figure(7.2, 0.5 + 0.385 * len(shown))
+    ax = fig.subplots()
     limit = style.symmetric_limit(found.own.kernels)
+    rows = []
     for row, index in enumerate(shown):
-        ax = fig.add_subplot(grid[row, 0])
-        style.show_kernel(ax, clusters.centres[index], limit)
-        count = len(members[index])
-        ax.set_ylabel(
-            f"{clusters.names[index]}\n{count:,}", rotation=0, ha="right", va="center", fontsize=7, labelpad=4
-        )
-        if row == 0:
-            ax.set_title("centre", fontsize=7, loc="center", fontweight="normal")
         similarity = np.einsum("nij,ij->n", found.own.kernels[members[index]], clusters.centres[index])
         ranked = members[index][np.argsort(-similarity, kind="stable")]
-        chosen = ranked[np.unique(np.linspace(0, count - 1, EXAMPLES).round().astype(int))]
-        for column, member in enumerate(chosen):
-            ax = fig.add_subplot(grid[row, column + 2])
-            style.show_kernel(ax, found.own.kernels[member], limit)
-            if row == 0 and column in (0, EXAMPLES - 1):
-                ax.set_title(
-                    "nearest" if column == 0 else "farthest", fontsize=7, loc="center", fontweight="normal"
-                )
-    kind = "stretch of the autoencoder's code" if found.stretches else "k-means cluster"
-    fig.suptitle(
-        f"{size}×{size} kernels by {kind}, unit norm", fontsize=9, fontweight="bold", x=0.01, ha="left"
-    )
+        places = np.unique(np.linspace(0, len(ranked) - 1, EXAMPLES).round().astype(int))
+        rows.append(list(found.own.kernels[ranked[places]]))
+        ax.text(-0.15, row + 0.5, clusters.names[index], ha="right", va="center", fontsize=7.5)
+        ax.text(EXAMPLES + 1.5, row + 0.5, f"{len(ranked):,}", ha="left", va="center", fontsize=7.5)
+    centres = [[clusters.centres[index]] for index in shown]
+    style.show_kernels(ax, centres, limit, left=0, top=0)
+    style.show_kernels(ax, rows, limit, left=1.35, top=0, columns=EXAMPLES)
+    for place, text in ((0.5, "centre"), (1.85, "nearest"), (EXAMPLES + 0.85, "farthest")):
+        ax.text(place, -0.12, text, ha="center", va="bottom", fontsize=7)
+    ax.text(EXAMPLES + 1.5, -0.12, "kernels", ha="left", va="bottom", fontsize=7)
+    ax.set(xlim=(0, EXAMPLES + 1.35), ylim=(len(shown), 0))
+    kind = "name along the autoencoder's code" if found.stretches else "k-means cluster"
+    more = f" (the {len(shown)} largest clusters)" if len(shown) == CLUSTERS_SHOWN else ""
+    fig.suptitle(f"{size}×{size} kernels by {kind}{more}", fontsize=9, fontweight="bold", x=0.01, ha="left")
     return fig
 
 
 def decoder_spectrum(found: SizeResult, size: int, labels: Sequence[str]) -> "Figure | None":
     """The decoder swept over its code, cut into named stretches, with how many kernels lie where."""
-    spectrum, stretches, code = found.spectrum, found.stretches, found.code
-    if spectrum is None or stretches is None or code is None:
+    spectrum, code = found.spectrum, found.code
+    if spectrum is None or code is None:
         return None
-    fig = style.figure(7.2, 3.9)
-    strip, band, fit, count = fig.subplots(4, 1, sharex=True, height_ratios=(0.75, 1.0, 1.0, 1.2))
+    fig = style.figure(7.2, 3.7)
+    strip, band, fit, count = fig.subplots(4, 1, sharex=True, height_ratios=(0.42, 0.8, 1.0, 1.1))
+    middles = (np.arange(SPECTRUM_CELLS) + 0.5) / SPECTRUM_CELLS
+    nearest = [int(np.argmin(np.abs(spectrum.code - middle))) for middle in middles]
     limit = style.symmetric_limit(spectrum.kernels)
-    cells = np.linspace(0, 1, SPECTRUM_CELLS + 1)
-    for start, stop in itertools.pairwise(cells):
-        nearest = int(np.argmin(np.abs(spectrum.code - (start + stop) / 2)))
-        cell = strip.inset_axes((start + 0.001, 0.0, stop - start - 0.002, 1.0))
-        style.show_kernel(cell, spectrum.kernels[nearest], limit)
-    strip.set_title(f"Decoder of the {size}×{size} autoencoder along its code")
-    strip.axis("off")
+    style.show_kernels(
+        strip, [list(spectrum.kernels[nearest])], limit, left=0, top=0, width=1 / SPECTRUM_CELLS
+    )
+    strip.set(ylim=(1, 0), aspect="auto", title=f"Decoder of the {size}×{size} autoencoder along its code")
     colours = style.label_colours(labels)
-    for place, stretch in enumerate(spectrum.stretches):
-        colour = colours.get(stretch.name.split(" ")[0], (0.85, 0.85, 0.85))
-        band.axvspan(stretch.start, stretch.stop, 0.62, 1.0, color=colour, linewidth=0)
-        band.axvline(stretch.stop, 0.62, 1.0, color="white", linewidth=1)
-        middle = (stretch.start + stretch.stop) / 2
-        band.annotate(stretches.names[place], (middle, 0.58), rotation=45, ha="right", va="top", fontsize=6.5,
-                      rotation_mode="anchor", annotation_clip=False)  # fmt: skip
-    band.set_ylim(0, 1)
+    unnamed = (0.88, 0.88, 0.88)
+    for start, stop, name in spectrum.stretches:
+        colour = colours.get(name, unnamed)
+        band.axvspan(start, stop, facecolor=colour, edgecolor="white", linewidth=0.6)
+        if stop - start >= NAMED_WIDTH:
+            ink = "white" if np.dot(colour, (0.3, 0.6, 0.1)) < 0.55 else "black"
+            place = ((start + stop) / 2, 0.5)
+            band.text(
+                *place, name, rotation=90, ha="center", va="center", fontsize=6, color=ink, clip_on=True
+            )
     band.axis("off")
     fit.plot(spectrum.code, spectrum.r2, color=style.KERNELS, linewidth=1.4)
-    fit.set(ylim=(0, 1.03), ylabel="R² of the\ndecoded kernel")
-    finite = code[np.isfinite(code)]
-    count.hist(finite, np.linspace(0, 1, 101), color=style.KERNELS, alpha=0.85)
+    fit.set(ylim=(0, 1.04), ylabel="R² of the\ndecoded kernel")
+    count.hist(code[np.isfinite(code)], np.linspace(0, 1, 101), color=style.KERNELS, alpha=0.85)
     count.set(xlim=(0, 1), xlabel="code", ylabel="kernels per\n0.01 of code")
+    fig.align_ylabels((fit, count))
     return fig
 
 
@@ -105,24 +105,25 @@ def fit_gallery(found: SizeResult, group: KernelGroup, size: int) -> "Figure | N
     scale = np.where(group.norm > 0, group.norm, 1)[:, None, None]
     fits = (found.templates - group.mean[:, None, None]) / scale
     limit = style.symmetric_limit(kernels[np.concatenate(list(blocks.values()))])
-    fig = style.figure(7.2, 7.6)
-    body, side = fig.subfigures(1, 2, width_ratios=(1, 0.09))
-    parts = body.subfigures(3, 1, hspace=0.03)
-    image = None
-    for part, (name, rows) in zip(parts, blocks.items(), strict=True):
-        axes = part.subplots(3, columns, squeeze=False)
+    fig = style.figure(7.2, 8.6)
+    ax = fig.subplots()
+    top = 0.0
+    for name, rows in blocks.items():
+        ax.text(-0.75, top, name, va="bottom", fontsize=9, fontweight="bold")
+        top += 0.55
         for column, row in enumerate(rows):
-            shown = (kernels[row], fits[row], kernels[row] - fits[row])
-            for ax, title, picture in zip(axes[:, column], ("kernel", "fit", "residual"), shown, strict=True):
-                image = style.show_kernel(ax, picture, limit)
-                if column == 0:
-                    ax.set_ylabel(title, fontsize=7.5)
-            axes[0, column].set_title(
-                f"{found.own.label[row]}\nR² {r2[row]:.3f}", fontsize=6.5, loc="center", fontweight="normal"
-            )
-        title = f"{name} of {ranked.size:,} fits to {size}×{size} kernels"
-        part.suptitle(title, fontsize=9, fontweight="bold", x=0.01, ha="left")
-    if image is not None:
-        bar = side.colorbar(image, cax=side.add_axes((0.1, 0.3, 0.2, 0.4)))
-        bar.set_label("tap (kernel centred, unit norm)")
+            text = f"{found.own.label[row]}\nR² {r2[row]:.3f}"
+            ax.text(column + 0.5, top - 0.06, text, ha="center", va="bottom", fontsize=6.5)
+        pictures = [list(kernels[rows]), list(fits[rows]), list(kernels[rows] - fits[rows])]
+        image = style.show_kernels(ax, pictures, limit, left=0, top=top)
+        for line, text in enumerate(("kernel", "fit", "residual")):
+            ax.text(-0.1, top + line + 0.5, text, rotation=90, ha="right", va="center", fontsize=7.5)
+        top += 3.5
+    ax.set(xlim=(-0.75, columns), ylim=(top - 0.4, -0.3))
+    bar = fig.colorbar(image, ax=ax, shrink=0.35, aspect=28, pad=0.02)
+    bar.set_label("tap (kernel centred, unit norm)")
+    bar.outline.set_visible(False)
+    fig.suptitle(
+        f"Fits to {ranked.size:,} kernels of {size}×{size}", fontsize=9, fontweight="bold", x=0.01, ha="left"
+    )
     return fig

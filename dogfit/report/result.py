@@ -65,8 +65,9 @@ class SizeResult:
       agreement: ARI and NMI between partitions, by the pair's name.
       spectrum: decoder spectrum; None if no autoencoder was trained, `no_autoencoder` says why.
       code: of each kernel `[n]`, NaN for kernels left out.
-      stretches: partition of the code.
+      stretches: partition of the kernels by the names of the stretches of the code.
       heldout_loss: mean cosine dissimilarity on kernels the autoencoder did not see.
+      autoencoder_notes: what a reader must know about the training.
       silhouette: of the partitions, by name.
     """
 
@@ -85,6 +86,7 @@ class SizeResult:
     stretches: Clusters | None = None
     heldout_loss: float | None = None
     no_autoencoder: str | None = None
+    autoencoder_notes: tuple[str, ...] = ()
 
     @property
     def clusters(self) -> Clusters | None:

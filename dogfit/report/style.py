@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 RC = {
@@ -34,7 +35,8 @@ NULL_COLOURS = ("#999999", "#009E73", "#D55E00")
 NULL_DASHES: tuple[Any, ...] = ("-", (0, (2, 2)), "-")
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 KERNEL_MAP = "RdBu_r"
-_HUES = (0.08, 0.57, 0.42, 0.88, 0.14, 0.72, 0.0)
+CELL_PIXELS, GAP_PIXELS, FRAME_GREY = 56, 3, 0.78
+_HUES = (0.07, 0.57, 0.42, 0.88, 0.14, 0.72, 0.0)
 
 
 def figure(width: float, height: float) -> "Figure":
@@ -60,7 +62,7 @@ def label_colours(labels: Sequence[str]) -> dict[str, tuple[float, float, float]
     colours = {"unfitted": (0.8, 0.8, 0.8)}
     for hue, members in zip(_cycle(_HUES, len(kinds)), kinds.values(), strict=True):
         for place, label in zip(np.linspace(0, 1, len(members)), members, strict=True):
-            colours[label] = colorsys.hls_to_rgb(hue, 0.36 + 0.44 * place, 0.75 - 0.2 * place)
+            colours[label] = colorsys.hls_to_rgb(hue, 0.42 + 0.4 * place, 0.8 - 0.2 * place)
     return {label: colours[label] for label in labels}
 
 
@@ -68,22 +70,45 @@ def _cycle(values: Sequence[float], n: int) -> list[float]:
     return [values[i % len(values)] for i in range(n)]
 
 
-def show_kernel(ax: "Axes", kernel: Float[np.ndarray, "k k"], limit: float) -> Any:
-    """A kernel as a picture without ticks, red above zero and blue below, white at zero."""
-    image = ax.imshow(kernel, cmap=KERNEL_MAP, vmin=-limit, vmax=limit, interpolation="nearest")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(True)
-        spine.set_color("#bbbbbb")
-        spine.set_linewidth(0.4)
-    return image
+def show_kernels(
+    ax: "Axes",
+    rows: Sequence[Sequence[Float[np.ndarray, "k k"]]],
+    limit: float,
+    *,
+    left: float,
+    top: float,
+    columns: int | None = None,
+    width: float = 1.0,
+) -> "ScalarMappable":
+    """Kernels in rows of framed cells, red above zero, blue below, white at zero.
+
+    One image for all of them: an axes for each takes a minute to lay out. Cells are one unit high (downwards from
+    `top`) and `width` wide; the axes lose their ticks. Returns the scale, for a colour bar.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = ScalarMappable(Normalize(-limit, limit), KERNEL_MAP)
+    columns = columns or max(len(row) for row in rows)
+    zoom = max(1, round(CELL_PIXELS / rows[0][0].shape[-1]))
+    cell = rows[0][0].shape[-1] * zoom
+    step = cell + 2 * (GAP_PIXELS + 1)
+    sheet = np.ones((len(rows) * step, columns * step, 4))
+    for y, row in enumerate(rows):
+        for x, kernel in enumerate(row):
+            up, along = y * step + GAP_PIXELS, x * step + GAP_PIXELS
+            sheet[up : up + cell + 2, along : along + cell + 2, :3] = FRAME_GREY
+            colours = scale.to_rgba(np.nan_to_num(kernel)).repeat(zoom, 0).repeat(zoom, 1)
+            sheet[up + 1 : up + 1 + cell, along + 1 : along + 1 + cell] = colours
+    ax.imshow(sheet, extent=(left, left + columns * width, top + len(rows), top), interpolation="antialiased")
+    ax.axis("off")
+    return scale
 
 
 def symmetric_limit(kernels: Float[np.ndarray, "..."]) -> float:
-    """Limit of a shared diverging scale; a few taps in a thousand lie outside, lest they pale the rest."""
+    """Limit of a shared diverging scale; one tap in a hundred lies outside, lest it pale the rest."""
     values = np.abs(kernels[np.isfinite(kernels)])
-    return float(np.quantile(values, 0.995)) if values.any() else 1.0
+    return float(np.quantile(values, 0.99)) if values.any() else 1.0
 
 
 def plain(text: str, length: int = 40) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 import dogfit
+from dogfit.clusters import PAPER_DISSIMILARITY
 from dogfit.kernelset import Flag, KernelSet
 from dogfit.nulls import threshold_at_rate
 from dogfit.report.result import RunResult, Scores, SizeResult
@@ -20,11 +21,11 @@ HIGH_R2 = 0.8
 
 
 def paper_dissimilarity(size: int) -> float:
-    """Cosine dissimilarity below which the paper counts a kernel as classified: 0.2 for 5x5 and 0.3 for 7x7.
+    """Cosine dissimilarity below which the paper counts a kernel as classified.
 
-    Babaiee et al., "Unveiling the Unseen" (ICLR 2024). Other sizes take the value of the nearer of the two.
+    It states 0.2 for 5x5 and 0.3 for 7x7; other sizes take the value of the nearer of the two.
     """
-    return 0.2 if size <= 5 else 0.3
+    return PAPER_DISSIMILARITY[min(PAPER_DISSIMILARITY, key=lambda stated: abs(stated - size))]
 
 
 def paper_r2(size: int) -> float:
@@ -119,10 +120,10 @@ def _shares(everyone: Sequence[Scores], size: int, rates: dict[str, float]) -> l
     """Share of kernels and of every null above each threshold."""
     similarity = 1 - paper_dissimilarity(size)
     asked = [
-        ("r2", paper_r2(size), "the paper's cosine threshold, as R²"),
+        ("r2", paper_r2(size), "the paper's threshold"),
         ("r2", HIGH_R2, "a close fit"),
-        *(("r2", threshold, f"at the null rate of {name}") for name, threshold in rates.items()),
-        ("cosine", similarity, "the paper's criterion on the autoencoder's reconstruction"),
+        *(("r2", threshold, f"null rate of {name}") for name, threshold in rates.items()),
+        ("cosine", similarity, "the paper's criterion"),
     ]
     return [
         {
@@ -153,7 +154,7 @@ def _layer(kernelset: KernelSet, index: int) -> dict[str, Any]:
 
 
 def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
-    """How many kernels of the network and of each null bear each label, in display order; unused ones left out."""
+    """How many kernels of the network and of each null bear each label, in display order, unused ones not."""
     from dogfit.labels import LABELS
 
     counts = {scores.name: Counter(scores.label.tolist()) for scores in everyone}
@@ -163,20 +164,16 @@ def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
 
 def _autoencoder(found: SizeResult) -> dict[str, Any]:
     if found.stretches is None or found.spectrum is None:
-        return {"left_out": found.no_autoencoder, "stretches": []}
+        return {"left_out": found.no_autoencoder}
+    counts = [int(np.sum(found.stretches.index == index)) for index in range(len(found.stretches.names))]
     return {
         "left_out": None,
+        "notes": list(found.autoencoder_notes),
         "heldout_dissimilarity": found.heldout_loss,
+        "clusters": dict(zip(found.stretches.names, counts, strict=True)),
         "stretches": [
-            {
-                "name": name,
-                "start": float(stretch.start),
-                "stop": float(stretch.stop),
-                "kernels": int(np.sum(found.stretches.index == index)),
-            }
-            for index, (name, stretch) in enumerate(
-                zip(found.stretches.names, found.spectrum.stretches, strict=True)
-            )
+            {"name": name, "start": float(start), "stop": float(stop)}
+            for start, stop, name in found.spectrum.stretches
         ],
     }
 

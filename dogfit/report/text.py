@@ -50,8 +50,7 @@ def _shares(sizes: dict[str, Any]) -> list[str]:
     rows = [
         (f"{size}×{size} {criterion(row)}" if several else criterion(row), row["shares"])
         for size, found in sizes.items()
-        # With several sizes the two thresholds that are the same for everyone; the page has the rest.
-        for row in (found["shares"][:2] if several else found["shares"])
+        for row in (found["shares"][:2] if several else _telling(found["shares"]))
     ]
     names = list(rows[0][1])
     width = max(len(title) for title, _ in rows)
@@ -61,6 +60,12 @@ def _shares(sizes: dict[str, Any]) -> list[str]:
     return lines + [
         "  ".join([title.ljust(width), *row]) for (title, _), row in zip(rows, cells, strict=True)
     ]
+
+
+def _telling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every row but the thresholds of the easier nulls."""
+    rates = [row for row in rows if row["meaning"].startswith("null rate")]
+    return [row for row in rows if row not in rates[:-1]]
 
 
 def _extremes(layers: list[dict[str, Any]]) -> list[str]:
