@@ -193,7 +193,7 @@ def _with_code(
     centres = []
     for name in spectrum.names:
         longest = max((s for s in spectrum.stretches if s.name == name), key=lambda s: s.stop - s.start)
-        centres.append(autoencoder.decode([(longest.start + longest.stop) / 2])[0])
+        centres.append(autoencoder.decode(np.array([(longest.start + longest.stop) / 2]))[0])
     return replace(
         result,
         own=replace(result.own, cosine=spread(cosine, np.nan, np.float32)),

@@ -111,7 +111,7 @@ def rate(done: int, seconds: float, unit: str) -> str:
 
 def progress_for(quiet: bool, file: TextIO | None = None) -> Progress:
     """What suits the place where progress goes, standard error by default."""
-    file = file or sys.stderr
-    if quiet:
+    target = sys.stderr if file is None else file
+    if quiet or target is None:
         return Progress()
-    return BarProgress(file) if file.isatty() else PlainProgress(file)
+    return BarProgress(target) if target.isatty() else PlainProgress(target)

@@ -82,7 +82,7 @@ def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[st
     layers = {model: indices for model, indices in layers.items() if indices}
     rows = len(layers)
     fig = style.figure(7.2, 0.7 + 2.3 * rows)
-    axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(4, 1.5))
+    axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(3.3, 1.7))
     colours = style.label_colours(labels)
     used = [label for label in labels if any((s.label == label).any() for s in (found.own, *found.nulls))]
     for (ax, side), (model, indices) in zip(axes, layers.items(), strict=True):
@@ -106,7 +106,7 @@ def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[st
         nulls = [select(n, np.isin(n.layer, indices) | (n.layer < 0)) for n in found.nulls if len(n.r2)]
         _stack(side, [own, *nulls[::-1]], used, colours)
         names = ["all layers", *(null.name for null in nulls[::-1])]
-        side.set_xticks(range(len(names)), [re.sub("[ -]", "\n", name) for name in names], fontsize=6.5)
+        side.set_xticks(range(len(names)), [re.sub("[ -]", "\n", name) for name in names], fontsize=6)
         side.set_title("beside its nulls")
     handles = [_patch(colours[label], label) for label in used]
     fig.legend(

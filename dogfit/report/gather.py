@@ -14,7 +14,10 @@ def draw_figures(result: RunResult) -> dict[tuple[str, str], bytes]:
 
     kernelset = result.kernelset
     drawn = {}
-    with mpl.rc_context({**mpl.rcParamsDefault, **style.RC}):
+    with mpl.rc_context():
+        # The same look whatever the user's own matplotlibrc says.
+        mpl.rcdefaults()
+        mpl.rcParams.update(style.RC)
         for size, found in result.sizes.items():
             figures = {
                 "r2": r2_distribution(found, size),

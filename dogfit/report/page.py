@@ -8,16 +8,16 @@ from typing import Any
 from dogfit.report.text import criterion, percent
 
 CAPTIONS = {
-    "r2": "Left, how R² is spread among the network's kernels and the nulls. Right, the share of kernels whose "
-    "best fit exceeds each R²: read the network's line against the nulls' at the same threshold.",
-    "gallery": "Kernel, fit and residual of the best, the median and the worst kernels, centred and scaled to "
-    "unit norm, all on one scale: red above zero, blue below, white at zero.",
-    "labels": "Share of labels in each layer, in network order; black lines part the stages. At the right all "
-    "layers together and the nulls.",
-    "models": "Left, the share of kernels above each R² for each model (solid) and its covariance-matched null "
-    "(dashed). Right, label shares of each model and its null.",
-    "spectrum": "What the decoder draws along its code, the stretches named by fitting those drawings, how well "
-    "they were fitted, and how many kernels lie where.",
+    "r2": "Left, how R² is spread among the network's kernels and the nulls. Right, the share of kernels "
+    "whose best fit exceeds each R²: read the network's line against the nulls' at the same threshold.",
+    "gallery": "Kernel, fit and residual of the best, the median and the worst kernels, centred and scaled "
+    "to unit norm, all on one scale: red above zero, blue below, white at zero.",
+    "labels": "Share of labels in each layer, in network order; black lines part the stages. At the right "
+    "all layers together and the nulls.",
+    "models": "Left, the share of kernels above each R² for each model (solid) and its covariance-matched "
+    "null (dashed). Right, label shares of each model and its null.",
+    "spectrum": "What the decoder draws along its code, the stretches named by fitting those drawings, how "
+    "well they were fitted, and how many kernels lie where.",
     "clusters": "Kernels by cluster: the centre, then members evenly spaced by rank, nearest to farthest.",
 }
 
@@ -42,7 +42,7 @@ def report_page(summary: Mapping[str, Any], pictures: Mapping[tuple[str, str], b
     environment.filters |= {
         "percent": percent,
         "criterion": criterion,
-        "short_criterion": lambda row: criterion(row).partition(" (")[0],
+        "short_criterion": lambda row: criterion(row).partition(" (")[0].removeprefix("reconstruction "),
         "number": lambda value: "–" if value is None else f"{value:.2f}",
         "thousands": lambda value: f"{value:,}",
         "commonest": _commonest,

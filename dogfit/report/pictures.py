@@ -59,7 +59,7 @@ def decoder_spectrum(found: SizeResult, size: int, labels: Sequence[str]) -> "Fi
     if spectrum is None or code is None:
         return None
     fig = style.figure(7.2, 3.7)
-    strip, band, fit, count = fig.subplots(4, 1, sharex=True, height_ratios=(0.42, 0.8, 1.0, 1.1))
+    strip, band, fit, count = fig.subplots(4, 1, sharex=True, height_ratios=(0.31, 0.8, 1.0, 1.1))
     middles = (np.arange(SPECTRUM_CELLS) + 0.5) / SPECTRUM_CELLS
     nearest = [int(np.argmin(np.abs(spectrum.code - middle))) for middle in middles]
     limit = style.symmetric_limit(spectrum.kernels)

@@ -82,8 +82,8 @@ def show_kernels(
 ) -> "ScalarMappable":
     """Kernels in rows of framed cells, red above zero, blue below, white at zero.
 
-    One image for all of them: an axes for each takes a minute to lay out. Cells are one unit high (downwards from
-    `top`) and `width` wide; the axes lose their ticks. Returns the scale, for a colour bar.
+    One image for all of them: an axes for each takes a minute to lay out. Cells are one unit high (downwards
+    from `top`) and `width` wide; the axes lose their ticks. Returns the scale, for a colour bar.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

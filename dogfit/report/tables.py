@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def kernel_table(result: RunResult) -> "pl.DataFrame":
     """One row per kernel, by size, layer and channel.
 
-    Columns: those of `KernelSet.table` (where it came from; mean, norm, flag), then code, cluster, cluster_name
-    and reconstruction_cosine (null without an autoencoder), kmeans and label, then those of `FitResult.table`.
+    Columns: those of `KernelSet.table` (where it came from; mean, norm, flag); code, cluster, cluster_name
+    and reconstruction_cosine (null without an autoencoder); kmeans, label; and those of `FitResult.table`.
     A value is null where it does not apply, such as any number of a kernel that could not be fitted.
     """
     import polars as pl
