@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 8.0,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 9.0,
