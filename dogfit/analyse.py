@@ -99,9 +99,9 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
         fits(name, kernels).scores(name, _normalised(kernels), layer)
         for name, (kernels, layer) in _nulls(group, config.seed).items()
     ]
-    good = np.flatnonzero(group.flag == Flag.OK)
     result = SizeResult(
         own=own,
+        good=group.flag == Flag.OK,
         nulls=tuple(nulls),
         null_rate=config.null_rate,
         fits=found.frame,
@@ -109,12 +109,12 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
         families=found.families,
         omitted=found.omitted,
     )
-    autoencoder = _autoencoder(own.kernels[good], config, work, progress)
+    autoencoder = _autoencoder(result.usable.kernels, config, work, progress)
     if isinstance(autoencoder, str):
         result = replace(result, no_autoencoder=autoencoder)
     else:
-        result = _with_code(result, good, autoencoder, config, progress)
-    return _with_baseline(result, good, config, progress)
+        result = _with_code(result, autoencoder, config, progress)
+    return _with_baseline(result, config, progress)
 
 
 def _nulls(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -167,7 +167,7 @@ def _autoencoder(
 
 
 def _with_code(
-    result: SizeResult, good: np.ndarray, autoencoder: "Autoencoder", config: RunConfig, progress: Progress
+    result: SizeResult, autoencoder: "Autoencoder", config: RunConfig, progress: Progress
 ) -> SizeResult:
     """The result with the autoencoder's code, stretches and reconstructions."""
     from dogfit.clusters import name_spectrum
@@ -177,12 +177,12 @@ def _with_code(
     def spread(values: np.ndarray, empty: float, dtype: type) -> np.ndarray:
         """Values of the good kernels, in the rows of all."""
         full = np.full(len(result.own.r2), empty, dtype)
-        full[good] = values
+        full[result.good] = values
         return full
 
     size = autoencoder.size
     with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
-        kernels = result.own.kernels[good]
+        kernels = result.usable.kernels
         code = np.asarray(autoencoder.encode(kernels))
         spectrum = name_spectrum(autoencoder, lambda k: fit_kernels(k, config.families), label_fits)
         index = np.asarray(spectrum.assign(code))
@@ -206,11 +206,11 @@ def _with_code(
     )
 
 
-def _with_baseline(result: SizeResult, good: np.ndarray, config: RunConfig, progress: Progress) -> SizeResult:
+def _with_baseline(result: SizeResult, config: RunConfig, progress: Progress) -> SizeResult:
     """The result with k-means on the kernels, and how far the partitions agree."""
     from dogfit.clusters import agreement, kmeans, silhouette
 
-    kernels = result.own.kernels[good]
+    kernels = result.usable.kernels
     count = len(result.stretches.names) if result.stretches else KMEANS_CLUSTERS
     if len(kernels) < 2 * count:
         return result
@@ -219,13 +219,13 @@ def _with_baseline(result: SizeResult, good: np.ndarray, config: RunConfig, prog
         found = kmeans(kernels, count, config.seed)
     names = []
     for cluster in range(count):
-        common = Counter(result.own.label[good[found.labels == cluster]].tolist()).most_common(1)
+        common = Counter(result.usable.label[found.labels == cluster].tolist()).most_common(1)
         names.append(f"{cluster} {common[0][0]}" if common else str(cluster))
     index = np.full(len(result.own.r2), -1, np.int32)
-    index[good] = found.labels
-    partitions = {"k-means": found.labels, "label of the fit": result.own.label[good]}
+    index[result.good] = found.labels
+    partitions = {"k-means": found.labels, "label of the fit": result.usable.label}
     if result.stretches:
-        partitions = {"name along the code": result.stretches.index[good], **partitions}
+        partitions = {"name along the code": result.stretches.index[result.good], **partitions}
     pairs = [(a, b) for i, a in enumerate(partitions) for b in list(partitions)[i + 1 :]]
     numbered = {name: np.unique(partition, return_inverse=True)[1] for name, partition in partitions.items()}
     scores = {name: silhouette(kernels, partition, seed=config.seed) for name, partition in numbered.items()}

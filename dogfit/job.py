@@ -22,6 +22,7 @@ from dogfit.kernelset import Flag, KernelSet
 from dogfit.outputs import Workspace
 from dogfit.report.result import RunResult
 from dogfit.report.summary import summarise
+from dogfit.report.text import printable
 
 PACKAGES = (
     "jax",
@@ -72,14 +73,20 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
         from dogfit.embedded import PATH
 
         sources = (PATH,)
+    counts: dict[str, tuple[int, int]] = {}
     with progress.stage("read depthwise kernels", "bytes") as update:
+
+        def count(model: str, done: int, total: int) -> None:
+            counts[model] = (done, total)
+            update(*(sum(column) for column in zip(*counts.values(), strict=True)))
+
         kernelset = load_kernels(
             *sources,
             sizes=config.sizes or None,
             include=config.include,
             exclude=config.exclude,
             offline=config.offline,
-            progress=lambda name, done, total: update(done, total),  # noqa: ARG005
+            progress=count,
         )
     if not any((group.flag == Flag.OK).any() for group in kernelset.groups.values()):
         raise InputError(
@@ -89,7 +96,7 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
     for source in kernelset.sources:
         share = f"{source.bytes_read:,} of {source.bytes_total:,} bytes"
         progress.say(
-            f"{source.name}: read {share} ({100 * source.bytes_read / max(source.bytes_total, 1):.1f} %)"
+            f"{printable(source.name)}: read {share} ({100 * source.bytes_read / max(source.bytes_total, 1):.1f} %)"
         )
     return kernelset
 

@@ -9,7 +9,7 @@ import numpy as np
 from dogfit.kernelset import KernelSet
 from dogfit.report import style
 from dogfit.report.result import Scores, SizeResult
-from dogfit.report.summary import HIGH_R2, above, null_thresholds, paper_r2, select
+from dogfit.report.summary import HIGH_R2, above, null_thresholds, paper_r2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,8 @@ def r2_distribution(found: SizeResult, size: int) -> "Figure":
     fig = style.figure(7.2, 3.1)
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.25))
     nulls = [null for null in found.nulls if len(null.r2)]
-    lines = [(found.own, "network", style.KERNELS, "-", 2.2)]
+    own = found.usable
+    lines = [(own, "network", style.KERNELS, "-", 2.2)]
     for null, colour, dash in zip(nulls, style.NULL_COLOURS, style.NULL_DASHES, strict=False):
         lines.append((null, null.name, colour, dash, 1.3))
     grid = np.linspace(0, 1, 401)
@@ -58,13 +59,13 @@ def r2_distribution(found: SizeResult, size: int) -> "Figure":
             f"{name} {level:g}", (level, 104), (0, 1), textcoords="offset points", ha="center", va="bottom",
             fontsize=6.5, color="#444444", annotation_clip=False,
         )  # fmt: skip
-        for scores, colour in ((found.own, style.KERNELS), (hardest, style.NULL_COLOURS[len(nulls) - 1])):
+        for scores, colour in ((own, style.KERNELS), (hardest, style.NULL_COLOURS[len(nulls) - 1])):
             value = 100 * (above(scores.r2, level) or 0.0)
             right.plot([level], [value], "o", color=colour, markersize=3.5)
-            own = scores is found.own
+            ours = scores is own
             right.annotate(
-                f"{value:.0f} %", (level, value), (4, 2) if own else (-4, -2), textcoords="offset points",
-                ha="left" if own else "right", va="bottom" if own else "top", color=colour, fontsize=7.5,
+                f"{value:.0f} %", (level, value), (4, 2) if ours else (-4, -2), textcoords="offset points",
+                ha="left" if ours else "right", va="bottom" if ours else "top", color=colour, fontsize=7.5,
                 fontweight="bold",
             )  # fmt: skip
     fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5)
@@ -75,8 +76,9 @@ def r2_distribution(found: SizeResult, size: int) -> "Figure":
 
 def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[str]) -> "Figure":
     """Share of labels in each layer, in network order, a row for each model; the nulls at the right."""
+    usable = found.usable
     layers = {
-        model: [i for i in np.unique(found.own.layer).tolist() if kernelset.layers[i].model == model]
+        model: [i for i in np.unique(usable.layer).tolist() if kernelset.layers[i].model == model]
         for model in kernelset.models
     }
     layers = {model: indices for model, indices in layers.items() if indices}
@@ -84,9 +86,9 @@ def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[st
     fig = style.figure(7.2, 0.7 + 2.3 * rows)
     axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(3.3, 1.7))
     colours = style.label_colours(labels)
-    used = [label for label in labels if any((s.label == label).any() for s in (found.own, *found.nulls))]
+    used = [label for label in labels if any((s.label == label).any() for s in (usable, *found.nulls))]
     for (ax, side), (model, indices) in zip(axes, layers.items(), strict=True):
-        parts = [select(found.own, found.own.layer == index) for index in indices]
+        parts = [usable.of_layers([index]) for index in indices]
         _stack(ax, parts, used, colours)
         records = [kernelset.layers[index] for index in indices]
         names = [
@@ -102,9 +104,8 @@ def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[st
         ax.set_xlabel(f"layer in network order ({'stage.block' if known else 'position'})")
         ax.set_ylabel("kernels (%)")
         ax.set_title(style.plain(model))
-        own = select(found.own, np.isin(found.own.layer, indices))
-        nulls = [select(n, np.isin(n.layer, indices) | (n.layer < 0)) for n in found.nulls if len(n.r2)]
-        _stack(side, [own, *nulls[::-1]], used, colours)
+        nulls = [null.of_layers(indices) for null in found.nulls if len(null.r2)]
+        _stack(side, [usable.of_layers(indices), *nulls[::-1]], used, colours)
         names = ["all layers", *(null.name for null in nulls[::-1])]
         side.set_xticks(range(len(names)), [re.sub("[ -]", "\n", name) for name in names], fontsize=6)
         side.set_title("beside its nulls")
@@ -122,10 +123,9 @@ def models_side_by_side(
     parts: dict[str, tuple[Scores, Scores]] = {}
     for model in kernelset.models:
         indices = [i for i, layer in enumerate(kernelset.layers) if layer.model == model]
-        own = select(found.own, np.isin(found.own.layer, indices))
-        null = found.nearest_null
+        own = found.usable.of_layers(indices)
         if len(own.r2):
-            parts[model] = (own, select(null, np.isin(null.layer, indices) | (null.layer < 0)))
+            parts[model] = (own, found.nearest_null.of_layers(indices))
     fig = style.figure(7.2, 3.4)
     left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
     grid = np.linspace(0, 1, 401)

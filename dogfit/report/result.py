@@ -1,11 +1,11 @@
 """What a run found, as arrays: the input of every table, figure and page."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dogfit.kernelset import KernelSet
 
@@ -35,6 +35,21 @@ class Scores:
     label: np.ndarray
     cosine: Float[np.ndarray, " n"] | None = None
 
+    def select(self, rows: np.ndarray) -> "Scores":
+        """The scores of some rows, by mask or index."""
+        return replace(
+            self,
+            kernels=self.kernels[rows],
+            layer=self.layer[rows],
+            r2=self.r2[rows],
+            label=self.label[rows],
+            cosine=None if self.cosine is None else self.cosine[rows],
+        )
+
+    def of_layers(self, layers: Sequence[int]) -> "Scores":
+        """The kernels of some layers; a null that stands for no layer stands for all."""
+        return self.select(np.isin(self.layer, layers) | (self.layer < 0))
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -57,6 +72,7 @@ class SizeResult:
 
     Attributes:
       own: the network's kernels, in the order of the `KernelSet` group.
+      good: those that can be analysed: neither constant nor zero nor damaged `[n]`.
       nulls: the null kernels; `null_rate` is the share of each that its threshold lets pass.
       fits: fitted numbers, a row per kernel.
       templates: fitted kernels in the checkpoint's units `[n, k, k]`, NaN without a fit.
@@ -72,6 +88,7 @@ class SizeResult:
     """
 
     own: Scores
+    good: Bool[np.ndarray, " n"]
     nulls: tuple[Scores, ...]
     null_rate: float
     fits: "pl.DataFrame"
@@ -87,6 +104,11 @@ class SizeResult:
     heldout_loss: float | None = None
     no_autoencoder: str | None = None
     autoencoder_notes: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> Scores:
+        """The network's kernels that can be analysed; all shares are of these."""
+        return self.own.select(self.good)
 
     @property
     def clusters(self) -> Clusters | None:

@@ -5,7 +5,6 @@ A share of kernels never stands alone: wherever one is given, the nulls' shares 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,18 +38,6 @@ def above(values: ArrayLike, threshold: float) -> float | None:
     return float(np.mean(values > threshold)) if values.size else None
 
 
-def select(scores: Scores, rows: np.ndarray) -> Scores:
-    """The scores of some rows (mask or indices)."""
-    return replace(
-        scores,
-        kernels=scores.kernels[rows],
-        layer=scores.layer[rows],
-        r2=scores.r2[rows],
-        label=scores.label[rows],
-        cosine=None if scores.cosine is None else scores.cosine[rows],
-    )
-
-
 def summarise(result: RunResult) -> dict[str, Any]:
     """Everything a reader is told, ready for JSON; the same for the same inputs, seed and device."""
     kernelset = result.kernelset
@@ -77,15 +64,14 @@ def _model(kernelset: KernelSet, name: str) -> dict[str, Any]:
 
 def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
     group = kernelset.groups[size]
-    good = group.flag == Flag.OK
-    own = select(found.own, good)
+    own = found.usable
     everyone = (own, *found.nulls)
     models = {
         name: [i for i, layer in enumerate(kernelset.layers) if layer.model == name]
         for name in kernelset.models
     }
     return {
-        "kernels": len(good),
+        "kernels": len(found.good),
         "flagged": {flag.name.lower(): int(np.sum(group.flag == flag)) for flag in Flag if flag != Flag.OK},
         "fitted": int(np.sum(np.isfinite(own.r2))),
         "null_kernels": {null.name: len(null.r2) for null in found.nulls},
@@ -139,7 +125,7 @@ def _shares(everyone: Sequence[Scores], size: int, rates: dict[str, float]) -> l
 
 def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[str, Any]:
     """The shares of some layers, beside the nulls drawn for them and those that stand for no layer."""
-    part = [select(s, np.isin(s.layer, layers) | (s.layer < 0)) for s in everyone]
+    part = [scores.of_layers(layers) for scores in everyone]
     return {
         "kernels": len(part[0].r2),
         "median_r2": {scores.name: _quantiles(scores.r2)["50 %"] for scores in part},

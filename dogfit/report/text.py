@@ -12,6 +12,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def printable(name: str) -> str:
+    """A name from a checkpoint, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
 def criterion(row: dict[str, Any]) -> str:
     """What a row of shares counts, in words."""
     measure = "R²" if row["measure"] == "r2" else "reconstruction cosine"
@@ -21,14 +26,17 @@ def criterion(row: dict[str, Any]) -> str:
 def summary_lines(summary: dict[str, Any], out: Path) -> list[str]:
     """The contrast with the nulls first, then labels, the best and worst layers, and where the report is."""
     sizes = summary["sizes"]
-    lines = [f"{model['name']}: {model['layers']} layers, {_kernels(model)}" for model in summary["models"]]
+    lines = [
+        f"{printable(model['name'])}: {model['layers']} layers, {_kernels(model)}"
+        for model in summary["models"]
+    ]
     lines += _shares(sizes)
     if len(summary["models"]) > 1:
         for size, found in sizes.items():
             for part in found["by_model"][:MODELS_SHOWN]:
                 row = part["shares"][1]
                 own, null = row["shares"]["network"], list(row["shares"].values())[-1]
-                title = f"{part['model']} {size}×{size} R² > {row['threshold']:.2f}"
+                title = f"{printable(part['model'])} {size}×{size} R² > {row['threshold']:.2f}"
                 lines.append(f"{title}: {percent(own)} (its null {percent(null)})")
     for size, found in sizes.items():
         counts = sorted(((count["network"], label) for label, count in found["labels"].items()), reverse=True)
@@ -82,4 +90,4 @@ def _median(part: dict[str, Any]) -> str:
     medians = part["median_r2"]
     own, null = medians["network"], list(medians.values())[-1]
     own, null = ("–" if value is None else f"{value:.2f}" for value in (own, null))
-    return f"{part['name']} {own} ({null})"
+    return f"{printable(part['name'])} {own} ({null})"

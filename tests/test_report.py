@@ -1,0 +1,255 @@
+"""Summary, tables, figures, page and terminal lines of a result made by hand."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dogfit.clusters import Spectrum, Stretch
+from dogfit.kernelset import Flag, KernelSet, Layer
+from dogfit.labels import LABELS
+from dogfit.report.gather import draw_figures
+from dogfit.report.page import report_page
+from dogfit.report.result import Clusters, RunResult, Scores, SizeResult
+from dogfit.report.style import label_colours
+from dogfit.report.summary import paper_dissimilarity, paper_r2, summarise
+from dogfit.report.tables import fitted_tensors, kernel_table
+from dogfit.report.text import summary_lines
+
+HOSTILE = "<script>alert('$x_1$')</script>\u202e日本"
+K = 5
+SHOWN = LABELS[:3]
+
+
+def unit(kernels: np.ndarray) -> np.ndarray:
+    centred = kernels - kernels.mean((1, 2), keepdims=True)
+    return (centred / np.linalg.norm(centred, axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
+def make_result(names: tuple[str, ...], *, coded: bool = True) -> RunResult:
+    """A run over layers of 12 kernels, every other one of a second model. The last kernel is NaN."""
+    generator = np.random.default_rng(0)
+    pairs = []
+    for place, name in enumerate(names):
+        taps = generator.standard_normal((12, K, K)).astype(np.float32)
+        pairs.append((Layer(name, f"net{place % 2}", place // 2, place // 2, 0, K, 12, "F32"), taps))
+    pairs[-1][1][-1] = np.nan
+    kernelset = KernelSet.from_layers(pairs, notes=["net0: 2 left out: quantised"])
+    group = kernelset.groups[K]
+    n = len(group.kernels)
+    r2 = generator.uniform(0.3, 1, n).astype(np.float32)
+    r2[-1] = np.nan
+    label = generator.choice(SHOWN, n)
+    label[-1] = "unfitted"
+    frame = pl.DataFrame(
+        {
+            "family": pl.Series([*generator.choice(["dog", "d1"], n - 1).tolist(), None], dtype=pl.String),
+            "r2": r2,
+            "label": label.tolist(),
+        }
+    )
+    cosine = generator.uniform(0.5, 1, n).astype(np.float32)
+    cosine[-1] = np.nan
+    own = Scores("network", group.normalised(), group.layer, r2, label, cosine if coded else None)
+    layers = {"white noise": np.full(40, -1), "covariance-matched": np.repeat(np.arange(len(names)), 10)}
+    nulls = []
+    for name, layer in layers.items():
+        m = len(layer)
+        null = Scores(
+            name,
+            unit(generator.standard_normal((m, K, K))),
+            layer.astype(np.int32),
+            generator.uniform(0, 0.9, m).astype(np.float32),
+            generator.choice(SHOWN, m),
+            generator.uniform(0, 1, m).astype(np.float32) if coded else None,
+        )
+        nulls.append(null)
+    found = SizeResult(
+        own=own,
+        good=group.flag == Flag.OK,
+        nulls=tuple(nulls),
+        null_rate=0.1,
+        fits=frame,
+        templates=np.where(np.isfinite(r2)[:, None, None], 0.5 * group.kernels, np.nan).astype(np.float32),
+        families=("dog", "d1"),
+        omitted={"d2": "as many parameters as taps"},
+        kmeans=Clusters(
+            np.where(group.flag == Flag.OK, np.arange(n) % 2, -1), ("0 a", "1 b"), own.kernels[:2]
+        ),
+        agreement={"k-means / label of the fit": {"ari": 0.1, "nmi": 0.2}},
+        no_autoencoder=None if coded else "left out on request",
+    )
+    if coded:
+        code = np.where(group.flag == Flag.OK, generator.uniform(0, 1, n), np.nan).astype(np.float32)
+        samples = np.linspace(0, 1, 64)
+        stretches = tuple(Stretch(i / 3, (i + 1) / 3, SHOWN[i]) for i in range(3))
+        drawn = unit(generator.standard_normal((64, K, K)))
+        spectrum = Spectrum(samples, drawn, np.repeat(SHOWN[0], 64), samples, stretches)
+        names_of = Clusters(spectrum.assign(code), spectrum.names, drawn[:3])
+        found = replace(found, spectrum=spectrum, code=code, stretches=names_of, heldout_loss=0.25)
+    return RunResult(kernelset, {K: found}, {"seed": 0, "families": ["dog", "d1"], "null_rate": 0.1})
+
+
+@pytest.fixture(scope="module")
+def result() -> RunResult:
+    return make_result(("stem", HOSTILE, "body.1", "body.2"))
+
+
+@pytest.fixture(scope="module")
+def pictures(result) -> dict:
+    return draw_figures(result)
+
+
+@pytest.mark.parametrize(
+    ("size", "dissimilarity", "r2"), [(5, 0.2, 0.64), (7, 0.3, 0.49), (3, 0.2, 0.64), (31, 0.3, 0.49)]
+)
+def test_paper_thresholds(size, dissimilarity, r2):
+    assert paper_dissimilarity(size) == dissimilarity
+    assert paper_r2(size) == r2
+
+
+def test_shares_are_counts_over_kernels(result):
+    found = result.sizes[K]
+    summary = summarise(result)["sizes"][str(K)]
+    for row in summary["shares"]:
+        assert list(row["shares"]) == ["network", "white noise", "covariance-matched"]
+        for scores in (found.own, *found.nulls):
+            values = getattr(scores, row["measure"])[np.isfinite(scores.r2)]
+            passed = sum(float(value) > row["threshold"] for value in values)
+            assert row["shares"][scores.name] == pytest.approx(passed / len(values))
+    thresholds = [(row["measure"], row["threshold"]) for row in summary["shares"]]
+    assert thresholds[:2] == [("r2", 0.64), ("r2", 0.8)]
+    assert thresholds[-1] == ("cosine", 0.8)
+    rates = [row for row in summary["shares"] if row["meaning"].startswith("null rate")]
+    assert [
+        row["shares"][name] for row, name in zip(rates, ["white noise", "covariance-matched"], strict=True)
+    ] == [0.1, 0.1]
+
+
+def test_flagged_kernels_are_counted_apart(result):
+    summary = summarise(result)["sizes"][str(K)]
+    assert summary["kernels"] == 48
+    assert summary["flagged"] == {"zero": 0, "constant": 0, "nonfinite": 1}
+    assert summary["fitted"] == 47
+    assert sum(count["network"] for count in summary["labels"].values()) == 47
+    assert sum(summary["families"].values()) == 47
+
+
+def test_parts_stand_beside_the_null_drawn_for_them(result):
+    found = result.sizes[K]
+    summary = summarise(result)["sizes"][str(K)]
+    assert [part["name"] for part in summary["by_layer"]] == ["stem", HOSTILE, "body.1", "body.2"]
+    for index, part in enumerate(summary["by_layer"]):
+        for scores in (found.own, found.nulls[1]):
+            expected = np.nanmedian(scores.r2[scores.layer == index].astype(float))
+            assert part["median_r2"][scores.name] == pytest.approx(expected)
+        assert part["shares"][1]["shares"]["white noise"] == summary["shares"][1]["shares"]["white noise"]
+    assert [part["model"] for part in summary["by_model"]] == ["net0", "net1"]
+    null = found.nulls[1]
+    expected = np.mean(null.r2[np.isin(null.layer, [0, 2])].astype(float) > 0.8)
+    assert summary["by_model"][0]["shares"][1]["shares"]["covariance-matched"] == pytest.approx(expected)
+
+
+def test_summary_is_json(result):
+    summary = summarise(result)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == json.loads(json.dumps(summary))
+
+
+def test_kernel_table_has_a_row_for_each_kernel(result):
+    table = kernel_table(result)
+    found = result.sizes[K]
+    assert table.height == result.kernelset.n
+    assert table["layer"].to_list()[12:24] == [HOSTILE] * 12
+    assert np.allclose(table["r2"].to_numpy()[:-1], found.own.r2[:-1])
+    assert found.stretches is not None
+    names = [found.stretches.names[i] for i in found.stretches.index[:-1]]
+    assert table["cluster_name"].to_list()[:-1] == names
+    last = table.row(-1, named=True)
+    assert last["flag"] == "NONFINITE"
+    nothing = ("r2", "code", "cluster", "cluster_name", "reconstruction_cosine", "kmeans", "family")
+    assert [last[name] for name in nothing] == [None] * len(nothing)
+    assert len(set(table.columns)) == len(table.columns)
+
+
+def test_without_an_autoencoder_its_columns_are_null():
+    table = kernel_table(make_result(("a",), coded=False))
+    for name in ("code", "cluster", "cluster_name", "reconstruction_cosine"):
+        assert table[name].null_count() == table.height
+    assert table["kmeans"].null_count() == 1
+
+
+def test_fitted_tensors_keep_names_and_the_taps_of_unfitted_kernels(result):
+    tensors = fitted_tensors(result)
+    assert list(tensors) == ["net0:stem", f"net1:{HOSTILE}", "net0:body.1", "net1:body.2"]
+    taps = result.kernelset.groups[K].kernels
+    for index, tensor in enumerate(tensors.values()):
+        assert tensor.shape == (12, 1, K, K)
+        assert tensor.dtype == np.float32
+        rows = taps[12 * index : 12 * index + 12]
+        fitted = np.isfinite(rows).all((1, 2))
+        assert np.array_equal(tensor[fitted, 0], 0.5 * rows[fitted])
+        assert np.isnan(tensor[~fitted]).all()
+    assert list(fitted_tensors(make_result(("a",)))) == ["a"]
+
+
+def test_every_figure_is_drawn(pictures):
+    assert set(pictures) == {
+        (str(K), name) for name in ("r2", "gallery", "labels", "spectrum", "clusters", "models")
+    }
+    for png in pictures.values():
+        assert png.startswith(b"\x89PNG\r\n")
+
+
+def test_figures_are_the_same_twice(pictures, result):
+    assert draw_figures(result) == pictures
+
+
+def test_figures_without_code_or_second_model():
+    drawn = draw_figures(make_result(("a",), coded=False))
+    assert {name for _, name in drawn} == {"r2", "gallery", "labels", "clusters"}
+
+
+def test_page_is_self_contained_and_escapes_names(result, pictures):
+    page = report_page(json.loads(json.dumps(summarise(result))), pictures)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    loads = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert len(loads) >= len(pictures)
+    assert all(target.startswith(("data:image/png;base64,", "#")) for target in loads)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "default-src 'none'" in page
+    for text in ("2 left out: quantised", "Family d2 left out: as many parameters as taps", "1 is nonfinite"):
+        assert text in page
+
+
+def test_page_says_why_there_is_no_autoencoder():
+    result = make_result(("a",), coded=False)
+    page = report_page(json.loads(json.dumps(summarise(result))), {})
+    assert "No autoencoder: left out on request." in page
+
+
+def test_terminal_lines_put_each_share_beside_its_nulls(result):
+    lines = summary_lines(summarise(make_result(("a",))), Path("out"))
+    assert len(lines) <= 12
+    header = next(line for line in lines if line.startswith("share of kernels"))
+    assert re.findall(r"network|white noise|covariance-matched", header) == [
+        "network",
+        "white noise",
+        "covariance-matched",
+    ]
+    for line in lines:
+        # A share without its nulls' would be one percentage alone.
+        assert line.count("%") != 1
+    assert lines[-1] == f"report: {Path('out') / 'report.html'}"
+    several = summary_lines(summarise(result), Path("out"))
+    assert any(line.startswith("net1") and "its null" in line for line in several)
+
+
+def test_colours_tell_labels_apart():
+    colours = label_colours(LABELS)
+    assert len(set(colours.values())) == len(LABELS)
