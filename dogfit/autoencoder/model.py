@@ -42,9 +42,12 @@ class Network(nnx.Module):
         self.encoder = Mlp((taps, *widths, code_dim), rngs)
         self.decoder = Mlp((code_dim * (1 + 2 * frequencies), *reversed(widths), taps), rngs)
 
-    def encode(self, kernels: Float[Array, "n taps"]) -> Float[Array, "n code"]:
+    def logit(self, kernels: Float[Array, "n taps"]) -> Float[Array, "n code"]:
         # A unit-norm kernel has taps of size 1/sqrt(taps); the layers want inputs of size one.
-        return nnx.sigmoid(self.encoder(kernels * np.sqrt(kernels.shape[-1])))
+        return self.encoder(kernels * np.sqrt(kernels.shape[-1]))
+
+    def encode(self, kernels: Float[Array, "n taps"]) -> Float[Array, "n code"]:
+        return nnx.sigmoid(self.logit(kernels))
 
     def decode(self, code: Float[Array, "m code"]) -> Float[Array, "m taps"]:
         multiples = np.pi * np.arange(1, self.frequencies + 1, dtype=np.float32)

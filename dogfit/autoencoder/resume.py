@@ -46,13 +46,13 @@ class Checkpoints:
     def _claim(self, run: dict[str, str | int]) -> None:
         path = self.directory / FINGERPRINT
         try:
-            before = json.loads(path.read_text())
+            before = dict(json.loads(path.read_text()))
         except FileNotFoundError:
             part = path.with_suffix(".part")
             part.write_text(json.dumps(run, indent=1))
             part.replace(path)
             return
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise DogfitError(
                 f"{path} is damaged ({error}); delete {self.directory} to train anew"
             ) from error

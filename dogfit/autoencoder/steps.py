@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.model import Network, Params, code_grid
@@ -88,22 +88,32 @@ def train_chunk(
     return jax.lax.scan(lambda s, _: (one(s), None), state, length=chunks(config)[1])[0]
 
 
+def batch_indices(
+    state: State, config: AutoencoderConfig, n: int, devices: int
+) -> tuple[Int[Array, " b"], Bool[Array, " b"], Int[Array, " e"]]:
+    """Rows of the current step's batch, which of them are data, and the order of the current epoch.
+
+    An epoch is one shuffle of the rows, padded to whole batches; the batch is padded to a multiple of
+    `devices`. Only the latter padding depends on the mesh, so every mesh sees the same batches.
+    """
+    per_epoch, size = batches(config, n)
+    epoch, place = state["step"] // per_epoch, state["step"] % per_epoch
+    key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), 2 * epoch)
+    order = jax.lax.cond(
+        place == 0, lambda: jax.random.permutation(key, per_epoch * size), lambda: state["order"]
+    )
+    index = jax.lax.dynamic_slice(order, (place * size,), (size,))
+    index = jnp.pad(index, (0, -size % devices), constant_values=n)
+    return index, index < n, order
+
+
 def _step(
     state: State, kernels: Float[Array, "m taps"], config: AutoencoderConfig, n: int, rows: NamedSharding
 ) -> State:
     key, step = jax.random.wrap_key_data(state["key"]), state["step"]
-    per_epoch, size = batches(config, n)
-    epoch, place = step // per_epoch, step % per_epoch
-
-    def shuffled() -> Array:
-        return jax.random.permutation(jax.random.fold_in(key, 2 * epoch), per_epoch * size)
-
-    order = jax.lax.cond(place == 0, shuffled, lambda: state["order"])
-    index = jax.lax.dynamic_slice(order, (place * size,), (size,))
-    # Positions from n on are padding: of the epoch to whole batches, here also of the batch to the mesh.
-    index = jnp.pad(index, (0, -size % rows.mesh.size), constant_values=n)
+    index, valid, order = batch_indices(state, config, n, rows.mesh.size)
     batch = jax.lax.with_sharding_constraint(jnp.take(kernels, index, axis=0, mode="clip"), rows)
-    valid = jax.lax.with_sharding_constraint(index < n, rows)
+    valid = jax.lax.with_sharding_constraint(valid, rows)
 
     shift = jax.random.uniform(jax.random.fold_in(key, 2 * step + 1), (1, config.code_dim))
     grid = (jnp.asarray(code_grid(TRAINING_POINTS, config.code_dim)) + shift) % 1.0
@@ -138,19 +148,27 @@ def _loss(
     grid: Float[Array, "g code"],
     temperature: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cosine loss through the encoder, plus the cosine loss to the decoder's curve.
+    """Cosine loss through the encoder, cosine loss to the decoder's curve, and what ties the two.
 
     The first alone leaves kernels stranded: a code can only slide along the curve, past shapes that fit
-    worse. The second moves the curve towards the kernels, wherever the encoder has put them.
+    worse. The second moves the curve towards the kernels, wherever the encoder has put them. The third, a
+    cross-entropy on the logits, tells the encoder of the nearest point of the curve however far it is, and
+    revives a saturated sigmoid.
+
+    Returns:
+      The objective, and the mean cosine loss at the nearest point of `grid`.
     """
     network = nnx.merge(graph(config, batch.shape[1]), params)
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
     similarity = batch @ network.decode(grid).T
     pull = jax.lax.stop_gradient(jax.nn.softmax(similarity / temperature, axis=-1))
     to_curve = 1 - jnp.sum(pull * similarity, axis=-1)
-    through_code = 1 - jnp.sum(network.decode(network.encode(batch)) * batch, axis=-1)
+    logit = network.logit(batch)
+    through_code = 1 - jnp.sum(network.decode(nnx.sigmoid(logit)) * batch, axis=-1)
+    target = grid[jnp.argmax(similarity, axis=-1)]
+    missed = jnp.sum(optax.sigmoid_binary_cross_entropy(logit, target), axis=-1)
     nearest = 1 - jnp.max(similarity, axis=-1)
-    return jnp.sum(weight * (to_curve + through_code)) / 2, jnp.sum(weight * nearest)
+    return jnp.sum(weight * (to_curve / 2 + through_code / 2 + missed)), jnp.sum(weight * nearest)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -129,6 +129,8 @@ class Autoencoder:
             f"params.{k}": np.array(v) for k, v in flatten_dict(_text_keys(self.params), sep=".").items()
         }
         tensors |= {name: getattr(self, name) for name in _ARRAYS}
+        # safetensors writes the memory of an array as it lies, strides unseen.
+        tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         about = {
             "format": FORMAT,
             "size": self.size,
@@ -205,7 +207,7 @@ def unit_rows(
     if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
         k = size or "k"
         raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
-    rows = array.reshape(len(array), -1).astype(np.float32)
+    rows = array.reshape(len(array), array.shape[1] ** 2).astype(np.float32)
     finite = np.asarray(np.isfinite(rows).all(axis=1))
     rows = np.where(finite[:, None], rows, 0)
     scale = np.abs(rows).max(axis=1, keepdims=True, initial=0)

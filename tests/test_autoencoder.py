@@ -1,0 +1,257 @@
+"""Model, training over meshes, and the saved form. Resuming is in test_autoencoder_resume.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dogfit.autoencoder import (
+    MIN_KERNELS,
+    Autoencoder,
+    AutoencoderConfig,
+    TooFewKernels,
+    steps,
+    train_autoencoder,
+)
+from dogfit.autoencoder.model import code_grid
+from dogfit.autoencoder.trained import FILE, collapsed, entropy_share, unit_rows
+from dogfit.devices import data_mesh
+from dogfit.errors import DogfitError, InputError
+
+SMALL = AutoencoderConfig(steps=150, batch_size=64, restarts=2, widths=(64, 32), frequencies=4)
+
+
+def unit_numpy(kernels):
+    """Reference: centred unit vectors, in float64."""
+    flat = np.asarray(kernels, np.float64).reshape(len(kernels), -1)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def edges(n, k=5, seed=0, noise=0.0):
+    """Kernels on a true one-dimensional curve: a Gaussian slope at every orientation."""
+    rng = np.random.default_rng(seed)
+    theta = rng.uniform(0, 2 * np.pi, n)[:, None, None]
+    u = np.arange(k) - (k - 1) / 2
+    window = np.exp(-(u[:, None] ** 2 + u**2) / 2)
+    kernels = (np.cos(theta) * u + np.sin(theta) * u[:, None]) * window
+    return (kernels + noise * rng.normal(size=kernels.shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_autoencoder(edges(500), SMALL)
+
+
+def test_a_true_curve_is_learnt_and_new_kernels_on_it_are_found(trained):
+    fresh = edges(300, seed=1)
+    cosine = trained.reconstruction_cosine(fresh)
+    assert cosine.mean() > 0.98
+    assert trained.heldout_loss < 0.02
+    assert not trained.notes
+    # The reported cosine is that of the kernel with the decoded code.
+    decoded = trained.decode(trained.encode(fresh)).reshape(300, -1)
+    np.testing.assert_allclose(cosine, np.sum(unit_numpy(fresh) * decoded, axis=1), atol=1e-5)
+
+
+def test_the_search_never_loses_to_the_encoder_and_equals_brute_force(trained):
+    fresh = edges(200, seed=2, noise=0.1)
+    own = trained.reconstruction_cosine(fresh, search=False)
+    decoded = trained.decode(trained.encode(fresh, search=False)).reshape(200, -1)
+    np.testing.assert_allclose(own, np.sum(unit_numpy(fresh) * decoded, axis=1), atol=1e-5)
+    curve = trained.decode(code_grid(steps.SEARCH_POINTS, 1)[:, 0]).reshape(steps.SEARCH_POINTS, -1)
+    brute = np.maximum((unit_numpy(fresh) @ curve.T.astype(np.float64)).max(axis=1), own)
+    np.testing.assert_allclose(trained.reconstruction_cosine(fresh), brute, atol=1e-5)
+
+
+def test_decoded_kernels_are_centred_unit_vectors_and_codes_lie_in_the_unit_interval(trained):
+    kernels = trained.decode(np.linspace(0, 1, 33))
+    assert kernels.shape == (33, 5, 5)
+    np.testing.assert_allclose(kernels.mean(axis=(1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(np.sum(kernels**2, axis=(1, 2)), 1, atol=1e-5)
+    codes = trained.encode(edges(50, seed=3))
+    assert codes.min() >= 0 and codes.max() <= 1
+
+
+def test_gain_and_offset_do_not_matter_but_sign_does(trained):
+    fresh = edges(50, seed=4)
+    # A gain of a power of two and no rounding in the offset: equal to the last bits that centring leaves.
+    np.testing.assert_allclose(trained.encode(4 * fresh + 0.5), trained.encode(fresh), atol=2e-3)
+    assert np.abs(trained.encode(-fresh) - trained.encode(fresh)).min() > 0.05
+    assert trained.reconstruction_cosine(-fresh).min() > 0.9
+
+
+def test_rows_without_a_shape_are_nan_and_touch_no_other(trained):
+    fresh = edges(20, seed=5)
+    broken = fresh.copy()
+    broken[3], broken[7], broken[11] = 0, np.nan, 2.5
+    code, cosine = trained.encode(broken), trained.reconstruction_cosine(broken)
+    bad = np.isin(np.arange(20), (3, 7, 11))
+    assert np.isnan(code[bad]).all() and np.isnan(cosine[bad]).all()
+    np.testing.assert_array_equal(code[~bad], trained.encode(fresh)[~bad])
+    assert trained.encode(np.zeros((0, 5, 5))).shape == (0,)
+
+
+def test_blocks_do_not_change_answers(trained, monkeypatch):
+    fresh = edges(700, seed=6)
+    whole = trained.encode(fresh)
+    monkeypatch.setattr("dogfit.autoencoder.trained.BLOCK", 256)
+    np.testing.assert_allclose(trained.encode(fresh), whole, atol=2e-3)
+
+
+def test_the_loss_curve_is_the_same_on_one_two_and_eight_devices():
+    # 203 rows in batches of 46 or so: neither the data nor a batch divides by the devices.
+    kernels = edges(225, noise=0.3)
+    config = dataclasses.replace(SMALL, steps=24, batch_size=50)
+    runs = [train_autoencoder(kernels, config, mesh=data_mesh(jax.devices()[:d])) for d in (1, 2, 8)]
+    for run in runs[1:]:
+        np.testing.assert_allclose(run.history, runs[0].history, atol=2e-5)
+        np.testing.assert_allclose(run.heldout_losses, runs[0].heldout_losses, atol=1e-4)
+
+
+def test_every_kernel_is_seen_once_an_epoch_on_an_uneven_mesh():
+    n, config = 203, dataclasses.replace(SMALL, batch_size=50)
+    per_epoch, _ = steps.batches(config, n)
+    state = steps.initial_state(config, 25, n)
+    seen = []
+    indices = jax.jit(lambda s: steps.batch_indices(s, config, n, devices=8))
+    for step in range(2 * per_epoch):
+        index, valid, order = indices(state)
+        state |= {"step": jnp.int32(step + 1), "order": order}
+        assert len(index) % 8 == 0
+        seen.append(np.asarray(index)[np.asarray(valid)])
+    first, second = np.concatenate(seen[:per_epoch]), np.concatenate(seen[per_epoch:])
+    assert sorted(first) == sorted(second) == list(range(n))
+    assert not np.array_equal(first, second)
+
+
+def test_several_code_numbers_are_allowed():
+    config = dataclasses.replace(SMALL, code_dim=2, steps=40)
+    model = train_autoencoder(edges(200), config)
+    codes = model.encode(edges(9, seed=1))
+    assert codes.shape == (9, 2)
+    assert model.decode(codes).shape == (9, 5, 5)
+    grid = code_grid(400, 2)
+    assert grid.min() >= 0 and grid.max() < 1
+    # Evenly spread: each of 16 equal squares holds 25 points, give or take a few.
+    counts = np.histogram2d(*grid.T, bins=4, range=[(0, 1)] * 2)[0]
+    assert np.abs(counts - 25).max() <= 3
+
+
+def test_saved_and_loaded_it_is_the_same(trained, tmp_path):
+    trained.save(tmp_path / "deep" / "folder")
+    again = Autoencoder.load(tmp_path / "deep" / "folder")
+    fresh = edges(40, seed=7)
+    np.testing.assert_array_equal(again.encode(fresh), trained.encode(fresh))
+    np.testing.assert_array_equal(again.history, trained.history)
+    assert (again.config, again.size, again.restart, again.heldout_loss) == (
+        trained.config,
+        trained.size,
+        trained.restart,
+        trained.heldout_loss,
+    )
+    assert [p.name for p in (tmp_path / "deep" / "folder").iterdir()] == [FILE]
+
+
+def test_damaged_or_foreign_files_are_refused(trained, tmp_path):
+    from safetensors.numpy import save_file
+
+    path = trained.save(tmp_path)
+    whole = path.read_bytes()
+    for broken in (b"", b"junk", whole[: len(whole) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match="not a dogfit autoencoder"):
+            Autoencoder.load(tmp_path)
+    save_file({"params.a": np.zeros(3)}, path)
+    with pytest.raises(InputError, match="expected format"):
+        Autoencoder.load(tmp_path)
+    path.write_bytes(whole.replace(b'\\"size\\": 5', b'\\"size\\": 7'))
+    with pytest.raises(InputError, match="shape"):
+        Autoencoder.load(tmp_path)
+    with pytest.raises(InputError, match="no autoencoder"):
+        Autoencoder.load(tmp_path / "absent")
+
+
+def test_too_few_kernels_is_a_plain_statement():
+    with pytest.raises(TooFewKernels, match=f"{MIN_KERNELS - 1} kernels of 5x5 are too few") as error:
+        train_autoencoder(edges(MIN_KERNELS - 1), SMALL)
+    assert isinstance(error.value, DogfitError)
+
+
+@pytest.mark.parametrize("row", [0.0, 3.0, np.nan, np.inf])
+def test_kernels_without_a_shape_are_refused(row):
+    kernels = edges(100)
+    kernels[5] = row
+    with pytest.raises(InputError, match="1 of 100 kernels are constant or not finite"):
+        train_autoencoder(kernels, SMALL)
+
+
+@pytest.mark.parametrize("shape", [(100, 25), (100, 5, 4), (5, 5)])
+def test_wrong_shapes_are_refused(shape, trained):
+    with pytest.raises(ValueError, match=r"kernels must be \[n, k, k\]"):
+        train_autoencoder(np.ones(shape), SMALL)
+    with pytest.raises(ValueError, match=r"kernels must be \[n, 5, 5\]"):
+        trained.encode(np.ones((3, 7, 7)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"restarts": 0},
+        {"widths": ()},
+        {"widths": (8, 0)},
+        {"holdout": 1.0},
+        {"learning_rate": 0.0},
+    ],
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        AutoencoderConfig(**change)
+
+
+def test_a_run_that_diverges_everywhere_says_so():
+    with pytest.raises(DogfitError, match="diverged in all 2 restarts"):
+        train_autoencoder(edges(100), dataclasses.replace(SMALL, steps=20, learning_rate=1e30))
+
+
+def test_dead_codes_are_told_from_live_ones(trained):
+    even = code_grid(640, 1)
+    assert entropy_share(even) == pytest.approx(1.0)
+    assert entropy_share(np.full((50, 1), 0.3)) == 0.0
+    assert entropy_share(np.array([[0.0], [1.0]] * 20)) == pytest.approx(np.log(2) / np.log(64))
+    use, shape = np.array([0.0, 0.9, 0.9]), np.array([0.9, 0.0, 0.9])
+    np.testing.assert_array_equal(collapsed(use, shape), [True, True, False])
+    assert not trained.collapsed
+    one_dead = dataclasses.replace(trained, code_use=np.array([0.0, 0.9]), restart=1)
+    assert "collapsed in 1 of 2" in one_dead.notes[0]
+    all_dead = dataclasses.replace(trained, code_use=np.zeros(2))
+    assert all_dead.collapsed and "all 2 restarts" in all_dead.notes[0]
+    lost = dataclasses.replace(trained, heldout_losses=np.array([np.nan, 0.1]), restart=1)
+    assert "1 of 2 restarts diverged" in lost.notes[0]
+
+
+def test_an_encoder_that_cannot_learn_is_reported():
+    # Steps far too small to leave the start, and kernels of two kinds only: the codes fall in a few bins.
+    kernels = np.concatenate([edges(1), -edges(1)] * 60)
+    model = train_autoencoder(kernels, dataclasses.replace(SMALL, steps=2, learning_rate=1e-12))
+    assert model.collapsed
+    assert "collapsed in all" in model.notes[0]
+
+
+def test_unit_rows_agrees_with_float64_and_is_unmoved_by_scale():
+    kernels = np.random.default_rng(0).normal(size=(30, 7, 7)) + 3
+    for scale in (1e-30, 1.0, 1e30):
+        rows, good = unit_rows((kernels * scale).astype(np.float32))
+        assert good.all()
+        np.testing.assert_allclose(rows, unit_numpy(kernels), atol=3e-6)
+
+
+def test_progress_counts_to_the_end():
+    calls = []
+    config = dataclasses.replace(SMALL, steps=120, widths=(8,))
+    model = train_autoencoder(edges(100), config, progress=lambda *a: calls.append(a))
+    assert [c[0] for c in calls] == [60, 120] and {c[1] for c in calls} == {120}
+    assert calls[-1][2] == pytest.approx(float(model.history[-1].min()))

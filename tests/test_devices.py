@@ -1,0 +1,39 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dogfit.devices import data_mesh, everywhere, pad_rows, rows
+
+
+def test_a_mesh_takes_all_devices_or_those_given():
+    assert data_mesh().size == len(jax.devices()) == 8
+    mesh = data_mesh(jax.devices()[2:5])
+    assert mesh.axis_names == ("data",)
+    assert list(mesh.devices) == jax.devices()[2:5]
+
+
+def test_rows_are_split_and_constants_copied():
+    mesh = data_mesh()
+    x = jax.device_put(jnp.arange(16.0).reshape(16, 1), rows(mesh))
+    assert sorted(shard.data.shape for shard in x.addressable_shards) == [(2, 1)] * 8
+    y = jax.device_put(jnp.arange(5.0), everywhere(mesh))
+    assert [shard.data.shape for shard in y.addressable_shards] == [(5,)] * 8
+
+
+@given(n=st.integers(0, 40), multiple=st.integers(1, 17))
+@settings(max_examples=50, deadline=None)
+def test_padding_keeps_every_row_and_marks_the_rest(n, multiple):
+    x = np.arange(1.0, 2 * n + 1).reshape(n, 2)
+    padded, valid = pad_rows(x, multiple)
+    assert len(padded) % multiple == 0
+    assert n <= len(padded) < n + multiple + (n == 0)
+    np.testing.assert_array_equal(padded[valid], x)
+    assert not padded[~valid].any()
+
+
+def test_a_multiple_below_one_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        pad_rows(np.zeros((3, 2)), 0)
