@@ -81,19 +81,21 @@ class Workspace:
         if self.out.exists() and not self.out.is_dir():
             raise OutputError(f"--out {self.out} is a file; give a folder, new or empty")
         advice = "give another --out, or --overwrite to replace it"
-        if (found := _fingerprint(self.out / "run.json")) is not None:
-            complete = all((self.out / name).exists() for name in RESULTS if name != "autoencoder")
-            self.finished = found == fingerprint and complete and not overwrite
-            if found != fingerprint and not overwrite:
+        published = _fingerprint(self.out / "run.json")
+        begun = _fingerprint(self.hidden / "state.json")
+        if not overwrite:
+            if published not in (None, fingerprint):
                 raise OutputError(f"{self.out} holds a run with other inputs or settings; {advice}")
-        elif (found := _fingerprint(self.hidden / "state.json")) is not None:
-            if found != fingerprint and not overwrite:
+            if begun not in (None, fingerprint):
                 raise OutputError(
                     f"{self.out} holds an unfinished run with other inputs or settings; {advice}"
                 )
-        elif not overwrite and (taken := [name for name in RESULTS if (self.out / name).exists()]):
-            raise OutputError(f"{self.out} holds a {taken[0]} that no run of dogfit finished; {advice}")
-        if found != fingerprint or overwrite:
+            taken = [name for name in RESULTS if (self.out / name).exists()]
+            if taken and published is None and begun is None:
+                raise OutputError(f"{self.out} holds a {taken[0]} that no run of dogfit finished; {advice}")
+            complete = all((self.out / name).exists() for name in RESULTS if name != "autoencoder")
+            self.finished = published == fingerprint and complete
+        if begun != fingerprint:
             shutil.rmtree(self.hidden, ignore_errors=True)
 
     def __enter__(self) -> "Workspace":
@@ -132,7 +134,8 @@ class Workspace:
     def publish(self) -> None:
         """Put the gathered results in place of any older ones, then forget the stages."""
         old = self.hidden / "replaced"
-        old.mkdir(exist_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir()
         # run.json marks a finished run: the first to go, the last to come.
         for name in reversed(RESULTS):
             if (self.out / name).exists():
