@@ -170,7 +170,7 @@ def test_refusals(hub, status, headers, message, stage):
 
 @pytest.mark.usefixtures("hub")
 def test_missing_repository_and_no_such_path():
-    with pytest.raises(HubError, match="no repository 'nobody/nothing' .* nor is there a local file"):
+    with pytest.raises(HubError, match=r"no repository 'nobody/nothing' .* nor is there a local file"):
         load_kernels("nobody/nothing")
 
 

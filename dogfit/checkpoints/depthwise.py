@@ -182,10 +182,11 @@ def _channels_last(network: Sequence[Tensor]) -> bool:
     """Whether convolutions are stored (height, width, in, out), judged over all of them."""
     votes = 0
     for tensor in network:
-        if len(tensor.shape) == 4:
+        # (1, 1, 1, C) scales channels, in either layout.
+        if len(tensor.shape) == 4 and tensor.shape[:3] != (1, 1, 1):
             first, second, third, fourth = tensor.shape
-            votes += first == second <= MAX_SIZE and not 1 < third == fourth <= MAX_SIZE
-            votes -= third == fourth <= MAX_SIZE and not 1 < first == second <= MAX_SIZE
+            leading, trailing = first == second <= MAX_SIZE, third == fourth <= MAX_SIZE
+            votes += int(leading and not trailing) - int(trailing and not leading)
     if votes == 0:
         votes = sum(tensor.name.endswith("kernel") for tensor in network)
     return votes > 0

@@ -54,6 +54,7 @@ _SORT_AS = tuple(
         # (EfficientViM too, told by its parts)
         (r"(stages?[./_]\d+[./])downsample(?=[.](?:dwconv\d|conv[.]\d))", r"\1~downsample"),
         (r"(stages?[./_]\d+[./])(downsample|pos_emb)", r"\1!\2"),
+        (r"[.](downsampling_layer)(?=[.])", r".!\1"),
         (r"downsample[.]res1(?=[.])", "downsample.!res1"),
         (r"[./](mlp|ffn|convffn)(?=[./])", r".~\1"),
         # MobileNetV4, GhostNet, DaViT, EfficientViM, EfficientViT (MSRA)
@@ -64,9 +65,12 @@ _SORT_AS = tuple(
         (r"[./]spatial_block(?=[./])", ".!spatial_block"),
         (r"[./]dwconv1(?=[./])", ".!dwconv1"),
         (r"[./](dwconv2|dw1)(?=[./])", r".~\1"),
-        # query, key, value
-        (r"[./](pool_q|q|query|convolution_projection_query)(?=[./])", r".!\1"),
-        (r"[./](pool_v|v|v_local|value|convolution_projection_value)(?=[./])", r".~\1"),
+        # query, key, value, projection
+        (r"[./](pool_q|q|query)(?=[./])", r".!\1"),
+        (r"[./](pool_v|v|v_local|value)(?=[./])", r".~\1"),
+        (r"attn[./]proj(?=[./])", "attn.~~proj"),
+        # CoaT
+        (r"^parallel_blocks", "~parallel_blocks"),
     )
 )
 

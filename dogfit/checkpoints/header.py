@@ -66,16 +66,17 @@ def header_length(prefix: bytes, file_size: int, where: str) -> int:
     Raises:
       InputError: if this cannot be a safetensors file.
     """
-    if prefix.startswith(b"version https://git-lfs"):
+    if prefix.startswith(b"version "):
         raise InputError(
             f"{where}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
         )
-    if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
-        raise InputError(f"{where}: holds a Python pickle, not safetensors. {conversion(where)}")
     if len(prefix) < 8:
         raise InputError(f"{where}: not safetensors: {file_size} bytes, too short for a header")
     length = int.from_bytes(prefix[:8], "little")
     if length > min(MAX_HEADER, file_size - 8):
+        # Only now: a sound length may start with the same bytes as a pickle.
+        if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
+            raise InputError(f"{where}: holds a Python pickle, not safetensors. {conversion(where)}")
         raise InputError(
             f"{where}: not safetensors, or truncated: the header claims {length} bytes "
             f"in a file of {file_size} (at most {MAX_HEADER} are allowed)"

@@ -1,0 +1,207 @@
+"""The layers found in checkpoints of timm and transformers are the models' own depthwise convolutions."""
+
+import re
+import warnings
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from model_files import depthwise_modules, no_initialisation, stub_torchvision, write_checkpoint
+
+from dogfit.checkpoints import load_kernels
+from dogfit.errors import InputError
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch models")
+
+
+def _check(model, path, expected_order=None):
+    """Compare what is read from the model's checkpoint with the model's modules; return the kernel set."""
+    modules = depthwise_modules(model)
+    state = model.state_dict()
+    random = np.random.default_rng(0)
+    values, first_name = {}, {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        # A module may be used at several places: its values appear under each name.
+        if module in modules.values():
+            taps = values.get(first_name.setdefault(module, f"{name}.weight"))
+            shape = tuple(module.weight.shape)
+            values[f"{name}.weight"] = random.normal(size=shape).astype(np.float32) if taps is None else taps
+    write_checkpoint(path, state, values)
+    if not values:
+        with pytest.raises(InputError, match="no depthwise layer"):
+            load_kernels(path)
+        return None
+    kernels = load_kernels(path)
+    read = dict(kernels.pairs())
+    module_of = {f"{name}.weight": m for name, m in model.named_modules(remove_duplicate=False)}
+    found = [module_of[layer.name] for layer in read]
+    assert set(map(id, found)) == set(map(id, modules.values()))
+    assert len(found) == len(modules)
+    for layer, taps in read.items():
+        np.testing.assert_array_equal(taps, values[layer.name][:, 0], err_msg=layer.name)
+        assert layer.dtype == "F32"
+        assert layer.channels == module_of[layer.name].out_channels
+    order = list(modules.values()) if expected_order is None else expected_order
+    in_order = [module for module in found if any(module is m for m in order)]
+    assert [id(m) for m in in_order] == [id(m) for m in order]
+    return kernels
+
+
+def _run_order(model, shape):
+    """The depthwise modules in the order of their first call."""
+    called = {}
+
+    def note(module, *_):
+        called.setdefault(id(module), module)
+
+    handles = [module.register_forward_hook(note) for module in depthwise_modules(model).values()]
+    with torch.no_grad(), torch.device("meta"):
+        model.eval()(torch.empty(2, *shape))
+    for handle in handles:
+        handle.remove()
+    return list(called.values())
+
+
+# timm's source files that define networks with depthwise convolutions. One architecture of each other
+# file is built as well, to see that it has none.
+DEPTHWISE_FILES = [
+    "byobnet",
+    "coat",
+    "convmixer",
+    "convnext",
+    "cpubone",
+    "csatv2",
+    "cspnet",
+    "cspnext",
+    "davit",
+    "edgenext",
+    "efficientformer_v2",
+    "efficientnet",
+    "efficientvim",
+    "efficientvit_mit",
+    "efficientvit_msra",
+    "fastvit",
+    "focalnet",
+    "gcvit",
+    "ghostnet",
+    "hardcorenas",
+    "hgnet",
+    "iformer",
+    "inception_next",
+    "lcnetv2",
+    "lowformer",
+    "mambaout",
+    "maxxvit",
+    "metaformer",
+    "mobilenetv3",
+    "mobilenetv5",
+    "mobilevit",
+    "mvitv2",
+    "nasnet",
+    "pit",
+    "pnasnet",
+    "pvt_v2",
+    "rdnet",
+    "repghost",
+    "repvit",
+    "rexnet",
+    "shvit",
+    "starnet",
+    "swiftformer",
+    "tiny_vit",
+    "twins",
+    "vitamin",
+    "vovnet",
+    "xception",
+    "xception_aligned",
+    "xcit",
+]
+# Their modules do not run in the order of definition.
+ORDER_BY_RUNNING = ("coat", "efficientvim")
+
+
+@pytest.fixture(scope="module")
+def timm_files():
+    """Source file of timm -> its architectures."""
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    with stub_torchvision(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import timm
+    files = {}
+    for name in timm.list_models():
+        file = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+        files.setdefault(file, []).append(name)
+    return files
+
+
+def _create(name):
+    import timm
+
+    with no_initialisation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return timm.create_model(name)
+
+
+def _signature(model):
+    return frozenset(re.sub(r"\d+", "#", name) for name in depthwise_modules(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", DEPTHWISE_FILES)
+def test_every_depthwise_architecture_of_timm(timm_files, file, tmp_path):
+    seen, found = set(), 0
+    for name in timm_files[file]:
+        model = _create(name)
+        # Running on the meta device takes longer than all else: once for each pattern of names.
+        new = _signature(model) not in seen
+        seen.add(_signature(model))
+        order = None
+        if depthwise_modules(model) and (new or file in ORDER_BY_RUNNING):
+            order = _run_order(model, model.default_cfg["input_size"])
+        found += _check(model, tmp_path / f"{name}.safetensors", order) is not None
+        (tmp_path / f"{name}.safetensors").unlink()
+    assert found
+
+
+@pytest.mark.slow
+def test_other_architectures_of_timm_have_none(timm_files, tmp_path):
+    for file in sorted(timm_files.keys() - set(DEPTHWISE_FILES)):
+        model = _create(timm_files[file][0])
+        assert _check(model, tmp_path / "model.safetensors") is None, file
+
+
+TRANSFORMERS = [
+    "convnext",
+    "convnextv2",
+    "dinov3_convnext",
+    "efficientnet",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilevitv2",
+    "focalnet",
+    "segformer",
+    "pvt_v2",
+    "swiftformer",
+    "cvt",
+]
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_transformers_configurations(kind, tmp_path):
+    if find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    with no_initialisation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoConfig, AutoModel
+
+        model = AutoModel.from_config(AutoConfig.for_model(kind))
+    kernels = _check(model, tmp_path / "model.safetensors", _run_order(model, (3, 224, 224)))
+    assert kernels is not None
+    if kind in ("convnext", "convnextv2", "dinov3_convnext"):
+        depths = model.config.depths
+        expected = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+        assert [(layer.stage, layer.block) for layer in kernels.layers] == expected
+    else:
+        blocks = [layer.block for layer in kernels.layers if layer.block is not None]
+        assert len(blocks) >= len(kernels.layers) - 2
