@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dogfit.config import RunConfig
-from dogfit.console import Progress
+from dogfit.console import Progress, Update
 from dogfit.kernelset import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.outputs import Workspace
@@ -41,18 +41,19 @@ class Fits:
 
     @classmethod
     def of(
-        cls, kernels: Float[np.ndarray, "n k k"], config: RunConfig, progress: Progress, title: str
+        cls, kernels: Float[np.ndarray, "n k k"], families: Sequence[str], progress: Update, *, whole: bool
     ) -> Self:
-        """Fit kernels and label the fits."""
+        """Fit kernels and label the fits; `whole` keeps more than R² and labels."""
         import polars as pl
 
         from dogfit.fit import fit_kernels
         from dogfit.labels import label_fits
 
-        with progress.stage(title, "kernels") as update:
-            fit = fit_kernels(kernels, config.families, progress=update)
-            labels = pl.Series("label", label_fits(fit).tolist(), dtype=pl.String)
-            return cls(fit.table().with_columns(labels), fit.templates(), fit.families, dict(fit.omitted))
+        fit = fit_kernels(kernels, families, progress=progress)
+        frame = fit.table() if whole else pl.DataFrame({"r2": np.asarray(fit.r2)})
+        frame = frame.with_columns(pl.Series("label", label_fits(fit).tolist(), dtype=pl.String))
+        templates = fit.templates() if whole else np.empty((0, *kernels.shape[1:]), np.float32)
+        return cls(frame, templates, fit.families, dict(fit.omitted))
 
     def to_bytes(self) -> bytes:
         """As one safetensors file."""
@@ -81,6 +82,17 @@ class Fits:
         return Scores(name, kernels, layer, r2, np.asarray(self.frame["label"].to_list(), dtype=str))
 
 
+def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
+    """Why no kernel of a size can be fitted with any of the families, or None if one can."""
+    from dogfit.families import FAMILY, why_unidentifiable
+    from dogfit.fit import MAX_SIZE, MIN_SIZE
+
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        return f"{size}×{size} kernels left out: sizes {MIN_SIZE} to {MAX_SIZE} can be fitted"
+    reasons = [why_unidentifiable(FAMILY[name], size) for name in families]
+    return None if None in reasons else "; ".join(str(reason) for reason in reasons)
+
+
 def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progress: Progress) -> SizeResult:
     """Fit the kernels and the nulls, train the autoencoder, and find the clusters of one size.
 
@@ -89,8 +101,10 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
     size = group.kernels.shape[-1]
 
     def fits(name: str, kernels: np.ndarray) -> Fits:
-        title = f"fit {size}×{size} {name}"
-        make = lambda: Fits.of(kernels, config, progress, title).to_bytes()  # noqa: E731
+        def make() -> bytes:
+            with progress.stage(f"fit {size}×{size} {name}", "kernels") as update:
+                return Fits.of(kernels, config.families, update, whole=name == "network").to_bytes()
+
         return Fits.from_bytes(work.stage(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
 
     found = fits("network", group.kernels)

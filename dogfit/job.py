@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import dogfit
-from dogfit.analyse import analyse_size
+from dogfit.analyse import analyse_size, why_not_fitted
 from dogfit.config import RunConfig
 from dogfit.console import Progress
 from dogfit.errors import InputError
@@ -48,14 +48,20 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
     """
     started = datetime.now(UTC)
     kernelset = _load(config, progress)
+    left_out = {size: why_not_fitted(size, config.families) for size in kernelset.groups}
+    if None not in left_out.values():
+        raise InputError("; ".join(str(reason) for reason in left_out.values()))
     with Workspace(config.out, _fingerprint(kernelset, config), overwrite=config.overwrite) as work:
         if work.finished:
             progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
             return json.loads((config.out / "summary.json").read_bytes())
         sizes = {
-            size: analyse_size(group, config, work, progress) for size, group in kernelset.groups.items()
+            size: analyse_size(group, config, work, progress)
+            for size, group in kernelset.groups.items()
+            if left_out[size] is None
         }
-        result = RunResult(kernelset, sizes, config.deciding())
+        reasons = tuple(reason for reason in left_out.values() if reason is not None)
+        result = RunResult(kernelset, sizes, config.deciding(), (*kernelset.notes, *reasons))
         with progress.stage("write tables, figures and report", "files"):
             summary = _write(work, result)
         about = _about(config, kernelset, started, progress.seconds)

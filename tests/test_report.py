@@ -91,7 +91,9 @@ def make_result(names: tuple[str, ...], *, coded: bool = True) -> RunResult:
         spectrum = Spectrum(samples, drawn, np.repeat(SHOWN[0], 64), samples, stretches)
         names_of = Clusters(spectrum.assign(code), spectrum.names, drawn[:3])
         found = replace(found, spectrum=spectrum, code=code, stretches=names_of, heldout_loss=0.25)
-    return RunResult(kernelset, {K: found}, {"seed": 0, "families": ["dog", "d1"], "null_rate": 0.1})
+    return RunResult(
+        kernelset, {K: found}, {"seed": 0, "families": ["dog", "d1"], "null_rate": 0.1}, kernelset.notes
+    )
 
 
 @pytest.fixture(scope="module")

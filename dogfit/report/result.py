@@ -123,8 +123,9 @@ class SizeResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A whole run: the kernels, what was found for each size, and the settings that decided it."""
+    """A whole run: the kernels, what was found for each size, the settings that decided it, what was left out."""
 
     kernelset: KernelSet
     sizes: Mapping[int, SizeResult]
     settings: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()

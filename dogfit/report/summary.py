@@ -45,7 +45,7 @@ def summarise(result: RunResult) -> dict[str, Any]:
         "dogfit": dogfit.__version__,
         "settings": dict(result.settings),
         "models": [_model(kernelset, name) for name in kernelset.models],
-        "left_out": list(kernelset.notes),
+        "left_out": list(result.left_out),
         "sizes": {str(size): _size(kernelset, size, found) for size, found in result.sizes.items()},
     }
 

@@ -1,0 +1,426 @@
+"""The main job, called as a person calls it, on small checkpoints made here."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import dogfit
+from dogfit import analyse, config
+from dogfit.outputs import RESULTS
+from dogfit.run import main
+
+HOSTILE = "<script>alert(1)</script>"
+NULLS = (128, 128)
+STEPS = ["--steps", "50"]
+
+
+def blobs(n: int, k: int, seed: int) -> np.ndarray:
+    """Gaussian blobs and edges with a little noise, as depthwise weights `[n, 1, k, k]`."""
+    generator = np.random.default_rng(seed)
+    u = np.arange(k) - (k - 1) / 2
+    x, y = generator.uniform(-1, 1, (2, n, 1, 1))
+    sigma = generator.uniform(0.6, 1.5, (n, 1, 1))
+    bell = np.exp(-((u[None, None] - x) ** 2 + (u[None, :, None] - y) ** 2) / (2 * sigma**2))
+    edge = (u[None, None] - x) * bell
+    kernels = np.where(generator.random((n, 1, 1)) < 0.5, bell, edge) * generator.choice([-1, 1], (n, 1, 1))
+    return (kernels + 0.05 * generator.standard_normal((n, k, k)))[:, None].astype(np.float32)
+
+
+def checkpoint(path: Path, seed: int = 0) -> Path:
+    """Three layers of 7x7, with a NaN kernel and a zero one, and 5x5 kernels too few for an autoencoder."""
+    tensors = {
+        "stages.0.blocks.0.conv_dw.weight": blobs(40, 7, seed),
+        "stages.0.blocks.1.conv_dw.weight": blobs(40, 7, seed + 1),
+        "stages.1.blocks.0.conv_dw.weight": blobs(24, 5, seed + 2),
+        f"stages.1.blocks.1.{HOSTILE}.weight": blobs(40, 7, seed + 3),
+        "head.fc.weight": np.zeros((10, 40), np.float32),
+    }
+    tensors["stages.0.blocks.0.conv_dw.weight"][3, 0, 2, 2] = np.nan
+    tensors["stages.0.blocks.1.conv_dw.weight"][5] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_nulls():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analyse, "NULL_KERNELS", NULLS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("in") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "tiny"
+    assert main([str(source), "--out", str(out), "--quiet", *STEPS]) == 0
+    return out
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_every_output_is_there(finished):
+    assert {path.name for path in finished.iterdir()} == set(RESULTS)
+    figures = {path.name for path in (finished / "figures").iterdir()}
+    both = {f"{name}_{k}x{k}.png" for name in ("r2", "gallery", "labels") for k in (5, 7)}
+    assert figures == {*both, "clusters_7x7.png", "clusters_5x5.png", "spectrum_7x7.png"}
+    assert {path.name for path in (finished / "autoencoder").iterdir()} == {"7x7"}
+
+
+def test_table_tells_where_each_kernel_came_from_and_what_became_of_it(finished):
+    table = pl.read_parquet(finished / "kernels.parquet")
+    assert table.height == 144
+    promised = (
+        "model layer position stage block channel size mean norm flag code cluster reconstruction_cosine "
+        "family label r2 fit_status"
+    )
+    assert set(promised.split()) <= set(table.columns)
+    damaged = table.filter(pl.col("flag") != "OK")
+    assert damaged.select("layer", "channel", "flag").rows() == [
+        ("stages.0.blocks.0.conv_dw.weight", 3, "NONFINITE"),
+        ("stages.0.blocks.1.conv_dw.weight", 5, "ZERO"),
+    ]
+    assert damaged["r2"].null_count() == 2
+    good = table.filter(pl.col("flag") == "OK")
+    assert good["r2"].null_count() == 0
+    assert good["r2"].median() > 0.9
+    # Fewer 5x5 kernels than an autoencoder takes.
+    assert good.filter(pl.col("size") == 5)["code"].null_count() == 24
+    assert good.filter(pl.col("size") == 7)["code"].is_between(0, 1).all()
+
+
+def test_summary_sets_the_network_beside_its_nulls(finished):
+    summary = json.loads((finished / "summary.json").read_bytes())
+    table = pl.read_parquet(finished / "kernels.parquet").filter(pl.col("flag") == "OK")
+    for size in (5, 7):
+        found = summary["sizes"][str(size)]
+        r2 = table.filter(pl.col("size") == size)["r2"]
+        for row in found["shares"]:
+            assert list(row["shares"]) == ["network", "white noise", "untrained", "covariance-matched"]
+            if row["measure"] == "r2":
+                assert row["shares"]["network"] == pytest.approx(float((r2 > row["threshold"]).mean()))
+        rates = {row["meaning"]: row for row in found["shares"] if row["meaning"].startswith("null rate")}
+        for meaning, row in rates.items():
+            assert row["shares"][meaning.removeprefix("null rate of ")] <= 0.01
+        assert found["shares"][0]["shares"]["white noise"] < 0.2
+    assert "too few" in summary["sizes"]["5"]["autoencoder"]["left_out"]
+    assert summary["sizes"]["7"]["flagged"] == {"zero": 1, "constant": 0, "nonfinite": 1}
+
+
+def test_fits_take_the_layers_own_names(finished, source):
+    fits, weights = load_file(finished / "fits.safetensors"), load_file(source)
+    assert set(fits) == set(weights) - {"head.fc.weight"}
+    for name, fit in fits.items():
+        assert fit.shape == weights[name].shape
+        assert fit.dtype == np.float32
+    name = "stages.1.blocks.0.conv_dw.weight"
+    table = pl.read_parquet(finished / "kernels.parquet").filter(pl.col("layer") == name)
+    centred = weights[name] - weights[name].mean((2, 3), keepdims=True)
+    left = np.sum((weights[name] - fits[name]) ** 2, (1, 2, 3)) / np.sum(centred**2, (1, 2, 3))
+    assert np.allclose(1 - left, table["r2"].to_numpy(), atol=1e-4)
+
+
+def test_page_opens_without_network_and_escapes_names(finished):
+    page = (finished / "report.html").read_text()
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page
+    loads = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert loads
+    assert all(target.startswith(("data:image/png;base64,", "#")) for target in loads)
+
+
+def test_run_file_says_how_it_was_made(finished, source):
+    about = json.loads((finished / "run.json").read_bytes())
+    assert about["config"]["sources"] == [str(source)]
+    assert about["config"]["steps"] == 50
+    assert about["versions"]["dogfit"] == dogfit.__version__
+    assert about["sources"][0]["bytes_read"] <= about["sources"][0]["bytes_total"] == source.stat().st_size
+    assert about["seconds"]["total"] > 0
+    assert about["devices"]
+
+
+def test_same_seed_same_bytes(finished, source, tmp_path):
+    assert main([str(source), "--out", str(tmp_path / "again"), "--quiet", *STEPS]) == 0
+    for name in ("kernels.parquet", "summary.json", "fits.safetensors", "report.html"):
+        assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_finished_run_is_read(finished, source, capsys):
+    before = (finished / "run.json").read_bytes()
+    assert main([str(source), "--out", str(finished), *STEPS]) == 0
+    assert (finished / "run.json").read_bytes() == before
+    captured = capsys.readouterr()
+    assert "holds this run already" in captured.err
+    assert f"report: {finished / 'report.html'}" in captured.out
+
+
+def test_another_run_in_the_same_folder_is_refused(finished, source, capsys):
+    before = (finished / "run.json").read_bytes()
+    assert main([str(source), "--out", str(finished), *STEPS, "--seed", "1"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (finished / "run.json").read_bytes() == before
+
+
+def test_json_alone_on_standard_output(finished, source, capsys):
+    assert main([str(source), "--out", str(finished), *STEPS, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((finished / "summary.json").read_bytes())
+
+
+def test_quiet_prints_nothing(finished, source, capsys):
+    assert main([str(source), "--out", str(finished), *STEPS, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_ends_with_about_ten_lines(source, tmp_path, capsys):
+    command = [str(source), "--out", str(tmp_path / "o"), "--sizes", "7", "--families", "gaussian,d1"]
+    assert main([*command, "--no-autoencoder"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert 5 <= len(lines) <= 12
+    assert all(line.count("%") != 1 for line in lines)
+    assert "fit 7×7 network: 120 kernels in" in captured.err
+    summary = json.loads((tmp_path / "o" / "summary.json").read_bytes())
+    assert list(summary["sizes"]) == ["7"]
+    assert summary["sizes"]["7"]["autoencoder"]["left_out"] == "left out on request"
+    assert set(summary["sizes"]["7"]["families"]) == {"gaussian", "d1"}
+    assert not (tmp_path / "o" / "autoencoder").exists()
+
+
+def test_several_models_are_compared(source, tmp_path, capsys):
+    other = checkpoint(tmp_path / "other.safetensors", seed=20)
+    out = tmp_path / "both"
+    assert main([str(source), str(other), "--out", str(out), "--sizes", "7", "--no-autoencoder"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny 7×7 R² > 0.80" in printed
+    assert "other 7×7 R² > 0.80" in printed
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert [part["model"] for part in summary["sizes"]["7"]["by_model"]] == ["tiny", "other"]
+    assert (out / "figures" / "models_7x7.png").exists()
+    names = set(load_file(out / "fits.safetensors"))
+    assert "tiny:stages.0.blocks.0.conv_dw.weight" in names
+    assert "other:stages.0.blocks.0.conv_dw.weight" in names
+    assert set(pl.read_parquet(out / "kernels.parquet")["model"]) == {"tiny", "other"}
+
+
+def truncated(folder: Path) -> Path:
+    path = checkpoint(folder / "cut.safetensors")
+    path.write_bytes(path.read_bytes()[:-5000])
+    return path
+
+
+def garbage(folder: Path) -> Path:
+    path = folder / "noise.safetensors"
+    path.write_bytes(bytes(range(256)) * 8)
+    return path
+
+
+def pickled(folder: Path) -> Path:
+    path = folder / "model.pt"
+    path.write_bytes(b"\x80\x04N.")
+    return path
+
+
+def without_depthwise(folder: Path) -> Path:
+    path = folder / "dense.safetensors"
+    save_file({"conv.weight": np.ones((8, 4, 3, 3), np.float32)}, path)
+    return path
+
+
+def constant(value: float):
+    def make(folder: Path) -> Path:
+        path = folder / "flat.safetensors"
+        save_file({"stages.0.blocks.0.conv_dw.weight": np.full((16, 1, 7, 7), value, np.float32)}, path)
+        return path
+
+    return make
+
+
+BROKEN = {
+    "missing": (lambda folder: folder / "nowhere.safetensors", "nowhere"),
+    "truncated": (truncated, "cut"),
+    "garbage": (garbage, "noise"),
+    "pickle": (pickled, "safetensors"),
+    "no depthwise": (without_depthwise, "depthwise"),
+    "all zero": (constant(0.0), "none of the 16 depthwise kernels can be fitted"),
+    "all NaN": (constant(np.nan), "none of the 16 depthwise kernels can be fitted"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_unusable_input_exits_with_3_and_leaves_nothing(kind, tmp_path, capsys):
+    make, message = BROKEN[kind]
+    path = make(tmp_path)
+    assert main([str(path), "--out", str(tmp_path / "out" / "deep"), "--quiet"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dogfit: ")
+    assert message in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_cannot_be_fitted_is_unusable_alone_and_left_out_among_others(tmp_path, capsys):
+    path = tmp_path / "wide.safetensors"
+    wide = np.random.default_rng(0).standard_normal((8, 1, 33, 33)).astype(np.float32)
+    save_file({"a.0.dwconv.weight": wide}, path)
+    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet"]) == 3
+    assert "33×33 kernels left out: sizes 3 to 31 can be fitted" in capsys.readouterr().err
+    save_file({"a.0.dwconv.weight": wide, "a.1.dwconv.weight": blobs(8, 5, 0)}, path)
+    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet", "--no-autoencoder"]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_bytes())
+    assert list(summary["sizes"]) == ["5"]
+    assert any("33×33" in reason for reason in summary["left_out"])
+    assert pl.read_parquet(tmp_path / "out" / "kernels.parquet").height == 8
+
+
+def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert main(["nobody/nothing", "--offline", "--out", str(tmp_path / "out"), "--quiet"]) == 4
+    assert "nobody/nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "seven"], "seven"),
+        (["--sizes", "1"], "at least 2"),
+        (["--families", "dog,gabor"], "gabor"),
+        (["--families", "dog,dog"], "twice"),
+        (["--null-rate", "1.5"], "below 1"),
+        (["--seed", "-1"], "0 or more"),
+        (["--steps", "0"], "1 or more"),
+        (["--no-such-option"], "no-such-option"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, message, tmp_path, capsys):
+    try:
+        code = main([*arguments, "--out", str(tmp_path / "out")])
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_is_a_file_is_wrong_usage(source, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert main([str(source), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_fails(source, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main([str(source), "--out", str(tmp_path / "file" / "out"), "--quiet"]) == 1
+    assert "could not write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("writes", [0, 1, 5, 10, 14])
+def test_a_disk_that_fills_leaves_nothing(writes, source, tmp_path, capsys, monkeypatch):
+    left = writes
+    fsync = os.fsync
+
+    def fill(handle):
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left -= 1
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    command = [str(source), "--out", str(tmp_path / "out"), "--quiet", "--sizes", "5"]
+    assert main(command) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert listing(tmp_path) == set()
+    monkeypatch.undo()
+
+
+def test_interrupted_run_leaves_no_result_and_goes_on(finished, source, tmp_path, capsys, monkeypatch):
+    from dogfit import autoencoder
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(autoencoder, "train_autoencoder", interrupt)
+    assert main([str(source), "--out", str(out), *STEPS]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {".dogfit"}
+    monkeypatch.undo()
+    monkeypatch.setattr(analyse, "NULL_KERNELS", NULLS)
+    assert main([str(source), "--out", str(out), *STEPS]) == 0
+    progress = capsys.readouterr().err
+    assert "fit 7×7 network" not in progress
+    assert "train 7×7 autoencoder" in progress
+    assert {path.name for path in out.iterdir()} == set(RESULTS)
+    for name in ("kernels.parquet", "summary.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_exits_clean(source, tmp_path):
+    out = tmp_path / "out"
+    program = (
+        "import sys; from dogfit import analyse; analyse.NULL_KERNELS = (128, 128);"
+        "from dogfit.run import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, str(source), "--out", str(out), "--steps", "1000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / ".dogfit" / "training-7").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("dogfit: interrupted")
+    assert {path.name for path in out.iterdir()} == {".dogfit"}
+
+
+def test_families_named_on_the_command_line_are_the_fitters():
+    from dogfit.fit import FAMILIES
+
+    assert config.FAMILIES == FAMILIES
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dogfit {dogfit.__version__}\n"
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    options = "--out --sizes --families --seed --steps --null-rate --no-autoencoder --include --exclude "
+    options += "--overwrite --offline --quiet --json --version"
+    assert all(option in text for option in options.split())
+
+
+def test_help_loads_nothing_heavy():
+    program = (
+        "import sys\ntry:\n import dogfit.run; dogfit.run.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('jax', 'numpy', 'polars', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
