@@ -230,12 +230,15 @@ class KernelSet:
         """
         pairs, sources, skipped, notes = [], [], [], []
         seen: set[tuple[str, str]] = set()
+        known: set[Skipped] = set()
         for part in sets:
             names = _free_names(part, seen)
             pairs += [(replace(layer, model=names[layer.model]), kernels) for layer, kernels in part.pairs()]
             new = [replace(source, name=names.get(source.name, source.name)) for source in part.sources]
             sources += [source for source in new if source not in sources]
-            skipped += [replace(item, model=names.get(item.model, item.model)) for item in part.skipped]
+            left = [replace(item, model=names.get(item.model, item.model)) for item in part.skipped]
+            skipped += [item for item in left if item not in known]
+            known.update(left)
             notes += [note for note in part.notes if note not in notes]
             seen |= {(names[layer.model], layer.name) for layer in part.layers}
         return cls.from_layers(pairs, sources=sources, skipped=skipped, notes=notes)

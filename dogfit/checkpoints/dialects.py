@@ -44,7 +44,7 @@ _SORT_AS = tuple(
         (r"(^|[./])(stem|conv_stem|patch_embed\w*|embeddings?|cell_stem|first)(?=[./_\d]|$)", r"\1!\2"),
         (r"^(conv[12])(?=[.])", r"!\1"),
         (
-            r"(^|[./])(head|heads|conv_head|final\w*|classifier|decoder|decode_head|neck|fpn)(?=[./]|$)",
+            r"(^|[./])(head|heads|conv_head|final\w*|last\w*|classifier|decoder|decode_head|neck|fpn)(?=[./]|$)",
             r"\1~\2",
         ),
         # NASNet-A large: a reduction cell follows every sixth cell

@@ -103,7 +103,7 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
         if not text.startswith(b"{"):
             raise bad("it does not start with '{'")
         entries = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-        metadata = entries.pop("__metadata__", None) or {}
+        metadata = entries.pop("__metadata__", {})
         if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
             raise bad("__metadata__ must map strings to strings")
         first = 8 + len(text)

@@ -186,6 +186,7 @@ def _read(
                 layer.tensor.dtype,
             )
             pairs.append((record, kernels[name]))
+    reasons = [reason for _, reason in findings.skipped] + ["tied to another layer"] * len(tied)
     skipped = [Skipped(checkpoint.model, t.name, t.shape, why) for t, why in findings.skipped]
     skipped += [
         Skipped(checkpoint.model, name, tensors[name].shape, f"tied to {kept}") for name, kept in tied.items()
@@ -197,8 +198,7 @@ def _read(
         sum(reader.size() for reader in checkpoint.files.values()),
         checkpoint.licence or metadata.get("license"),
     )
-    counts = Counter(item.reason for item in skipped)
-    notes = [f"{checkpoint.model}: {count} left out: {reason}" for reason, count in counts.items()]
+    notes = [f"{checkpoint.model}: {n} left out: {reason}" for reason, n in Counter(reasons).items()]
     return KernelSet.from_layers(pairs, sources=[source], skipped=skipped, notes=notes)
 
 

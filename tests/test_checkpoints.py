@@ -1,0 +1,577 @@
+"""Reading kernels from local checkpoints: which tensors count, their order and values, and bad input."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save, save_file
+
+from dogfit.checkpoints import load_kernels
+from dogfit.checkpoints.dialects import bare_name, network_order, stage_and_block
+from dogfit.errors import InputError
+from dogfit.kernelset import Flag
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the shared kernels are not beside the checkout"
+)
+
+
+def _random(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
+
+
+def _convnext(prefix="", channels=8, seed=0):
+    """Tensors of a two-stage ConvNeXt, as the original release names them."""
+    tensors = {"downsample_layers.0.0.weight": _random(channels, 3, 4, 4, seed=seed)}
+    for stage in range(2):
+        for block in range(11 if stage else 2):
+            name = f"stages.{stage}.{block}"
+            tensors[f"{name}.dwconv.weight"] = _random(
+                channels, 1, 7, 7, seed=1000 * seed + 100 * stage + block
+            )
+            tensors[f"{name}.dwconv.bias"] = _random(channels)
+            tensors[f"{name}.pwconv1.weight"] = _random(4 * channels, channels)
+            tensors[f"{name}.pwconv2.weight"] = _random(channels, 4 * channels)
+    return {prefix + name: values for name, values in tensors.items()}
+
+
+def _load(tmp_path, tensors, metadata=None, **options):
+    path = tmp_path / "tiny.safetensors"
+    save_file(tensors, path, metadata)
+    return load_kernels(path, **options)
+
+
+def _names(kernels):
+    return [layer.name for layer in kernels.layers]
+
+
+def _reasons(kernels):
+    return {item.name: item.reason for item in kernels.skipped}
+
+
+def test_values_order_stage_and_block(tmp_path):
+    tensors = _convnext()
+    kernels = _load(tmp_path, tensors)
+    expected = [(0, 0), (0, 1)] + [(1, block) for block in range(11)]
+    assert [(layer.stage, layer.block) for layer in kernels.layers] == expected
+    assert [layer.position for layer in kernels.layers] == list(range(13))
+    assert {layer.model for layer in kernels.layers} == {"tiny"}
+    for layer, taps in kernels.pairs():
+        np.testing.assert_array_equal(taps, tensors[layer.name][:, 0])
+
+
+def test_reads_headers_and_kernels_alone(tmp_path):
+    tensors = _convnext(channels=32)
+    seen = []
+    kernels = _load(tmp_path, tensors, progress=lambda *now: seen.append(now))
+    size = (tmp_path / "tiny.safetensors").stat().st_size
+    header = int.from_bytes((tmp_path / "tiny.safetensors").read_bytes()[:8], "little")
+    (source,) = kernels.sources
+    assert (source.bytes_read, source.bytes_total) == (8 + header + 13 * 32 * 49 * 4, size)
+    assert seen[-1] == ("tiny", 13 * 32 * 49 * 4, 13 * 32 * 49 * 4)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("F64", np.float64),
+        ("F16", np.float16),
+        ("BF16", ml_dtypes.bfloat16),
+        ("F8_E4M3", ml_dtypes.float8_e4m3fn),
+        ("F8_E5M2", ml_dtypes.float8_e5m2),
+    ],
+)
+def test_stored_types(tmp_path, name, kind):
+    values = _random(8, 1, 5, 5).astype(kind)
+    header = {"dwconv.weight": {"dtype": name, "shape": [8, 1, 5, 5], "data_offsets": [0, values.nbytes]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + values.tobytes())
+    kernels = load_kernels(tmp_path / "x.safetensors")
+    assert kernels.layers[0].dtype == name
+    np.testing.assert_array_equal(kernels.groups[5].kernels, values[:, 0].astype(np.float32))
+
+
+def test_keras_and_flax_layouts(tmp_path):
+    flax, keras, multiplied = _random(5, 5, 1, 16), _random(3, 3, 16, 1), _random(7, 7, 16, 2)
+    tensors = {
+        "params/stem/kernel": _random(4, 4, 3, 16),
+        "params/stages_0/blocks_0/dwconv/kernel": flax,
+        "params/stages_0/blocks_0/mlp/kernel": _random(16, 64),
+        "params/stages_0/blocks_1/depthwise/depthwise_kernel": keras,
+        "params/stages_1/blocks_0/depthwise_conv/depthwise_kernel": multiplied,
+        "params/stages_1/blocks_0/out/kernel": _random(1, 1, 32, 16),
+        "params/head/kernel": _random(3, 3, 16, 1),
+    }
+    kernels = _load(tmp_path, tensors)
+    assert [(layer.stage, layer.block, layer.size, layer.channels) for layer in kernels.layers] == [
+        (0, 0, 5, 16),
+        (0, 1, 3, 16),
+        (1, 0, 7, 32),
+    ]
+    np.testing.assert_array_equal(kernels.groups[5].kernels[3], flax[:, :, 0, 3])
+    np.testing.assert_array_equal(kernels.groups[3].kernels[3], keras[:, :, 3, 0])
+    # TensorFlow puts output channel c * m + j from input channel c.
+    np.testing.assert_array_equal(kernels.groups[7].kernels[2 * 3 + 1], multiplied[:, :, 3, 1])
+
+
+def test_channel_multiplier(tmp_path):
+    tensors = _convnext() | {"stages.0.0.extra.depthwise.weight": _random(24, 1, 3, 3)}
+    kernels = _load(tmp_path, tensors)
+    np.testing.assert_array_equal(
+        kernels.groups[3].kernels, tensors["stages.0.0.extra.depthwise.weight"][:, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "state_dict.", "model.", "model.module.", "net.", "_orig_mod."]
+)
+def test_wrapping_prefixes(tmp_path, prefix):
+    kernels = _load(tmp_path, _convnext(prefix))
+    assert len(kernels.layers) == 13
+    assert (kernels.layers[5].stage, kernels.layers[5].block) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "optimizer.state.{}.exp_avg",
+        "optimizer/{}/momentum",
+        "opt_state/0/mu/{}",
+        "opt_state.0.nu.{}",
+        "{}.exp_avg_sq",
+        "{}/Adam_1",
+        "{}/Momentum",
+        "momentum_buffer.{}",
+    ],
+)
+def test_optimiser_state_is_not_a_network(tmp_path, moment):
+    tensors = _convnext()
+    moments = {moment.format(name): values * 0.1 for name, values in tensors.items()}
+    kernels = _load(tmp_path, tensors | moments)
+    assert set(_names(kernels)) == {name for name in tensors if "dwconv.weight" in name}
+    assert set(_reasons(kernels).values()) == {"optimiser state"}
+    assert "tiny: 13 left out: optimiser state" in kernels.notes
+
+
+@pytest.mark.parametrize(
+    ("raw", "average"),
+    [
+        ("model.", "model_ema.module."),
+        ("state_dict.", "state_dict_ema."),
+        ("", "ema."),
+        ("params.", "params_ema."),
+        ("student.", "teacher."),
+    ],
+)
+def test_of_a_weight_and_its_average_the_average_is_taken(tmp_path, raw, average):
+    tensors = _convnext(raw) | _convnext(average, seed=1)
+    kernels = _load(tmp_path, tensors)
+    assert len(kernels.layers) == 13
+    assert all(name.startswith(average) for name in _names(kernels))
+    assert "tiny: 13 left out: its moving average is taken instead" in kernels.notes
+    assert (kernels.layers[12].stage, kernels.layers[12].block) == (1, 10)
+
+
+def test_average_stored_without_dots(tmp_path):
+    average = {f"model_ema.{name.replace('.', '')}": v for name, v in _convnext(seed=1).items()}
+    kernels = _load(tmp_path, _convnext("model.") | average)
+    assert _names(kernels)[3] == "model_ema.stages11dwconvweight"
+    assert [layer.block for layer in kernels.layers] == [0, 1, *range(11)]
+
+
+def test_an_average_alone_is_read(tmp_path):
+    assert len(_load(tmp_path, _convnext("state_dict_ema.")).layers) == 13
+
+
+def test_include_overrules_and_exclude_overrules_all(tmp_path):
+    tensors = _convnext("model.") | _convnext("ema.", seed=1)
+    both = _load(tmp_path, tensors, include=["model.*"])
+    assert len(both.layers) == 26
+    fewer = _load(tmp_path, tensors, include=["model.*"], exclude=["*stages.1*"])
+    assert len(fewer.layers) == 4
+    with pytest.raises(InputError, match=r"no depthwise layer .* excluded by pattern"):
+        _load(tmp_path, tensors, exclude=["*"])
+
+
+def test_other_ranks_and_degenerate_shapes(tmp_path):
+    others = {
+        "stages.0.0.conv1d.dwconv.weight": _random(8, 1, 7),
+        "stages.0.0.conv3d.dwconv.weight": _random(8, 1, 3, 3, 3),
+        "stages.0.0.point.dwconv.weight": _random(8, 1, 1, 1),
+        "stages.0.0.empty.dwconv.weight": _random(0, 1, 3, 3),
+        "stages.0.0.wide.dwconv.weight": _random(8, 1, 1, 11),
+        "stages.0.0.tall.dwconv.weight": _random(8, 1, 11, 1),
+        "stages.0.0.attention.conv.weight": _random(1, 1, 3, 3),
+        "stages.0.0.factored.weight": _random(8, 8, 3, 1),
+        "stages.0.0.down.blur.filt": _random(8, 1, 3, 3),
+        "stages.0.0.int8.dwconv.weight": np.ones((8, 1, 7, 7), np.int8),
+        "stages.0.0.int8.dwconv.weight_scale": _random(8, 1, 7, 7),
+        "stages.0.0.int8.dwconv.zero_point": _random(8, 1, 1, 1),
+    }
+    kernels = _load(tmp_path, _convnext() | others)
+    assert len(kernels.layers) == 13
+    assert _reasons(kernels) == {
+        "stages.0.0.wide.dwconv.weight": "not square",
+        "stages.0.0.tall.dwconv.weight": "not square",
+        "stages.0.0.attention.conv.weight": "a single kernel: one channel to one channel",
+        "stages.0.0.down.blur.filt": "a fixed filter or a table, by its name",
+        "stages.0.0.int8.dwconv.weight": "stored as I8; only floating-point kernels are read",
+        "stages.0.0.int8.dwconv.weight_scale": "companion of a quantised weight",
+    }
+    assert "tiny: 2 left out: not square" in kernels.notes
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 4, 4), (8, 1, 7, 7)])
+def test_grey_stem_is_ambiguous(tmp_path, shape):
+    tensors = _convnext() | {"downsample_layers.0.0.weight": _random(*shape, seed=999)}
+    kernels = _load(tmp_path, tensors)
+    assert len(kernels.layers) == 13
+    assert _reasons(kernels)["downsample_layers.0.0.weight"].startswith("ambiguous")
+    taken = _load(tmp_path, tensors, include=["downsample_layers.0*"])
+    assert _names(taken)[0] == "downsample_layers.0.0.weight"
+    assert len(taken.layers) == 14
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        # LeNet
+        {"conv1.weight": (6, 1, 5, 5), "conv2.weight": (16, 6, 5, 5), "fc1.weight": (120, 256)},
+        # a crowd counter with three branches, each of which reads the grey image
+        {
+            f"branch{branch}.{2 * depth}.weight": shape
+            for branch, width in ((1, 16), (2, 20), (3, 24))
+            for depth, shape in enumerate([(width, 1, 9, 9), (2 * width, width, 7, 7), (8, 2 * width, 7, 7)])
+        },
+        # FSRCNN: a grey image in, and a transposed convolution to one channel at the end
+        {
+            "first_part.0.weight": (56, 1, 5, 5),
+            "mid_part.0.weight": (12, 56, 1, 1),
+            "mid_part.2.weight": (56, 12, 1, 1),
+            "last_part.weight": (56, 1, 9, 9),
+        },
+        # the mask branch of a promptable segmenter: a second input of one channel
+        {
+            "image_encoder.patch_embed.proj.weight": (32, 3, 16, 16),
+            "image_encoder.blocks.0.mlp.lin1.weight": (64, 32),
+            "prompt_encoder.mask_downscaling.0.weight": (4, 1, 2, 2),
+            "prompt_encoder.mask_downscaling.3.weight": (16, 4, 2, 2),
+        },
+        # an RGB network with an ordinary 3x1 convolution whose ends look like a square
+        {"conv.weight": (64, 64, 3, 1), "other.weight": (64, 64, 1, 3), "stem.weight": (64, 3, 7, 7)},
+    ],
+)
+def test_networks_without_depthwise_layers(tmp_path, shapes):
+    with pytest.raises(InputError, match="no depthwise layer among"):
+        _load(tmp_path, {name: _random(*shape) for name, shape in shapes.items()})
+
+
+def test_names_that_say_nothing(tmp_path):
+    """torchvision's MobileNetV2: depthwise by its neighbours alone; and the same network for grey images."""
+    for channels in (3, 1):
+        tensors = {"features.0.0.weight": _random(32, channels, 3, 3)}
+        width = 32
+        for block in range(1, 12):
+            name, inner = f"features.{block}.conv", width * (6 if block > 1 else 1)
+            if block > 1:
+                tensors[f"{name}.0.0.weight"] = _random(inner, width, 1, 1)
+            tensors[f"{name}.{int(block > 1)}.0.weight"] = _random(inner, 1, 3, 3, seed=block)
+            width += 8 * (block % 2)
+            tensors[f"{name}.{1 + int(block > 1)}.weight"] = _random(width, inner, 1, 1)
+        kernels = _load(tmp_path, tensors)
+        assert [layer.block for layer in kernels.layers] == list(range(1, 12))
+        assert ("features.0.0.weight" in _reasons(kernels)) == (channels == 1)
+
+
+def test_tied_layers_count_once(tmp_path):
+    tensors = _convnext()
+    tensors["shared.dwconv.weight"] = tensors["stages.1.4.dwconv.weight"].copy()
+    kernels = _load(tmp_path, tensors)
+    assert "shared.dwconv.weight" not in _names(kernels)
+    assert _reasons(kernels)["shared.dwconv.weight"] == "tied to stages.1.4.dwconv.weight"
+    assert kernels.notes == ("tiny: 1 left out: tied to another layer",)
+
+
+def test_untouched_layers_are_not_tied(tmp_path):
+    tensors = _convnext()
+    for block in (2, 3):
+        tensors[f"stages.1.{block}.dwconv.weight"] = np.zeros((8, 1, 7, 7), np.float32)
+    kernels = _load(tmp_path, tensors)
+    assert len(kernels.layers) == 13
+    assert (kernels.groups[7].flag == Flag.ZERO).sum() == 16
+
+
+def test_one_nan_costs_one_row(tmp_path):
+    tensors = _convnext()
+    tensors["stages.0.0.dwconv.weight"][3, 0, 2, 2] = np.nan
+    tensors["stages.0.0.dwconv.weight"][5, 0, 2, 2] = np.inf
+    group = _load(tmp_path, tensors).groups[7]
+    assert np.flatnonzero(group.flag).tolist() == [3, 5]
+    assert set(group.flag[[3, 5]]) == {Flag.NONFINITE}
+
+
+def test_sizes(tmp_path):
+    tensors = _convnext() | {"stages.0.0.small.dwconv.weight": _random(8, 1, 3, 3)}
+    everything = _load(tmp_path, tensors)
+    large = _load(tmp_path, tensors, sizes=[7])
+    assert (everything.sizes, large.sizes) == ((3, 7), (7,))
+    assert large.layers == everything.select(size=7).layers
+    with pytest.raises(InputError, match=r"no depthwise kernels of sizes \[5\]; there are \[3, 7\]"):
+        _load(tmp_path, tensors, sizes=[5])
+
+
+def test_stated_order_and_shape_convention(tmp_path):
+    tensors = {name: _random(6, 5, 5, seed=i) for i, name in enumerate(["Conv_9", "Conv_10", "Conv_2"])}
+    order = ["Conv_10", "Conv_2", "Conv_9"]
+    stated = {"layer_order": json.dumps(order), "shape_convention": "(channels, height, width), ..."}
+    kernels = _load(tmp_path, tensors, stated)
+    assert _names(kernels) == order
+    np.testing.assert_array_equal(kernels.groups[5].kernels[:6], tensors["Conv_10"])
+    assert _names(_load(tmp_path, tensors, include=["Conv_*"])) == ["Conv_2", "Conv_9", "Conv_10"]
+    with pytest.raises(InputError, match=r"no depthwise layer among 3 tensors \(3 of F32 \[6, 5, 5\]\)"):
+        _load(tmp_path, tensors)
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", "[1]", "[" * 10_000, '["unknown"]'])
+def test_an_unusable_order_is_ignored(tmp_path, text):
+    assert [layer.block for layer in _load(tmp_path, _convnext(), {"layer_order": text}).layers] == [
+        0,
+        1,
+        *range(11),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "block"),
+    [
+        ("stages.2.blocks.5.conv_dw.weight", 2, 5),
+        ("visual.trunk.stages.3.blocks.1.conv_dw.weight", 3, 1),
+        ("convnextv2.encoder.stages.2.layers.8.dwconv.weight", 2, 8),
+        ("model.stages.0.layers.2.depthwise_conv.weight", 0, 2),
+        ("stages.2.26.dwconv.weight", 2, 26),
+        ("backbone.stages.1.0.dwconv.weight", 1, 0),
+        ("blocks.3.1.conv_dw.weight", 3, 1),
+        ("features.5.7.block.0.weight", 5, 7),
+        ("features.4.conv.1.0.weight", None, 4),
+        ("efficientnet.encoder.blocks.9.depthwise_conv.depthwise_conv.weight", None, 9),
+        ("mobilenet_v2.layer.7.conv_3x3.convolution.weight", None, 7),
+        ("layers.0.residual_group.blocks.2.mlp.dwconv.weight", 0, 2),
+        ("convnext_tiny_stage_1_block_2_depthwise_conv/depthwise_kernel", 1, 2),
+        ("block3b_dwconv/depthwise_kernel", 3, 1),
+        ("block_5_depthwise/depthwise_kernel", None, 5),
+        ("conv_dw_11/depthwise_kernel", None, 11),
+        ("MobilenetV2/expanded_conv_4/depthwise/depthwise_weights", None, 4),
+        ("params/ConvNeXtStage_1/ConvNeXtBlock_2/dwconv/kernel", 1, 2),
+        ("Conv_12", None, None),
+        ("stages." + "9" * 5000 + ".0.dwconv.weight", None, 0),
+    ],
+)
+def test_stage_and_block_by_dialect(name, stage, block):
+    assert stage_and_block(bare_name(name)) == (stage, block)
+
+
+def test_numbers_sort_by_value():
+    names = [f"stages.{s}.{b}.dwconv.weight" for s in (0, 1, 10) for b in (0, 2, 9, 10, 100)]
+    assert sorted(set(names), key=network_order) == names
+    assert sorted(["x.01.a", "x.1.b", "x.002.a"], key=network_order) == ["x.01.a", "x.1.b", "x.002.a"]
+
+
+def test_folder_and_model_name(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    save_file(_convnext(), folder / "model.safetensors")
+    (folder / "other.safetensors").write_text("never looked at")
+    for path in (folder, folder / "model.safetensors", str(folder)):
+        assert load_kernels(path).models == ("my-model",)
+    (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
+    (folder / "other.safetensors").unlink()
+    assert load_kernels(folder).models == ("my-model",)
+    assert load_kernels(folder / "open_clip_model.safetensors").models == ("open_clip_model",)
+
+
+def test_several_sources_make_one_set(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_file(_convnext(seed=ord(name)), tmp_path / name / "model.safetensors")
+    kernels = load_kernels(tmp_path / "a", tmp_path / "b", tmp_path / "a")
+    assert kernels.models == ("a", "b", "a (2)")
+    assert len(kernels.sources) == 3
+
+
+def _sharded(folder, index="model.safetensors.index.json"):
+    folder.mkdir()
+    tensors, weight_map = _convnext(), {}
+    for number in range(3):
+        part = dict(list(tensors.items())[number::3])
+        file = f"model-{number + 1:05}-of-00003.safetensors"
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return weight_map
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "weights.index.json"])
+def test_sharded_folder(tmp_path, index):
+    _sharded(tmp_path / "sharded", index)
+    kernels = load_kernels(tmp_path / "sharded")
+    assert kernels.models == ("sharded",)
+    assert [layer.block for layer in kernels.layers] == [0, 1, *range(11)]
+    total = sum(path.stat().st_size for path in (tmp_path / "sharded").glob("*.safetensors"))
+    assert kernels.sources[0].bytes_total == total
+    assert load_kernels(tmp_path / "sharded" / index).layers == kernels.layers
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ("../outside.safetensors", "refused: shard '../outside.safetensors' lies outside"),
+        ("/etc/passwd", "refused: shard '/etc/passwd' lies outside"),
+        ("a/../../outside.safetensors", "refused"),
+        ("..\\outside.safetensors", "refused"),
+        ("C:\\outside.safetensors", "refused"),
+        ("model-00001-of-00002.bin", "is a pickle"),
+        ("model.txt", "is not a safetensors file"),
+        ("absent.safetensors", "1 of 4 shards are missing: 'absent.safetensors'"),
+        (7, "weight_map must map strings to strings"),
+    ],
+)
+def test_index_that_points_elsewhere(tmp_path, shard, message):
+    weight_map = _sharded(tmp_path / "s")
+    save_file(_convnext(), tmp_path / "outside.safetensors")
+    weight_map["stages.0.0.dwconv.weight"] = shard
+    (tmp_path / "s" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match=message.replace("\\", "\\\\")):
+        load_kernels(tmp_path / "s")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000])
+def test_damaged_index(tmp_path, text):
+    _sharded(tmp_path / "s")
+    (tmp_path / "s" / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match="index"):
+        load_kernels(tmp_path / "s")
+
+
+def test_index_that_promises_too_much(tmp_path):
+    weight_map = _sharded(tmp_path / "s")
+    weight_map["absent"] = "model-00001-of-00003.safetensors"
+    (tmp_path / "s" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match="promises 1 tensors its shards do not hold, such as 'absent'"):
+        load_kernels(tmp_path / "s")
+
+
+def test_missing_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("nothing", "./no/such", "../up", "a/b/c", "x/y.safetensors", "x/model.pth", tmp_path / "z"):
+        with pytest.raises(InputError, match="no such file or folder"):
+            load_kernels(path)
+    with pytest.raises(InputError, match="no source given"):
+        load_kernels()
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])
+def test_pickles_are_refused_unread(tmp_path, suffix):
+    path = tmp_path / f"my model{suffix}"
+    path.write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(InputError, match=r"hold Python pickles.*save_file") as caught:
+        load_kernels(path)
+    assert f"'{path}'" in str(caught.value)
+    with pytest.raises(InputError, match="no safetensors file" if suffix == ".PT" else "only pickles"):
+        load_kernels(tmp_path)
+
+
+def test_the_conversion_line_works(tmp_path):
+    torch = pytest.importorskip("torch", reason="runs the conversion with PyTorch")
+    state = {name: torch.from_numpy(values) for name, values in _convnext("module.").items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "old model.pt")
+    with pytest.raises(InputError) as caught:
+        load_kernels(tmp_path / "old model.pt")
+    line = shlex.split(str(caught.value).split("installed: ")[1])
+    assert line[0] == "python"
+    subprocess.run([sys.executable, *line[1:]], cwd=tmp_path, check=True)
+    assert len(load_kernels(tmp_path / "model.safetensors").layers) == 13
+
+
+@pytest.mark.parametrize(
+    "name", ["model.h5", "model.keras", "flax_model.msgpack", "m.onnx", "m.gguf", "m.npz"]
+)
+def test_other_formats(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(InputError, match="safetensors") as caught:
+            load_kernels(path)
+        assert name in str(caught.value)
+
+
+def test_other_folders(tmp_path):
+    with pytest.raises(InputError, match="no safetensors file; found nothing"):
+        load_kernels(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match=r"found 'notes\.txt'"):
+        load_kernels(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(InputError, match="a TensorFlow SavedModel"):
+        load_kernels(tmp_path)
+    for name in ("a", "b"):
+        save_file(_convnext(), tmp_path / f"{name}.safetensors")
+    (tmp_path / "saved_model.pb").unlink()
+    with pytest.raises(InputError, match=r"2 candidates .* 'a.safetensors', 'b.safetensors'; pass the path"):
+        load_kernels(tmp_path)
+
+
+def test_truncated_anywhere(tmp_path):
+    content = save(_convnext())
+    path = tmp_path / "cut.safetensors"
+    for length in [*range(20), *range(20, len(content), 997), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"cut\.safetensors"):
+            load_kernels(path)
+
+
+def test_nothing_to_find_says_what_is_there(tmp_path):
+    with pytest.raises(InputError, match=r"among 2 tensors \(1 of F32 \[8, 3, 3, 3\]\)") as caught:
+        _load(tmp_path, {"conv.weight": _random(8, 3, 3, 3), "fc.weight": _random(10, 8)})
+    assert caught.value.exit_code == 3
+    with pytest.raises(InputError, match=r"1 not square .such as 'dwconv.weight'"):
+        _load(tmp_path, {"dwconv.weight": _random(8, 1, 3, 5)})
+
+
+@needs_shared
+def test_convnextpose():
+    path = SHARED / "checkpoints" / "convnextpose-xs"
+    kernels = load_kernels(path)
+    depths = (2, 2, 6, 2)
+    expected = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    assert [(layer.stage, layer.block) for layer in kernels.layers] == expected
+    assert (kernels.n, kernels.sizes, kernels.models) == (1840, (7,), ("convnextpose-xs",))
+    assert [layer.position for layer in kernels.layers] == list(range(12))
+    with safe_open(path / "model.safetensors", framework="numpy") as file:
+        for layer, taps in kernels.pairs():
+            np.testing.assert_array_equal(taps, file.get_tensor(layer.name)[:, 0])
+    assert kernels.sources[0].bytes_read < 0.03 * kernels.sources[0].bytes_total
+
+
+@needs_shared
+def test_every_shared_file():
+    paths = sorted((SHARED / "kernels").glob("*.safetensors"))
+    everything = load_kernels(*paths, include=["*"])
+    assert (len(paths), everything.n) == (37, 130_364)
+    counts = {size: len(group.kernels) for size, group in everything.groups.items()}
+    assert counts == {3: 62_604, 5: 45_768, 7: 21_248, 9: 744}
+    for path in paths:
+        with safe_open(path, framework="numpy") as file:
+            order = json.loads(file.metadata()["layer_order"])
+        kernels = load_kernels(path)
+        averaged = {item.name for item in kernels.skipped}
+        assert _names(kernels) == [name for name in order if name not in averaged]
+        # Three files hold the weights twice, as trained and averaged.
+        assert {item.reason for item in kernels.skipped} <= {"its moving average is taken instead"}
+        assert all(f"params_ema.{name}" in order for name in averaged)
