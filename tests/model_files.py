@@ -73,16 +73,22 @@ def no_initialisation() -> Iterator[None]:
     """Models on the meta device have no values: skip the functions that would set them."""
     import torch
 
-    names = [name for name in dir(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
-    kept = {name: getattr(torch.nn.init, name) for name in names}
+    skipped = [
+        (torch.nn.init, name)
+        for name in dir(torch.nn.init)
+        if name.endswith("_") and not name.startswith("_")
+    ]
+    if "timm.layers.weight_init" in sys.modules:
+        skipped.append((sys.modules["timm.layers.weight_init"], "_trunc_normal_"))
+    kept = [(module, name, getattr(module, name)) for module, name in skipped]
     try:
-        for name in names:
-            setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+        for module, name in skipped:
+            setattr(module, name, lambda tensor, *_, **__: tensor)
         with torch.device("meta"):
             yield
     finally:
-        for name, function in kept.items():
-            setattr(torch.nn.init, name, function)
+        for module, name, function in kept:
+            setattr(module, name, function)
 
 
 def depthwise_modules(model) -> dict[str, object]:

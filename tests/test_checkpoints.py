@@ -9,6 +9,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
@@ -289,6 +291,52 @@ def test_names_that_say_nothing(tmp_path):
         kernels = _load(tmp_path, tensors)
         assert [layer.block for layer in kernels.layers] == list(range(1, 12))
         assert ("features.0.0.weight" in _reasons(kernels)) == (channels == 1)
+
+
+def test_torchvisions_convnext_names(tmp_path):
+    tensors, width = {"features.0.0.weight": _random(16, 3, 4, 4)}, 16
+    for stage in range(1, 9, 2):
+        for block in range(3):
+            name = f"features.{stage}.{block}.block"
+            tensors[f"{name}.0.weight"] = _random(width, 1, 7, 7, seed=block)
+            tensors[f"{name}.3.weight"] = _random(4 * width, width)
+            tensors[f"{name}.5.weight"] = _random(width, 4 * width)
+            tensors[f"features.{stage}.{block}.layer_scale"] = _random(width, 1, 1)
+        tensors[f"features.{stage + 1}.1.weight"] = _random(width + 8, width, 2, 2)
+        width += 8
+    kernels = _load(tmp_path, tensors)
+    expected = [(stage, block) for stage in (1, 3, 5, 7) for block in range(3)]
+    assert [(layer.stage, layer.block) for layer in kernels.layers] == expected
+    assert kernels.skipped == ()
+
+
+tensor_names = st.one_of(
+    st.text(min_size=1, max_size=8),
+    st.lists(
+        st.sampled_from(
+            ["stages", "blocks", "0", "1", "10", "conv_dw", "ema", "module", "mu", "weight", "", "dw"]
+        ),
+        min_size=1,
+        max_size=6,
+    ).map(".".join),
+)
+shapes = st.lists(st.sampled_from([0, 1, 1, 2, 3, 3, 7, 64]), min_size=2, max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(tensor_names.filter(bool), shapes, min_size=1, max_size=8), st.booleans())
+def test_any_sound_file_is_read_or_refused_in_words(tmp_path_factory, tensors, everything):
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    tensors.pop("__metadata__", None)
+    save_file({name: np.zeros(shape, np.float16) for name, shape in tensors.items()}, path)
+    try:
+        kernels = load_kernels(path, include=["*"] if everything else [])
+    except InputError as error:
+        assert "no depthwise layer" in str(error)
+        return
+    assert set(_names(kernels)) <= set(tensors)
+    assert all(layer.size > 1 and layer.channels > 0 for layer in kernels.layers)
+    assert kernels.n == len(kernels.table())
 
 
 def test_tied_layers_count_once(tmp_path):

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from model_files import depthwise_modules, no_initialisation, stub_torchvision, write_checkpoint
 
 from dogfit.checkpoints import load_kernels
 from dogfit.errors import InputError
+from model_files import depthwise_modules, no_initialisation, stub_torchvision, write_checkpoint
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch models")
 
@@ -68,7 +68,7 @@ efficientvim efficientvit_mit efficientvit_msra fastvit focalnet gcvit ghostnet 
 inception_next lcnetv2 lowformer mambaout maxxvit metaformer mobilenetv3 mobilenetv5 mobilevit mvitv2 nasnet
 pit pnasnet pvt_v2 rdnet repghost repvit rexnet shvit starnet swiftformer tiny_vit twins vitamin vovnet
 xception xception_aligned xcit
-""".split()  # noqa: SIM905
+""".split()
 # Their modules do not run in the order of definition.
 ORDER_BY_RUNNING = ("coat", "efficientvim")
 
@@ -127,7 +127,7 @@ def test_other_architectures_of_timm_have_none(timm_files, tmp_path):
 TRANSFORMERS = """
 convnext convnextv2 dinov3_convnext efficientnet mobilenet_v1 mobilenet_v2 mobilevitv2 focalnet segformer
 pvt_v2 swiftformer cvt
-""".split()  # noqa: SIM905
+""".split()
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)

@@ -9,12 +9,12 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-from hub_server import COMMIT, Hub, serve
 from safetensors.numpy import save
 
 import dogfit.checkpoints.hub
 from dogfit.checkpoints import load_kernels
 from dogfit.errors import DogfitError, HubError, InputError
+from hub_server import COMMIT, Hub, serve
 
 REPO = "someone/tiny-convnext"
 
@@ -37,6 +37,8 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(dogfit.checkpoints.hub, "PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()
     monkeypatch.chdir(tmp_path)
     with serve(Hub({REPO: {"README.md": b"", "model.safetensors": save(_checkpoint())}})) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)

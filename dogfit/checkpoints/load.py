@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dogfit.checkpoints.depthwise import Depthwise, Findings, find_depthwise
-from dogfit.checkpoints.dialects import stage_and_block
+from dogfit.checkpoints.dialects import bare_name, stage_and_block
 from dogfit.checkpoints.files import (
     INDEX_SUFFIX,
     OTHER_FORMATS,
@@ -174,7 +174,7 @@ def _read(
     for layer in wanted:
         name = layer.tensor.name
         if name not in tied:
-            stage, block = stage_and_block(findings.bare_names.get(name, name))
+            stage, block = stage_and_block(findings.bare_names.get(name) or bare_name(name))
             record = Layer(
                 name,
                 checkpoint.model,
