@@ -19,7 +19,7 @@ class Mlp(nnx.Module):
     def __init__(self, widths: Sequence[int], rngs: nnx.Rngs):
         self.layers = nnx.List(
             [
-                nnx.Linear(a, b, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+                nnx.Linear(a, b, kernel_init=nnx.initializers.he_uniform(), rngs=rngs)
                 for a, b in pairwise(widths)
             ]
         )
