@@ -1,8 +1,8 @@
 """How fast does the autoencoder train, and how well does it reconstruct kernels it has not seen?
 
 Prints a table: kernels per second (each kernel of a batch counts once per restart), seconds in all with
-compilation, and the mean cosine dissimilarity of held-out kernels at the best code and at the encoder's own.
-k-means with as many centroids as named beside it says what a code of that many bins without order would reach.
+compilation, and the mean cosine dissimilarity of held-out kernels at the best code and at the encoder's
+own. The k-means lines say what that many unordered centroids reach.
 
     python benchmarks/autoencoder.py [--steps N ...] [--limit N]
 
@@ -69,16 +69,14 @@ def main() -> None:
         loss = 1 - (unit_rows(kernels[:held])[0] @ centroids.T).max(axis=1).mean()
         print(f"k-means, {k} centroids: held-out loss {loss:.3f}")
 
-    print(
-        "\n| steps | epochs | restarts | kernels/s | seconds | held-out loss (spread) | encoder alone | notes |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("steps", "epochs", "restarts", "kernels/s", "seconds", "held-out (spread)", "encoder", "notes")
+    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for steps in arguments.steps:
         config = AutoencoderConfig(steps=steps, batch_size=arguments.batch_size)
         times: list[tuple[int, float]] = []
         start = time.perf_counter()
         model = train_autoencoder(
-            kernels, config, progress=lambda step, _, loss: times.append((step, time.perf_counter()))
+            kernels, config, progress=lambda step, *_, t=times: t.append((step, time.perf_counter()))
         )
         seconds = time.perf_counter() - start
         # The first chunk includes compilation.

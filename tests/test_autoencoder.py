@@ -20,7 +20,7 @@ from dogfit.autoencoder.trained import FILE, collapsed, entropy_share, unit_rows
 from dogfit.devices import data_mesh
 from dogfit.errors import DogfitError, InputError
 
-SMALL = AutoencoderConfig(steps=150, batch_size=64, restarts=2, widths=(64, 32), frequencies=4)
+SMALL = AutoencoderConfig(steps=150, batch_size=64, restarts=2, widths=(64,), frequencies=4)
 
 
 def unit_numpy(kernels):
@@ -40,9 +40,18 @@ def edges(n, k=5, seed=0, noise=0.0):
     return (kernels + noise * rng.normal(size=kernels.shape)).astype(np.float32)
 
 
+PROGRESS = []
+
+
 @pytest.fixture(scope="module")
 def trained():
-    return train_autoencoder(edges(500), SMALL)
+    return train_autoencoder(edges(500), SMALL, progress=lambda *call: PROGRESS.append(call))
+
+
+def test_progress_counts_to_the_end(trained):
+    assert [call[:2] for call in PROGRESS] == [(50, 150), (100, 150), (150, 150)]
+    assert PROGRESS[-1][2] == pytest.approx(float(trained.history[-1].min()))
+    assert trained.history.shape == (150, 2)
 
 
 def test_a_true_curve_is_learnt_and_new_kernels_on_it_are_found(trained):
@@ -214,7 +223,7 @@ def test_impossible_settings_are_refused(change):
 
 def test_a_run_that_diverges_everywhere_says_so():
     with pytest.raises(DogfitError, match="diverged in all 2 restarts"):
-        train_autoencoder(edges(100), dataclasses.replace(SMALL, steps=20, learning_rate=1e30))
+        train_autoencoder(edges(100), dataclasses.replace(SMALL, steps=20, widths=(8,), learning_rate=1e30))
 
 
 def test_dead_codes_are_told_from_live_ones(trained):
@@ -247,11 +256,3 @@ def test_unit_rows_agrees_with_float64_and_is_unmoved_by_scale():
         rows, good = unit_rows((kernels * scale).astype(np.float32))
         assert good.all()
         np.testing.assert_allclose(rows, unit_numpy(kernels), atol=3e-6)
-
-
-def test_progress_counts_to_the_end():
-    calls = []
-    config = dataclasses.replace(SMALL, steps=120, widths=(8,))
-    model = train_autoencoder(edges(100), config, progress=lambda *a: calls.append(a))
-    assert [c[0] for c in calls] == [60, 120] and {c[1] for c in calls} == {120}
-    assert calls[-1][2] == pytest.approx(float(model.history[-1].min()))

@@ -17,7 +17,7 @@ from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
 from dogfit.devices import data_mesh
 from dogfit.errors import DogfitError
 
-CONFIG = AutoencoderConfig(steps=300, batch_size=64, restarts=2, widths=(32, 16), frequencies=4)
+CONFIG = AutoencoderConfig(steps=300, batch_size=64, restarts=2, widths=(32,), frequencies=4)
 
 
 def noise(n=200, seed=0):
@@ -133,7 +133,7 @@ from pathlib import Path
 import numpy as np
 from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
 kernels = np.random.default_rng(0).normal(size=(200, 5, 5)).astype(np.float32)
-config = AutoencoderConfig(steps=int(sys.argv[2]), batch_size=64, restarts=2, widths=(32, 16), frequencies=4)
+config = AutoencoderConfig(steps=int(sys.argv[2]), batch_size=64, restarts=2, widths=(32,), frequencies=4)
 model = train_autoencoder(kernels, config, checkpoint_dir=Path(sys.argv[1]) / "run", checkpoint_every_s=0,
                           progress=lambda *a: print(*a, flush=True))
 model.save(Path(sys.argv[1]))
