@@ -1,7 +1,7 @@
 """Which tensors of a checkpoint are depthwise kernels."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -69,9 +69,9 @@ def find_depthwise(
     the first of a network for grey images, has that shape too. So a tensor counts as depthwise only if
 
     1. its name says so (`dwconv`, `conv_dw`, `depthwise`, ...), or
-    2. it is not the network's first convolution, an earlier layer puts out C channels and a later one takes
-       or puts out C m. Where the first convolution itself has one input channel, the layers right before
-       and right after must fit. Or
+    2. it is not the first convolution of the network or of a branch, an earlier layer puts out C channels
+       and a later one takes or puts out C m. Where the network's first convolution has one input channel, the
+       layers right before and right after must fit. Or
     3. 1 or 2 holds for a tensor whose name differs in numbers only: the same part of another block.
 
     The rest is ambiguous: left out and reported. Never depthwise are optimiser moments, fixed filters,
@@ -142,7 +142,9 @@ def _network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, s
         names[chosen] = bare_name(others[0] if others else chosen)
         averaged = AVERAGED.search(chosen) is not None
         for other in others:
-            dropped[other] = "its moving average is taken instead" if averaged else f"second copy of {chosen}"
+            dropped[other] = (
+                "its moving average is taken instead" if averaged else "a second copy under another prefix"
+            )
     return names, dropped
 
 
@@ -197,30 +199,50 @@ def _inside_network(
 ) -> set[str]:
     """Candidates that name or neighbours show to be depthwise: rules 1 to 3 of `find_depthwise`."""
     weights = [tensor for tensor in network if len(tensor.shape) in (2, 4)]
-    # (in, out) of every layer; a depthwise candidate stands for itself.
-    ends = [t.shape[-2:] if channels_last else (t.shape[1], t.shape[0]) for t in weights]
-    convolutions = [t.name for t in weights if len(t.shape) == 4 and (t.dtype in FLOATS)]
-    first = convolutions[0] if convolutions else None
-    one_channel_input = first in candidates and not DEPTHWISE.search(first or "")
-    accepted = set()
-    for index, tensor in enumerate(weights):
-        name = tensor.name
-        if name not in candidates or (name == first and one_channel_input):
-            continue
-        channels = candidates[name].channels
-        before, after = ends[:index], ends[index + 1 :]
-        if one_channel_input:
-            before = before[-1:]
-            after = [e for e, t in zip(after, weights[index + 1 :], strict=True) if t.name not in candidates][
-                :1
-            ]
-        if DEPTHWISE.search(name) or (
-            any(channels == m * put_out for _, put_out in before for m in MULTIPLIERS)
-            and any(channels in end for end in after)
-        ):
-            accepted.add(name)
-    parts = {_part(name) for name in accepted} - ({_part(first)} if one_channel_input and first else set())
-    return accepted | {name for name in candidates if _part(name) in parts and name != first}
+    convolutions = [t.name for t in weights if len(t.shape) == 4 and t.dtype in FLOATS]
+    named = {name for name in candidates if DEPTHWISE.search(name)}
+    stem = convolutions[0] if convolutions and convolutions[0] in candidates.keys() - named else None
+    ordinary = {_inner(name) for name in convolutions if name not in candidates}
+    # (in, out) of every layer; a depthwise one counts as (1, out).
+    ends = [(t.shape[-2], t.shape[-1]) if channels_last else (t.shape[1], t.shape[0]) for t in weights]
+    fits = _beside if stem else _between
+    accepted = named | {
+        weights[index].name
+        for index in fits(ends, [candidates.get(t.name) for t in weights])
+        if weights[index].name != stem and _inner(weights[index].name) not in ordinary
+    }
+    parts = {_part(name) for name in accepted} - {_part(stem or "")}
+    return accepted | {name for name in candidates if _part(name) in parts}
+
+
+def _between(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
+    """Places of candidates that a layer anywhere before feeds, and whose output one after takes."""
+    first_out: dict[int, int] = {}
+    last_use: dict[int, int] = {}
+    for index, (taken, put_out) in enumerate(ends):
+        first_out.setdefault(put_out, index)
+        last_use[taken] = last_use[put_out] = index
+    for index, layer in enumerate(layers):
+        if layer and last_use.get(layer.channels, 0) > index:
+            inputs = [layer.channels // m for m in MULTIPLIERS if layer.channels % m == 0]
+            if any(first_out.get(width, index) < index for width in inputs):
+                yield index
+
+
+def _beside(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
+    """Places of candidates fed by the layer right before, whose output the next ordinary layer takes."""
+    following: tuple[int, int] = (0, 0)
+    for index in range(len(ends) - 1, 0, -1):
+        layer = layers[index]
+        if layer is None:
+            following = ends[index]
+        elif layer.channels in following and layer.channels in [m * ends[index - 1][1] for m in MULTIPLIERS]:
+            yield index
+
+
+def _inner(name: str) -> str:
+    """The name without its first part: two branches of a network often differ in nothing else."""
+    return re.split(r"[./]", name, maxsplit=1)[-1]
 
 
 def _part(name: str) -> str:
