@@ -1,5 +1,6 @@
 """Progress on standard error: bars with rates on a terminal, plain lines elsewhere, or nothing."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +102,18 @@ class BarProgress(Progress):
             yield update
             done = bars.tasks[0].completed or 1
             bars.update(task, completed=done, total=done)
+
+
+@contextmanager
+def without_library_logs() -> Iterator[None]:
+    """Keep Orbax from logging one failure from each of its threads; what matters is raised anyway."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def rate(done: int, seconds: float, unit: str) -> str:

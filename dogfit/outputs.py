@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -148,19 +149,27 @@ class Workspace:
 
     def abandon(self) -> None:
         """Remove everything unpublished, and the folders this run made for it."""
-        shutil.rmtree(self.hidden, ignore_errors=True)
+        for _ in range(100):
+            shutil.rmtree(self.hidden, ignore_errors=True)
+            if not self.hidden.exists():
+                break
+            # A checkpoint being written by another thread goes on for a moment after its error.
+            time.sleep(0.1)
         for path in self._made:
             with suppress(OSError):
                 path.rmdir()
 
 
-def disk_trouble(error: BaseException | None) -> bool:
-    """Whether a full or failing disk is behind an error, also where a library wrapped it."""
+def disk_trouble(error: BaseException | None) -> str | None:
+    """What the disk refused, if that is behind an error, also where a library wrapped it; otherwise None."""
+    full = os.strerror(errno.ENOSPC)
     while error is not None:
-        if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in str(error):
-            return True
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if full in str(error):
+            return full
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _fingerprint(path: Path) -> str | None:

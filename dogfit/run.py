@@ -9,7 +9,7 @@ import dogfit
 from dogfit.config import RunConfig
 from dogfit.errors import DogfitError
 
-USAGE, INTERRUPTED = 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,21 +32,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; the same command goes on from the last finished stage", INTERRUPTED)
     except DogfitError as error:
         return _fail(str(error), error.exit_code)
-    except OSError as error:
-        return _fail(
-            f"could not write to {config.out}: {error.strerror or error}; nothing partial is left", 1
-        )
+    except Exception as error:
+        from dogfit.outputs import disk_trouble
+
+        if (reason := disk_trouble(error)) is None:
+            raise
+        return _fail(f"could not write to {config.out}: {reason}; nothing partial is left there", FAILED)
 
 
 def _run(config: RunConfig) -> int:
     # Nothing heavy is imported before the command line is known to be right.
     import json
 
-    from dogfit.console import progress_for
+    from dogfit.console import progress_for, without_library_logs
     from dogfit.job import run_job
     from dogfit.report.text import summary_lines
 
-    summary = run_job(config, progress_for(config.quiet))
+    with without_library_logs():
+        summary = run_job(config, progress_for(config.quiet))
     if config.json:
         print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
     elif not config.quiet:

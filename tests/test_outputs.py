@@ -99,9 +99,10 @@ def test_disk_trouble_is_recognised_inside_other_errors():
         except OSError as error:
             raise ValueError("wrapped") from error
     except ValueError as error:
-        assert disk_trouble(error)
-    assert disk_trouble(RuntimeError("tensorstore: No space left on device"))
-    assert not disk_trouble(ValueError("other"))
+        assert disk_trouble(error) == "x"
+    full = os.strerror(errno.ENOSPC)
+    assert disk_trouble(RuntimeError(f"could not write 10 bytes: {full} [28]")) == full
+    assert disk_trouble(ValueError("other")) is None
 
 
 def test_the_same_run_is_recognised_as_finished(tmp_path):
