@@ -89,7 +89,7 @@ def test_gain_and_offset_do_not_matter_but_sign_does(trained):
     # A gain of a power of two and no rounding in the offset: equal to the last bits that centring leaves.
     np.testing.assert_allclose(trained.encode(4 * fresh + 0.5), trained.encode(fresh), atol=2e-3)
     assert np.abs(trained.encode(-fresh) - trained.encode(fresh)).min() > 0.05
-    assert trained.reconstruction_cosine(-fresh).min() > 0.9
+    assert trained.reconstruction_cosine(-fresh).mean() > 0.97
 
 
 def test_rows_without_a_shape_are_nan_and_touch_no_other(trained):
