@@ -149,12 +149,13 @@ class Workspace:
 
     def abandon(self) -> None:
         """Remove everything unpublished, and the folders this run made for it."""
-        for _ in range(100):
-            shutil.rmtree(self.hidden, ignore_errors=True)
-            if not self.hidden.exists():
-                break
-            # A checkpoint being written by another thread goes on for a moment after its error.
-            time.sleep(0.1)
+        trained = any(self.hidden.glob("training-*"))
+        shutil.rmtree(self.hidden, ignore_errors=True)
+        if trained:
+            # Orbax's threads go on writing for a moment after their error has been raised.
+            for _ in range(15):
+                time.sleep(0.1)
+                shutil.rmtree(self.hidden, ignore_errors=True)
         for path in self._made:
             with suppress(OSError):
                 path.rmdir()
