@@ -4,17 +4,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
+    from dogfit.checkpoints import load_kernels
     from dogfit.errors import DogfitError, HubError, InputError
+    from dogfit.fit import FAMILIES, FitConfig, fit_kernel, fit_kernels, fit_stream
+    from dogfit.fit_result import FitResult, Status
+    from dogfit.kernelset import KernelSet
+    from dogfit.labels import LABELS, label_fits
 
 __version__ = "0.1.0"
 
 # Public names and where they live; loaded on first use, so that `import dogfit` costs nothing.
 _HOME = {
+    "FAMILIES": "dogfit.fit",
+    "LABELS": "dogfit.labels",
+    "Autoencoder": "dogfit.autoencoder",
+    "AutoencoderConfig": "dogfit.autoencoder",
     "DogfitError": "dogfit.errors",
+    "FitConfig": "dogfit.fit",
+    "FitResult": "dogfit.fit_result",
     "HubError": "dogfit.errors",
     "InputError": "dogfit.errors",
+    "KernelSet": "dogfit.kernelset",
+    "Status": "dogfit.fit_result",
+    "fit_kernel": "dogfit.fit",
+    "fit_kernels": "dogfit.fit",
+    "fit_stream": "dogfit.fit",
+    "label_fits": "dogfit.labels",
+    "load_kernels": "dogfit.checkpoints",
+    "train_autoencoder": "dogfit.autoencoder",
 }
-__all__ = ["DogfitError", "HubError", "InputError"]
+__all__ = [
+    "FAMILIES",
+    "LABELS",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "DogfitError",
+    "FitConfig",
+    "FitResult",
+    "HubError",
+    "InputError",
+    "KernelSet",
+    "Status",
+    "fit_kernel",
+    "fit_kernels",
+    "fit_stream",
+    "label_fits",
+    "load_kernels",
+    "train_autoencoder",
+]
 
 
 def __getattr__(name: str) -> Any:

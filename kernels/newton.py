@@ -1,0 +1,151 @@
+"""Box-constrained damped Newton ascent on the explained energy, many kernels at once."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from dogfit.kernels.linalg import Batch, Symmetric, descent_solve
+from dogfit.kernels.separable import Terms, projected_derivatives
+
+# Longest step: one width in position, and these in log width and log ratio.
+_LONGEST = (1.0, 1.0, 0.8, 1.0)
+# Smallest curvature trusted, for kernels of unit energy.
+_LEAST_PIVOT = 1e-4
+
+
+class Optimum(NamedTuple):
+    """State of the ascent.
+
+    Attributes:
+      point: x0, y0 (taps), log sigma[, log ratio].
+      energy: explained energy there.
+      promise: energy that the last quadratic model still promised: near zero at an optimum.
+      steps: evaluations made while the row had not converged.
+    """
+
+    point: Float[Array, "p b"]
+    energy: Float[Array, " b"]
+    promise: Float[Array, " b"]
+    steps: Int[Array, " b"]
+
+
+class _State(NamedTuple):
+    optimum: Optimum
+    trial: Float[Array, "p b"]
+    promise: Batch
+    damping: Batch
+    iteration: Int[Array, ""]
+
+
+def _ascent_step(
+    point: list[Batch],
+    gradient: list[Batch],
+    hessian: Symmetric,
+    damping: Batch,
+    lower: Float[Array, " p"],
+    upper: Float[Array, " p"],
+) -> tuple[list[Batch], Batch]:
+    """Next point inside the box and the gain that the quadratic model promises there."""
+    n = len(point)
+    sigma = jnp.exp(point[2])
+    scale = [sigma, sigma, *[jnp.ones_like(sigma)] * (n - 2)]
+
+    def solve(held: list[Bool[Array, " b"]]) -> list[Batch]:
+        matrix = {
+            (a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()
+        }
+        right = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
+        step = descent_solve(matrix, right, damping, _LEAST_PIVOT)
+        excess = jnp.ones_like(sigma)
+        for a in range(n):
+            excess = jnp.maximum(excess, jnp.abs(step[a]) / _LONGEST[a])
+        return [value / excess for value in step]
+
+    # Active set: what sits on a bound and pushes outwards is held, the rest moves freely.
+    held = [
+        ((point[a] <= lower[a]) & (gradient[a] < 0)) | ((point[a] >= upper[a]) & (gradient[a] > 0))
+        for a in range(n)
+    ]
+    step = solve(held)
+    trial = [jnp.clip(point[a] + step[a] * scale[a], lower[a], upper[a]) for a in range(n)]
+    moved = [(trial[a] - point[a]) / scale[a] for a in range(n)]
+    promise = jnp.zeros_like(sigma)
+    for a in range(n):
+        promise = promise + 2 * jnp.where(held[a], 0.0, gradient[a]) * moved[a]
+        for b in range(a + 1):
+            promise = promise + (2.0 - (a == b)) * hessian[a, b] * moved[a] * moved[b]
+    return trial, promise
+
+
+def maximise_energy(
+    kernels: Float[Array, "kx ky b"],
+    start: Float[Array, "p b"],
+    lower: Float[Array, " p"],
+    upper: Float[Array, " p"],
+    terms: Terms,
+    max_steps: Int[Array, ""] | int,
+    tolerance: float,
+) -> Optimum:
+    """Climb from `start` to a local maximum of the explained energy inside a box.
+
+    Exact Newton steps where the curvature allows, damped by a multiple of the identity that follows
+    the ratio of gained to promised energy. Parameters on a bound are held while the gradient pushes
+    outwards. A non-finite trial is refused, so that a row never gets worse than its start.
+
+    Args:
+      kernels: centred kernels of unit energy, x on the first axis, batch last.
+      start: search point per kernel; clipped to the box.
+      lower: lower bounds.
+      upper: upper bounds.
+      terms: basis of the model; static.
+      max_steps: most evaluations; may be traced.
+      tolerance: promised energy below which a row has converged; the loop ends early when all have.
+
+    Returns:
+      The best point met per kernel, its energy and how it was reached.
+    """
+    ridge = 8 * float(jnp.finfo(kernels.dtype).eps)
+    batch = kernels.shape[-1]
+    start = jnp.clip(start, lower[:, None], upper[:, None])
+    n = start.shape[0]
+    pairs = [(a, b) for a in range(n) for b in range(a + 1)]
+    most = (1 + 1e-4) * jnp.sum(kernels * kernels, axis=(0, 1))
+
+    def unfinished(carry: tuple[_State, tuple[Batch, ...]]) -> Bool[Array, ""]:
+        state, _ = carry
+        return (state.iteration < max_steps) & jnp.any(state.promise > tolerance)
+
+    def advance(carry: tuple[_State, tuple[Batch, ...]]) -> tuple[_State, tuple[Batch, ...]]:
+        state, slopes = carry
+        best = state.optimum
+        at_trial = projected_derivatives(kernels, list(state.trial), terms, ridge)
+        gain = at_trial.energy - best.energy
+        # False for a non-finite trial, and where dependent columns explain more than there is.
+        accepted = (gain >= 0) & (at_trial.energy <= most)
+        agreement = gain / jnp.maximum(state.promise, jnp.finfo(gain.dtype).tiny)
+        damping = jnp.where(
+            accepted,
+            state.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0)),
+            4.0 * jnp.maximum(state.damping, 1e-2),
+        )
+        point = jnp.where(accepted[None, :], state.trial, best.point)
+        energy = jnp.where(accepted, at_trial.energy, best.energy)
+        fresh = [*at_trial.gradient, *(at_trial.hessian[p] for p in pairs)]
+        slopes = tuple(jnp.where(accepted, new, old) for new, old in zip(fresh, slopes, strict=True))
+        hessian = dict(zip(pairs, slopes[n:], strict=True))
+        trial, promise = _ascent_step(list(point), list(slopes[:n]), hessian, damping, lower, upper)
+        steps = best.steps + (state.promise > tolerance)
+        optimum = Optimum(point, energy, promise, steps)
+        return _State(optimum, jnp.stack(trial), promise, damping, state.iteration + 1), slopes
+
+    # The first evaluation is the first turn of the loop, so that the model is compiled only once.
+    nothing = jnp.full((batch,), -jnp.inf, kernels.dtype)
+    eager = jnp.full((batch,), jnp.inf, kernels.dtype)
+    damping = jnp.full((batch,), 1e-3, kernels.dtype)
+    optimum = Optimum(start, nothing, eager, jnp.zeros((batch,), jnp.int32))
+    slopes = tuple(jnp.zeros((batch,), kernels.dtype) for _ in range(n + len(pairs)))
+    first = _State(optimum, start, eager, damping, jnp.zeros((), jnp.int32))
+    state, _ = lax.while_loop(unfinished, advance, (first, slopes))
+    return state.optimum
