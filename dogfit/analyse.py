@@ -17,6 +17,7 @@ from dogfit.kernelset import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.outputs import Workspace
 from dogfit.report.result import Clusters, Scores, SizeResult
+from dogfit.report.summary import paper_r2
 from dogfit.report.tables import parquet
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class Fits:
 
         fit = fit_kernels(kernels, families, progress=progress)
         frame = fit.table() if whole else pl.DataFrame({"r2": np.asarray(fit.r2)})
-        frame = frame.with_columns(pl.Series("label", label_fits(fit).tolist(), dtype=pl.String))
+        frame = frame.with_columns(
+            pl.Series("label", label_fits(fit, paper_r2(fit.size)).tolist(), dtype=pl.String)
+        )
         templates = fit.templates() if whole else np.empty((0, *kernels.shape[1:]), np.float32)
         return cls(frame, templates, fit.families, dict(fit.omitted))
 
@@ -198,7 +201,11 @@ def _with_code(
     with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
         kernels = result.usable.kernels
         code = np.asarray(autoencoder.encode(kernels))
-        spectrum = name_spectrum(autoencoder, lambda k: fit_kernels(k, config.families), label_fits)
+        spectrum = name_spectrum(
+            autoencoder,
+            lambda k: fit_kernels(k, config.families),
+            lambda fit: label_fits(fit, paper_r2(size)),
+        )
         index = np.asarray(spectrum.assign(code))
         cosine = np.asarray(autoencoder.reconstruction_cosine(kernels))
         nulls = [

@@ -100,10 +100,9 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
             "finite; give a checkpoint of a trained network"
         )
     for source in kernelset.sources:
-        share = f"{source.bytes_read:,} of {source.bytes_total:,} bytes"
-        progress.say(
-            f"{printable(source.name)}: read {share} ({100 * source.bytes_read / max(source.bytes_total, 1):.1f} %)"
-        )
+        share = 100 * source.bytes_read / max(source.bytes_total, 1)
+        amount = f"{source.bytes_read:,} of {source.bytes_total:,} bytes ({share:.1f} %)"
+        progress.say(f"{printable(source.name)}: read {amount}")
     return kernelset
 
 

@@ -100,7 +100,7 @@ def test_table_tells_where_each_kernel_came_from_and_what_became_of_it(finished)
     assert damaged["r2"].null_count() == 2
     good = table.filter(pl.col("flag") == "OK")
     assert good["r2"].null_count() == 0
-    assert good["r2"].median() > 0.9
+    assert np.median(good["r2"].to_numpy()) > 0.9
     # Fewer 5x5 kernels than an autoencoder takes.
     assert good.filter(pl.col("size") == 5)["code"].null_count() == 24
     assert good.filter(pl.col("size") == 7)["code"].is_between(0, 1).all()

@@ -86,7 +86,7 @@ def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[st
     fig = style.figure(7.2, 0.7 + 2.3 * rows)
     axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(3.3, 1.7))
     colours = style.label_colours(labels)
-    used = [label for label in labels if any((s.label == label).any() for s in (usable, *found.nulls))]
+    used = [label for label in colours if any((s.label == label).any() for s in (usable, *found.nulls))]
     for (ax, side), (model, indices) in zip(axes, layers.items(), strict=True):
         parts = [usable.of_layers([index]) for index in indices]
         _stack(ax, parts, used, colours)
@@ -152,7 +152,7 @@ def models_side_by_side(
     left.legend(loc="lower left", fontsize=7)
     colours = style.label_colours(labels)
     bars = [scores for pair in parts.values() for scores in pair]
-    used = [label for label in labels if any((s.label == label).any() for s in bars)]
+    used = [label for label in colours if any((s.label == label).any() for s in bars)]
     _stack(right, bars, used, colours)
     names = [name for model in parts for name in (style.plain(model, 18), "null")]
     right.set_xticks(range(len(bars)), names, rotation=40, ha="right", rotation_mode="anchor")

@@ -18,7 +18,9 @@ CAPTIONS = {
     "null (dashed). Right, label shares of each model and its null.",
     "spectrum": "What the decoder draws along its code, the stretches named by fitting those drawings, how "
     "well they were fitted, and how many kernels lie where.",
-    "clusters": "Kernels by cluster: the centre, then members evenly spaced by rank, nearest to farthest.",
+    "clusters": "Kernels by cluster: the centre (decoded amid the longest stretch of that name, or the "
+    "mean of a k-means cluster), then members evenly spaced by rank, from the one closest to its own "
+    "reconstruction (with k-means: to the centre) to the one farthest from it.",
 }
 
 

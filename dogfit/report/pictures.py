@@ -20,7 +20,11 @@ GALLERY_COLUMNS = 8
 
 
 def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
-    """A row for each cluster: its centre, then members from the nearest to the centre to the farthest."""
+    """A row for each cluster: its centre, then members from the most to the least alike.
+
+    Alike to their own reconstruction, as the stretches of one name hold different kernels; with k-means,
+    to the centre.
+    """
     clusters = found.clusters
     if clusters is None:
         return None
@@ -34,7 +38,10 @@ def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
     limit = style.symmetric_limit(found.own.kernels)
     rows = []
     for row, index in enumerate(shown):
-        similarity = np.einsum("nij,ij->n", found.own.kernels[members[index]], clusters.centres[index])
+        kernels = found.own.kernels[members[index]]
+        similarity = np.einsum("nij,ij->n", kernels, clusters.centres[index])
+        if found.stretches and found.own.cosine is not None:
+            similarity = found.own.cosine[members[index]]
         ranked = members[index][np.argsort(-similarity, kind="stable")]
         places = np.unique(np.linspace(0, len(ranked) - 1, EXAMPLES).round().astype(int))
         rows.append(list(found.own.kernels[ranked[places]]))
@@ -43,7 +50,7 @@ def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
     centres = [[clusters.centres[index]] for index in shown]
     style.show_kernels(ax, centres, limit, left=0, top=0)
     style.show_kernels(ax, rows, limit, left=1.35, top=0, columns=EXAMPLES)
-    for place, text in ((0.5, "centre"), (1.85, "nearest"), (EXAMPLES + 0.85, "farthest")):
+    for place, text in ((0.5, "centre"), (1.85, "closest"), (EXAMPLES + 0.85, "loosest")):
         ax.text(place, -0.12, text, ha="center", va="bottom", fontsize=7)
     ax.text(EXAMPLES + 1.5, -0.12, "kernels", ha="left", va="bottom", fontsize=7)
     ax.set(xlim=(0, EXAMPLES + 1.35), ylim=(len(shown), 0))

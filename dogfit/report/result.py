@@ -123,7 +123,7 @@ class SizeResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A whole run: the kernels, what was found for each size, the settings that decided it, what was left out."""
+    """A whole run: the kernels, the findings for each size, the deciding settings, and what was left out."""
 
     kernelset: KernelSet
     sizes: Mapping[int, SizeResult]

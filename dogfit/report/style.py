@@ -36,7 +36,9 @@ NULL_DASHES: tuple[Any, ...] = ("-", (0, (2, 2)), "-")
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 KERNEL_MAP = "RdBu_r"
 CELL_PIXELS, GAP_PIXELS, FRAME_GREY = 56, 3, 0.78
-_HUES = (0.07, 0.57, 0.42, 0.88, 0.14, 0.72, 0.0)
+# Hue of each kind of label; on and off apart, blobs and centre-surround apart from bars, crosses and rings.
+_HUES = {"on": 0.07, "off": 0.57, "d1": 0.42, "on d2": 0.93, "off d2": 0.73, "saddle": 0.14}
+_GREYS = {"unclear": 0.62, "unfitted": 0.85}
 
 
 def figure(width: float, height: float) -> "Figure":
@@ -54,20 +56,23 @@ def png(fig: "Figure") -> bytes:
 
 
 def label_colours(labels: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour for each label: a hue for each kind (the part before the first dash), shades within it."""
-    kinds: dict[str, list[str]] = {}
+    """A colour for each label, labels of one kind together: a hue for the kind, shades within it."""
+    kinds: dict[str, list[str]] = {kind: [] for kind in _HUES}
     for label in labels:
-        kinds.setdefault(label.split("-")[0], []).append(label)
-    kinds.pop("unfitted", None)
-    colours = {"unfitted": (0.8, 0.8, 0.8)}
-    for hue, members in zip(_cycle(_HUES, len(kinds)), kinds.values(), strict=True):
-        for place, label in zip(np.linspace(0, 1, len(members)), members, strict=True):
-            colours[label] = colorsys.hls_to_rgb(hue, 0.42 + 0.4 * place, 0.8 - 0.2 * place)
-    return {label: colours[label] for label in labels}
+        if label not in _GREYS:
+            kinds[_kind(label)].append(label)
+    colours = {
+        label: colorsys.hls_to_rgb(_HUES[kind], 0.4 + 0.45 * place, 0.8 - 0.2 * place)
+        for kind, members in kinds.items()
+        for place, label in zip(np.linspace(0, 1, len(members)), members, strict=True)
+    }
+    return colours | {label: (grey, grey, grey) for label, grey in _GREYS.items() if label in labels}
 
 
-def _cycle(values: Sequence[float], n: int) -> list[float]:
-    return [values[i % len(values)] for i in range(n)]
+def _kind(label: str) -> str:
+    first, _, rest = label.partition("-")
+    form = rest.partition("-")[0] in ("bar", "cross", "ring")
+    return f"{first} d2" if form else first
 
 
 def show_kernels(
