@@ -68,8 +68,7 @@ def fit_kernel(
     """
     kernel = jnp.asarray(kernel)
     kept, omitted = _check(kernel.shape, "k k", families)
-    result = _fit_block(_working_dtype(kernel)[None], kept, omitted, config)
-    return jax.tree.map(lambda leaf: leaf[0], result)
+    return _fit_one(_working_dtype(kernel), kept, omitted, config)
 
 
 def fit_kernels(
@@ -130,7 +129,8 @@ def fit_stream(
             kept, omitted = _check(block.shape, "n k k", families)
             step = _chunk_rows()
             pieces = [block[i : i + step] for i in range(0, max(len(block), 1), step)]
-            waiting.append([pool.submit(_fit_piece, piece, kept, omitted, config) for piece in pieces])
+            x64 = jax.config.jax_enable_x64
+            waiting.append([pool.submit(_fit_piece, piece, kept, omitted, config, x64) for piece in pieces])
             # Enough in flight to keep every worker busy, few enough to keep memory flat.
             if sum(map(len, waiting)) > 2 * workers:
                 yield concatenate([future.result() for future in waiting.popleft()])
@@ -176,13 +176,29 @@ def _chunk_rows() -> int:
 
 
 def _fit_piece(
-    piece: np.ndarray, families: tuple[str, ...], omitted: tuple[tuple[str, str], ...], config: FitConfig
+    piece: np.ndarray,
+    families: tuple[str, ...],
+    omitted: tuple[tuple[str, str], ...],
+    config: FitConfig,
+    x64: bool,
 ) -> FitResult:
     # Zero rows end at once: constant kernels have nothing to climb.
     padding = _chunk_rows() - len(piece)
     padded = np.pad(piece, ((0, padding), (0, 0), (0, 0)))
-    result = _fit_chunk(_working_dtype(jnp.asarray(padded)), families, omitted, config)
+    # The caller's float64 setting may be local to its thread.
+    with jax.enable_x64(x64):
+        result = _fit_chunk(_working_dtype(jnp.asarray(padded)), families, omitted, config)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(piece)], result)
+
+
+@functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))
+def _fit_one(
+    kernel: Float[Array, "k k"],
+    families: tuple[str, ...],
+    omitted: tuple[tuple[str, str], ...],
+    config: FitConfig,
+) -> FitResult:
+    return jax.tree.map(lambda leaf: leaf[0], _fit_block(kernel[None], families, omitted, config))
 
 
 @functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))

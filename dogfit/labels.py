@@ -6,7 +6,7 @@
 | on-square, off-square | gaussian, dog | as above, narrow, and centred near the corner of four taps |
 | on-margin, off-margin | gaussian, dog | as above, centred outside the outermost taps: one flank is seen |
 | d1-E, -NE, -N, ... | d1 | compass direction of the positive lobe, in steps of 45°; N is up |
-| on-bar-H, -V, -D, -A | d2 | one axis prevails: a bar, horizontal, vertical, along the diagonal or against it |
+| on-bar-H, -V, -D, -A | d2 | one axis prevails: bar horizontal, vertical, along the diagonal or against it |
 | on-cross, off-cross | d2 | both principal values alike and narrow: the five-point Laplacian |
 | on-ring, off-ring | d2 | both principal values alike and wide |
 | saddle-axis, saddle-diagonal | d2 | principal values of opposite sign, along the axes or the diagonals |

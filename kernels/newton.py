@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.kernels.linalg import Batch, Symmetric, descent_solve
+from dogfit.kernels.linalg import Batch, Symmetric, descent_solve, total
 from dogfit.kernels.separable import Terms, projected_derivatives
 
 # Longest step: one width in position, and these in log width and log ratio.
@@ -21,7 +21,7 @@ class Optimum(NamedTuple):
     Attributes:
       point: x0, y0 (taps), log sigma[, log ratio].
       energy: explained energy there.
-      promise: energy that the last quadratic model still promised: near zero at an optimum.
+      promise: energy that a further Newton step promises: zero at an optimum.
       steps: evaluations made while the row had not converged.
     """
 
@@ -34,7 +34,7 @@ class Optimum(NamedTuple):
 class _State(NamedTuple):
     optimum: Optimum
     trial: Float[Array, "p b"]
-    promise: Batch
+    predicted: Batch
     damping: Batch
     iteration: Int[Array, ""]
 
@@ -46,37 +46,35 @@ def _ascent_step(
     damping: Batch,
     lower: Float[Array, " p"],
     upper: Float[Array, " p"],
-) -> tuple[list[Batch], Batch]:
-    """Next point inside the box and the gain that the quadratic model promises there."""
+) -> tuple[list[Batch], Batch, Batch]:
+    """Next point inside the box, the gain the quadratic model predicts there, and the gain it promises.
+
+    The promise is that of the undamped step: a row is not at an optimum because it is held back.
+    """
     n = len(point)
     sigma = jnp.exp(point[2])
     scale = [sigma, sigma, *[jnp.ones_like(sigma)] * (n - 2)]
-
-    def solve(held: list[Bool[Array, " b"]]) -> list[Batch]:
-        matrix = {
-            (a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()
-        }
-        right = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
-        step = descent_solve(matrix, right, damping, _LEAST_PIVOT)
-        excess = jnp.ones_like(sigma)
-        for a in range(n):
-            excess = jnp.maximum(excess, jnp.abs(step[a]) / _LONGEST[a])
-        return [value / excess for value in step]
 
     # Active set: what sits on a bound and pushes outwards is held, the rest moves freely.
     held = [
         ((point[a] <= lower[a]) & (gradient[a] < 0)) | ((point[a] >= upper[a]) & (gradient[a] > 0))
         for a in range(n)
     ]
-    step = solve(held)
-    trial = [jnp.clip(point[a] + step[a] * scale[a], lower[a], upper[a]) for a in range(n)]
-    moved = [(trial[a] - point[a]) / scale[a] for a in range(n)]
-    promise = jnp.zeros_like(sigma)
+    slope = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
+    matrix = {(a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()}
+    step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)
+    excess = jnp.ones_like(sigma)
     for a in range(n):
-        promise = promise + 2 * jnp.where(held[a], 0.0, gradient[a]) * moved[a]
+        excess = jnp.maximum(excess, jnp.abs(step[a]) / _LONGEST[a])
+    trial = [jnp.clip(point[a] + step[a] / excess * scale[a], lower[a], upper[a]) for a in range(n)]
+    moved = [(trial[a] - point[a]) / scale[a] for a in range(n)]
+    predicted = jnp.zeros_like(sigma)
+    for a in range(n):
+        predicted = predicted + 2 * slope[a] * moved[a]
         for b in range(a + 1):
-            promise = promise + (2.0 - (a == b)) * hessian[a, b] * moved[a] * moved[b]
-    return trial, promise
+            predicted = predicted + (2.0 - (a == b)) * hessian[a, b] * moved[a] * moved[b]
+    undamped = descent_solve(matrix, slope, jnp.zeros_like(sigma), _LEAST_PIVOT)
+    return trial, predicted, total(s * x for s, x in zip(slope, undamped, strict=True))
 
 
 def maximise_energy(
@@ -107,45 +105,45 @@ def maximise_energy(
       The best point met per kernel, its energy and how it was reached.
     """
     ridge = 8 * float(jnp.finfo(kernels.dtype).eps)
-    batch = kernels.shape[-1]
-    start = jnp.clip(start, lower[:, None], upper[:, None])
+    # Made from the data, so that under shard_map it varies over the mesh as the results do.
+    zero = 0.0 * kernels[0, 0]
+    start = jnp.clip(start, lower[:, None], upper[:, None]) + zero[None, :]
     n = start.shape[0]
     pairs = [(a, b) for a in range(n) for b in range(a + 1)]
     most = (1 + 1e-4) * jnp.sum(kernels * kernels, axis=(0, 1))
 
     def unfinished(carry: tuple[_State, tuple[Batch, ...]]) -> Bool[Array, ""]:
         state, _ = carry
-        return (state.iteration < max_steps) & jnp.any(state.promise > tolerance)
+        return (state.iteration < max_steps) & jnp.any(state.optimum.promise > tolerance)
 
     def advance(carry: tuple[_State, tuple[Batch, ...]]) -> tuple[_State, tuple[Batch, ...]]:
         state, slopes = carry
         best = state.optimum
         at_trial = projected_derivatives(kernels, list(state.trial), terms, ridge)
         gain = at_trial.energy - best.energy
+        # A row that has converged stays put, so that it does not depend on its neighbours in the batch.
+        active = best.promise > tolerance
         # False for a non-finite trial, and where dependent columns explain more than there is.
-        accepted = (gain >= 0) & (at_trial.energy <= most)
-        agreement = gain / jnp.maximum(state.promise, jnp.finfo(gain.dtype).tiny)
+        accepted = active & (gain >= 0) & (at_trial.energy <= most)
+        agreement = gain / jnp.maximum(state.predicted, jnp.finfo(gain.dtype).tiny)
         damping = jnp.where(
             accepted,
             state.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0)),
-            4.0 * jnp.maximum(state.damping, 1e-2),
+            jnp.where(active, 4.0 * jnp.maximum(state.damping, 1e-2), state.damping),
         )
         point = jnp.where(accepted[None, :], state.trial, best.point)
         energy = jnp.where(accepted, at_trial.energy, best.energy)
         fresh = [*at_trial.gradient, *(at_trial.hessian[p] for p in pairs)]
         slopes = tuple(jnp.where(accepted, new, old) for new, old in zip(fresh, slopes, strict=True))
         hessian = dict(zip(pairs, slopes[n:], strict=True))
-        trial, promise = _ascent_step(list(point), list(slopes[:n]), hessian, damping, lower, upper)
-        steps = best.steps + (state.promise > tolerance)
+        trial, predicted, promise = _ascent_step(list(point), list(slopes[:n]), hessian, damping, lower, upper)
+        steps = best.steps + active
         optimum = Optimum(point, energy, promise, steps)
-        return _State(optimum, jnp.stack(trial), promise, damping, state.iteration + 1), slopes
+        return _State(optimum, jnp.stack(trial), predicted, damping, state.iteration + 1), slopes
 
     # The first evaluation is the first turn of the loop, so that the model is compiled only once.
-    nothing = jnp.full((batch,), -jnp.inf, kernels.dtype)
-    eager = jnp.full((batch,), jnp.inf, kernels.dtype)
-    damping = jnp.full((batch,), 1e-3, kernels.dtype)
-    optimum = Optimum(start, nothing, eager, jnp.zeros((batch,), jnp.int32))
-    slopes = tuple(jnp.zeros((batch,), kernels.dtype) for _ in range(n + len(pairs)))
-    first = _State(optimum, start, eager, damping, jnp.zeros((), jnp.int32))
+    optimum = Optimum(start, zero - jnp.inf, zero + jnp.inf, zero.astype(jnp.int32))
+    slopes = (zero,) * (n + len(pairs))
+    first = _State(optimum, start, zero + jnp.inf, zero + 1e-3, jnp.zeros((), jnp.int32))
     state, _ = lax.while_loop(unfinished, advance, (first, slopes))
     return state.optimum

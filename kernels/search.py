@@ -43,7 +43,6 @@ def search_optimum(
     has converged or has had `max_steps` more.
     """
     seeds = find_seeds(kernels, terms, starts)
-    batch = kernels.shape[-1]
 
     def attempt(best: Optimum, task: tuple[Int[Array, ""], Int[Array, ""], Float[Array, "p b"]]):
         index, budget, seed = task
@@ -55,12 +54,8 @@ def search_optimum(
         kept = Optimum(*(jnp.where(better, new, old) for new, old in zip(found, best, strict=True)))
         return kept._replace(steps=steps), found.energy
 
-    nothing = Optimum(
-        jnp.zeros_like(seeds.points[0]),
-        jnp.full((batch,), -jnp.inf, kernels.dtype),
-        jnp.full((batch,), jnp.inf, kernels.dtype),
-        jnp.zeros((batch,), jnp.int32),
-    )
+    zero = 0.0 * kernels[0, 0]
+    nothing = Optimum(seeds.points[0] + zero[None, :], zero - jnp.inf, zero + jnp.inf, zero.astype(jnp.int32))
     tasks = (
         jnp.arange(starts + 1, dtype=jnp.int32),
         jnp.asarray([start_steps] * starts + [max_steps], jnp.int32),
