@@ -250,6 +250,9 @@ def test_terminal_lines_put_each_share_beside_its_nulls(result):
     assert lines[-1] == f"report: {Path('out') / 'report.html'}"
     several = summary_lines(summarise(result), Path("out"))
     assert any(line.startswith("net1") and "its null" in line for line in several)
+    # The best and worst layers are those of one network.
+    assert not any("layers by median" in line for line in several)
+    assert not any("\u202e" in line for line in several)
 
 
 def test_colours_tell_labels_apart():

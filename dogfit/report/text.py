@@ -44,7 +44,7 @@ def summary_lines(summary: dict[str, Any], out: Path) -> list[str]:
         lines.append(f"{size}×{size} labels: {common}{', ...' if len(counts) > LABELS_SHOWN else ''}")
         if reason := found["autoencoder"]["left_out"]:
             lines.append(f"{size}×{size} autoencoder left out: {reason}")
-    if len(sizes) == 1:
+    if len(sizes) == len(summary["models"]) == 1:
         lines += _extremes(next(iter(sizes.values()))["by_layer"])
     return [*lines, f"report: {out / 'report.html'}"]
 
