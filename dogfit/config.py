@@ -41,7 +41,7 @@ class RunConfig:
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of the nulls, the autoencoder and k-means."""
 
-    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 2000)")] = None
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 800)")] = None
     """Training steps of the autoencoder."""
 
     null_rate: Annotated[float, tyro.conf.arg(metavar="RATE")] = 0.01

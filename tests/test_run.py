@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import dogfit
 from dogfit import analyse, config
+from dogfit.autoencoder import AutoencoderConfig
 from dogfit.outputs import RESULTS
 from dogfit.run import main
 
@@ -416,6 +417,7 @@ def test_version_and_help(capsys):
     options = "--out --sizes --families --seed --steps --null-rate --no-autoencoder --include --exclude "
     options += "--overwrite --offline --quiet --json --version"
     assert all(option in text for option in options.split())
+    assert f"(default: {AutoencoderConfig.steps})" in " ".join(text.split())
 
 
 def test_help_loads_nothing_heavy():

@@ -126,7 +126,7 @@ def models_side_by_side(
         own = found.usable.of_layers(indices)
         if len(own.r2):
             parts[model] = (own, found.nearest_null.of_layers(indices))
-    fig = style.figure(7.2, 3.4)
+    fig = style.figure(7.2, 4.3)
     left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
     grid = np.linspace(0, 1, 401)
     for place, (model, (own, null)) in enumerate(parts.items()):
@@ -149,7 +149,7 @@ def models_side_by_side(
         xlim=(0, 1), ylim=(0, 102), xlabel="R² of the best fit", ylabel="kernels above that R² (%)",
         title=f"{size}×{size} kernels above a threshold",
     )  # fmt: skip
-    left.legend(loc="lower left", fontsize=7)
+    left.legend(loc="best", fontsize=7)
     colours = style.label_colours(labels)
     bars = [scores for pair in parts.values() for scores in pair]
     used = [label for label in colours if any((s.label == label).any() for s in bars)]
