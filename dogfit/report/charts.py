@@ -149,7 +149,7 @@ def models_side_by_side(
         xlim=(0, 1), ylim=(0, 102), xlabel="R² of the best fit", ylabel="kernels above that R² (%)",
         title=f"{size}×{size} kernels above a threshold",
     )  # fmt: skip
-    left.legend(loc="best", fontsize=7)
+    left.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, fontsize=7)
     colours = style.label_colours(labels)
     bars = [scores for pair in parts.values() for scores in pair]
     used = [label for label in colours if any((s.label == label).any() for s in bars)]
