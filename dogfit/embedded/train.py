@@ -7,8 +7,8 @@ on the same machine and library versions gives the same bytes; elsewhere the res
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -112,31 +112,31 @@ def sample_patches(
         yield np.stack(batch)
 
 
-def optimiser(config: TrainingConfig) -> optax.GradientTransformation:
+@cache
+def optimiser(steps: int, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
     """AdamW with a cosine schedule, warm-up over the first twentieth, gradients clipped."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 20), config.steps
-    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
     decayed = partial(jax.tree.map, lambda parameter: parameter.ndim > 1)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=decayed),
+        optax.adamw(schedule, b2=0.99, weight_decay=weight_decay, mask=decayed),
     )
 
 
-@partial(jax.jit, static_argnames=("config", "network"), donate_argnums=(0, 1))
+@partial(jax.jit, static_argnames=("noise", "network", "update"), donate_argnums=(0, 1))
 def train_step(
     parameters: Parameters,
     state: optax.OptState,
     clean: Float[Array, "n p p 3"],
-    step: Array,
+    key: Array,
     *,
-    config: TrainingConfig,
+    noise: tuple[float, float],
     network: NetworkConfig,
+    update: optax.TransformUpdateFn,
 ) -> tuple[Parameters, optax.OptState, Float[Array, ""]]:
     """One step on a batch of clean patches; returns parameters, optimiser state and mean absolute error."""
-    level_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
-    low, high = config.noise
+    level_key, noise_key = jax.random.split(key)
+    low, high = noise
     level = jax.random.uniform(level_key, (clean.shape[0], 1, 1, 1), minval=low, maxval=high)
     noisy = clean + level * jax.random.normal(noise_key, clean.shape)
 
@@ -144,7 +144,7 @@ def train_step(
         return jnp.mean(jnp.abs(denoise(parameters, noisy, network) - clean))
 
     value, gradients = jax.value_and_grad(loss)(parameters)
-    updates, state = optimiser(config).update(gradients, state, parameters)
+    updates, state = update(gradients, state, parameters)
     return jax.tree.map(jnp.add, parameters, updates), state, value
 
 
@@ -188,9 +188,9 @@ def train(config: TrainingConfig, network: NetworkConfig) -> Parameters:
     config.out.mkdir(parents=True, exist_ok=True)
     held_out = {name: load_photograph(name) for name in HELD_OUT_PHOTOGRAPHS}
     patches = sample_patches([load_photograph(name) for name in TRAINING_PHOTOGRAPHS], config)
-    parameters = initial_parameters(network, config.seed)
-    state = optimiser(config).init(parameters)
-    same_program = replace(config, out=Path())  # where the result goes is no part of the compiled step
+    parameters, key = initial_parameters(network, config.seed), jax.random.key(config.seed)
+    optimise = optimiser(config.steps, config.learning_rate, config.weight_decay)
+    state = optimise.init(parameters)
     record = {
         "config": asdict(config) | {"out": config.out.name},
         "network": asdict(network),
@@ -200,7 +200,13 @@ def train(config: TrainingConfig, network: NetworkConfig) -> Parameters:
     losses, start = [], time.perf_counter()
     for step in range(1, config.steps + 1):
         parameters, state, loss = train_step(
-            parameters, state, next(patches), jnp.asarray(step), config=same_program, network=network
+            parameters,
+            state,
+            next(patches),
+            jax.random.fold_in(key, step),
+            noise=config.noise,
+            network=network,
+            update=optimise.update,
         )
         losses.append(loss)
         if step % config.report_every and step != config.steps:
