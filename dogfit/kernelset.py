@@ -2,6 +2,7 @@
 
 import enum
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +56,23 @@ class Layer:
     """Type in the file, as safetensors names it: F32, F16, BF16, ..."""
     stride: int | None = None
     dilation: int | None = None
+    shape: tuple[int, ...] = ()
+    """Shape in the file, which tells the layout too: (C, k, k), (C m, 1, k, k), (k, k, 1, C m) or
+    (k, k, C, m). Output channel c m + j is the j-th of input channel c. PyTorch's if not given."""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.shape) or (self.channels, 1, self.size, self.size)
+        if math.prod(shape) != self.channels * self.size**2:
+            kernels = f"{self.channels} kernels of {self.size}x{self.size}"
+            raise ValueError(f"layer {self.name!r}: {kernels} cannot have shape {shape}")
+        object.__setattr__(self, "shape", shape)
+
+    def as_stored(self, kernels: Float32[np.ndarray, "c k k"]) -> Float32[np.ndarray, "..."]:
+        """Kernels of this layer in the shape and layout of the file."""
+        # Channels-last tensors begin (k, k, ...); the others have a 1 in second place, or three axes.
+        if len(self.shape) == 4 and self.shape[1] == self.size:
+            kernels = np.moveaxis(kernels, 0, 2)
+        return np.ascontiguousarray(kernels.reshape(self.shape))
 
 
 @dataclass(frozen=True)

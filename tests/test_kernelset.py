@@ -29,7 +29,7 @@ def _set(model="m"):
     pairs = [
         (_layer("first", model, 0, 7, 4, stage=0, block=0), _kernels(4, 7, 1)),
         (_layer("second", model, 1, 3, 2, stage=0, block=1), _kernels(2, 3, 2)),
-        (_layer("third", model, 2, 7, 3, stage=1, block=0), _kernels(3, 7, 3)),
+        (Layer("third", model, 2, 1, 0, 7, 3, "F32", shape=(7, 7, 3, 1)), _kernels(3, 7, 3)),
     ]
     return KernelSet.from_layers(
         pairs,
@@ -105,6 +105,12 @@ def test_flags_stay_in_their_row(kernel, flag):
 def test_shape_must_match_the_layer():
     with pytest.raises(ValueError, match=r"layer 'a': kernels must be \(2, 3, 3\), got \(2, 5, 5\)"):
         KernelSet.from_layers([(_layer(), _kernels(2, 5))])
+
+
+def test_shape_in_the_file_must_hold_the_kernels():
+    assert _layer().shape == (2, 1, 3, 3)
+    with pytest.raises(ValueError, match=r"layer 'a': 2 kernels of 3x3 cannot have shape \(3, 3, 3, 1\)"):
+        Layer("a", "m", 0, None, None, 3, 2, "F32", shape=(3, 3, 3, 1))
 
 
 def test_select():

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import save_file
 
+from dogfit.checkpoints import load_kernels
 from dogfit.clusters import Spectrum, Stretch
 from dogfit.kernelset import Flag, KernelSet, Layer
 from dogfit.labels import LABELS
@@ -196,6 +198,37 @@ def test_fitted_tensors_keep_names_and_the_taps_of_unfitted_kernels(result):
         assert np.array_equal(tensor[fitted, 0], 0.5 * rows[fitted])
         assert np.isnan(tensor[~fitted]).all()
     assert list(fitted_tensors(make_result(("a",)))) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (6, 1, K, K),
+        (K, 1, K, K),
+        (K, K, 1, 6),
+        (K, K, 1, K),
+        (K, K, 6, 1),
+        (K, K, K, 1),
+        (K, K, 6, 3),
+        (6, K, K),
+    ],
+)
+def test_fitted_tensors_have_the_layout_of_the_file(tmp_path, shape):
+    stored = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    save_file({"block.depthwise.kernel": stored}, tmp_path / "net.safetensors")
+    kernels = load_kernels(tmp_path / "net.safetensors", include=["*"])
+    kernels.save(tmp_path / "set")
+    for kernelset in (kernels, KernelSet.load(tmp_path / "set")):
+        taps = kernelset.groups[K].kernels
+        assert len(taps) == stored.size // K**2
+        size = make_result(("a",)).sizes[K]
+        unfitted = replace(size.own, r2=np.full(len(taps), np.nan, np.float32))
+        fitted = replace(size.own, r2=np.ones(len(taps), np.float32))
+        for own, expected in ((unfitted, stored), (fitted, 2 * stored)):
+            found = replace(size, own=own, templates=2 * taps)
+            (tensor,) = fitted_tensors(RunResult(kernelset, {K: found}, {})).values()
+            assert tensor.dtype == np.float32
+            np.testing.assert_array_equal(tensor, expected)
 
 
 def test_every_figure_is_drawn(pictures):

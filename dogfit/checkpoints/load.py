@@ -184,6 +184,7 @@ def _read(
                 layer.size,
                 layer.channels,
                 layer.tensor.dtype,
+                shape=layer.tensor.shape,
             )
             pairs.append((record, kernels[name]))
     reasons = [reason for _, reason in findings.skipped] + ["tied to another layer"] * len(tied)

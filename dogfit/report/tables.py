@@ -66,7 +66,7 @@ def parquet(frame: "pl.DataFrame") -> bytes:
 
 
 def fitted_tensors(result: RunResult) -> dict[str, np.ndarray]:
-    """Fitted kernels as a checkpoint holds them: a float32 tensor `[channels, 1, k, k]` for each layer.
+    """Fitted kernels as the checkpoint holds them: a float32 tensor for each layer, in the file's own layout.
 
     Each goes by the layer's name; with several models, preceded by the model's name and a colon. A kernel
     without a fit keeps its own taps, so that the tensors can take the place of the network's.
@@ -81,5 +81,5 @@ def fitted_tensors(result: RunResult) -> dict[str, np.ndarray]:
         for index in np.unique(group.layer):
             layer = kernelset.layers[index]
             name = f"{layer.model}:{layer.name}" if several else layer.name
-            tensors[name] = np.ascontiguousarray(kernels[group.layer == index][:, None])
+            tensors[name] = layer.as_stored(kernels[group.layer == index])
     return tensors
