@@ -114,7 +114,7 @@ class FitResult:
             "family": [chosen[i] for i in np.asarray(self.family)],
             "r2": np.asarray(self.r2),
             "rmse": np.asarray(self.rmse),
-            "fit_status": [Status(s).name.lower() for s in np.asarray(self.status)],
+            "status": [Status(s).name.lower() for s in np.asarray(self.status)],
         }
         for i, name in enumerate(self.families):
             columns[f"r2_{name}"] = np.asarray(self.r2_by_family)[:, i]

@@ -90,7 +90,7 @@ def test_table_tells_where_each_kernel_came_from_and_what_became_of_it(finished)
     assert table.height == 144
     promised = (
         "model layer position stage block channel size mean norm flag code cluster reconstruction_cosine "
-        "family label r2 fit_status"
+        "family label r2 status"
     )
     assert set(promised.split()) <= set(table.columns)
     damaged = table.filter(pl.col("flag") != "OK")
