@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dogfit.errors import DogfitError
@@ -60,7 +60,8 @@ class Workspace:
       overwrite: replace what another run left there.
 
     Raises:
-      OutputError: if `out` is a file, or holds results or stages of a run with another fingerprint.
+      OutputError: on entering, if `out` is a file, holds results or stages of a run with another
+        fingerprint, or another run is writing to it.
     """
 
     def __init__(self, out: Path, fingerprint: str, *, overwrite: bool = False) -> None:
@@ -69,18 +70,38 @@ class Workspace:
         self.results = self.hidden / "results"
         self.finished = False
         self.fingerprint = fingerprint
-        self._check(fingerprint, overwrite)
-        self._made = [path for path in (out, *out.parents) if not path.exists()]
-        if not self.finished:
-            try:
-                write_whole(self.hidden / "state.json", json.dumps({"fingerprint": fingerprint}).encode())
-            except OSError:
-                self.abandon()
-                raise
+        self._overwrite = overwrite
+        self._made: list[Path] = []
+        self._held = ExitStack()
 
-    def _check(self, fingerprint: str, overwrite: bool) -> None:
+    def __enter__(self) -> "Workspace":
         if self.out.exists() and not self.out.is_dir():
             raise OutputError(f"--out {self.out} is a file; give a folder, new or empty")
+        self._made = [path for path in (self.out, *self.out.parents) if not path.exists()]
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            self.abandon()
+            raise
+        with ExitStack() as held:
+            held.enter_context(_alone_in(self.out))
+            self._check(self.fingerprint, self._overwrite)
+            if not self.finished:
+                try:
+                    state = json.dumps({"fingerprint": self.fingerprint}).encode()
+                    write_whole(self.hidden / "state.json", state)
+                except OSError:
+                    self.abandon()
+                    raise
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._held:
+            if error is not None and (disk_trouble(error) or not self.resumable):
+                self.abandon()
+
+    def _check(self, fingerprint: str, overwrite: bool) -> None:
         advice = "give another --out, or --overwrite to replace it"
         published = _fingerprint(self.out / "run.json")
         begun = _fingerprint(self.hidden / "state.json")
@@ -98,13 +119,6 @@ class Workspace:
             self.finished = published == fingerprint and complete
         if begun != fingerprint:
             shutil.rmtree(self.hidden, ignore_errors=True)
-
-    def __enter__(self) -> "Workspace":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and (disk_trouble(error) or not self.resumable):
-            self.abandon()
 
     @property
     def resumable(self) -> bool:
@@ -159,6 +173,30 @@ class Workspace:
         for path in self._made:
             with suppress(OSError):
                 path.rmdir()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder against other runs. The system lets go when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OutputError(
+            f"another run is writing to {folder}; wait until it has ended, or give another --out"
+        ) from None
+    except OSError:
+        pass  # Some network file systems lock no folders.
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def disk_trouble(error: BaseException | None) -> str | None:

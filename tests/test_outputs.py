@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,20 @@ def test_failing_without_a_finished_stage_leaves_nothing(tmp_path, before):
     assert tree(tmp_path) == ({"deep", "deep/out"} if before else set())
 
 
+def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    mkdir = os.mkdir
+
+    def full(path, *more, **options):
+        if Path(path).name == "out" and Path(path).parent.is_dir():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, *more, **options)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"), Workspace(tmp_path / "deep" / "out", "f"):
+        pass
+    assert tree(tmp_path) == set()
+
+
 def test_disk_trouble_leaves_nothing_even_after_a_stage(tmp_path):
     with pytest.raises(OSError, match="full"), Workspace(tmp_path / "out", "f") as work:
         work.stage("fit", lambda: b"1")
@@ -109,21 +125,26 @@ def test_the_same_run_is_recognised_as_finished(tmp_path):
     finish(tmp_path / "out", "f")
     with Workspace(tmp_path / "out", "f") as work:
         assert work.finished
-    assert not Workspace(tmp_path / "out", "f", overwrite=True).finished
+    with Workspace(tmp_path / "out", "f", overwrite=True) as work:
+        assert not work.finished
 
 
 def test_a_run_that_lost_a_result_is_not_finished(tmp_path):
     finish(tmp_path / "out", "f")
     (tmp_path / "out" / "report.html").unlink()
-    assert not Workspace(tmp_path / "out", "f").finished
+    with Workspace(tmp_path / "out", "f") as work:
+        assert not work.finished
 
 
 def test_another_run_is_refused_until_told_to_overwrite(tmp_path):
     out = tmp_path / "out"
     finish(out, "f")
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="other inputs or settings; give another --out, or --overwrite"):
-        Workspace(out, "g")
+    with (
+        pytest.raises(OutputError, match="other inputs or settings; give another --out, or --overwrite"),
+        Workspace(out, "g"),
+    ):
+        pass
     assert (out / "summary.json").read_bytes() == b"one"
     finish(out, "g", overwrite=True, mark=b"two")
     assert (out / "figures" / "file").read_bytes() == b"two"
@@ -182,25 +203,69 @@ def test_an_unfinished_run_with_other_inputs_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt), Workspace(tmp_path / "out", "f") as work:
         work.stage("fit", lambda: b"1")
         raise KeyboardInterrupt
-    with pytest.raises(OutputError, match="unfinished run"):
-        Workspace(tmp_path / "out", "g")
+    with pytest.raises(OutputError, match="unfinished run"), Workspace(tmp_path / "out", "g"):
+        pass
     with Workspace(tmp_path / "out", "g", overwrite=True) as work:
         assert work.stage("fit", lambda: b"2") == b"2"
 
 
 def test_what_is_not_a_run_is_not_touched(tmp_path):
     (tmp_path / "figures").mkdir()
-    with pytest.raises(OutputError, match="holds a figures that no run of dogfit finished"):
-        Workspace(tmp_path, "f")
+    with (
+        pytest.raises(OutputError, match="holds a figures that no run of dogfit finished"),
+        Workspace(tmp_path, "f"),
+    ):
+        pass
     file = tmp_path / "file"
     file.write_text("text")
-    with pytest.raises(OutputError, match="is a file"):
-        Workspace(file, "f", overwrite=True)
+    with pytest.raises(OutputError, match="is a file"), Workspace(file, "f", overwrite=True):
+        pass
     assert file.read_text() == "text"
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    pytest.importorskip("fcntl", reason="Windows has no such locks")
+    out = tmp_path / "out"
+    with Workspace(out, "f") as work:
+        work.stage("fit", lambda: b"1")
+        for overwrite in (False, True):
+            with (
+                pytest.raises(OutputError, match=r"another run is writing to .*out; wait") as refused,
+                Workspace(out, "f", overwrite=overwrite),
+            ):
+                pass
+            assert refused.value.exit_code == 2
+        assert tree(out) == {".dogfit", ".dogfit/fit", ".dogfit/state.json"}
+        work.write("report.html", b"page")
+        work.publish()
+    assert tree(out) == {"report.html"}
+    finish(out, "f", overwrite=True)
+
+
+def test_a_killed_run_holds_nothing(tmp_path):
+    pytest.importorskip("fcntl", reason="Windows has no such locks")
+    code = """
+import sys
+from pathlib import Path
+from dogfit.outputs import Workspace
+with Workspace(Path(sys.argv[1]), "f") as work:
+    work.stage("fit", lambda: b"costly")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+    out = tmp_path / "out"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, out], text=True, **pipes) as other:
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(OutputError, match="another run"), Workspace(out, "f"):
+            pass
+        other.kill()
+    with Workspace(out, "f") as work:
+        assert work.stage("fit", lambda: b"again") == b"costly"
 
 
 def test_a_damaged_mark_counts_as_another_run(tmp_path):
     finish(tmp_path / "out", "f")
     (tmp_path / "out" / "run.json").write_text("{")
-    with pytest.raises(OutputError, match="other inputs"):
-        Workspace(tmp_path / "out", "f")
+    with pytest.raises(OutputError, match="other inputs"), Workspace(tmp_path / "out", "f"):
+        pass
