@@ -124,3 +124,32 @@ class Reference:
 
 
 SEARCHED_COLUMNS = {"gaussian": 1, "dog": 2, "d1": 2, "d2": 3}
+
+
+def draw(family, size, x0=0.0, y0=0.0, sigma=1.0, gains=(1.0,), theta=0.0, offset=0.0, surround=None):
+    """Image of a family `[size, size]`, row = y down, by Gauss-Legendre quadrature over each tap.
+
+    Evaluates the textbook formula in turned coordinates, `theta` from +x towards +y; gains multiply
+    `sigma**n` times the n-th derivative of the unit-mass Gaussian.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    taps = np.arange(size) - (size - 1) / 2
+    line = taps[:, None] + nodes / 2
+    y, x = line[:, :, None, None] - y0, line[None, None] - x0
+
+    def gaussian(width):
+        return np.exp(-(x**2 + y**2) / (2 * width**2)) / (2 * np.pi * width**2)
+
+    along, across = (
+        (np.cos(theta) * x + np.sin(theta) * y) / sigma,
+        (np.cos(theta) * y - np.sin(theta) * x) / sigma,
+    )
+    if family == "gaussian":
+        density = gains[0] * gaussian(sigma)
+    elif family == "dog":
+        density = gains[0] * gaussian(sigma) + gains[1] * gaussian(surround)
+    elif family == "d1":
+        density = -gains[0] * along * gaussian(sigma)
+    else:
+        density = (gains[0] * (along**2 - 1) + gains[1] * (across**2 - 1)) * gaussian(sigma)
+    return offset + np.einsum("ymxn,m,n->yx", density, weights / 2, weights / 2)
