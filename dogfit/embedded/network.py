@@ -21,8 +21,8 @@ Parameters = dict[str, Array]
 class NetworkConfig:
     """Five stages: three downwards (at 1/2, 1/4, 1/8 of the image's resolution), two back up (1/4, 1/2)."""
 
-    depths: tuple[int, int, int, int, int] = (1, 3, 3, 2, 1)
-    widths: tuple[int, int, int] = (48, 96, 192)
+    depths: tuple[int, int, int, int, int] = (3, 3, 1, 2, 3)
+    widths: tuple[int, int, int] = (64, 96, 160)
     kernel_size: int = 7
     mlp_ratio: int = 2
 
