@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import jax
@@ -21,7 +21,9 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from dogfit.families import FAMILY, Family, basis_images, search_bounds, to_parameters, why_unidentifiable
 from dogfit.fit_result import FitResult, Status, concatenate
-from dogfit.kernels.search import Found, search_optimum
+from dogfit.kernels.linalg import project, total
+from dogfit.kernels.search import Effort, Found, search_optimum
+from dogfit.kernels.seeds import MAX_STARTS
 
 FAMILIES = tuple(FAMILY)
 MIN_SIZE, MAX_SIZE = 3, 31
@@ -31,17 +33,27 @@ MIN_SIZE, MAX_SIZE = 3, 31
 class FitConfig:
     """How hard to search. The defaults are the ones whose accuracy `benchmarks/fit.py` reports."""
 
-    starts: int = 4
-    """Dictionary nodes, best of as many width levels, that are refined."""
-    start_steps: int = 7
-    """Evaluations per start before the best is chosen."""
-    max_steps: int = 30
-    """Further evaluations of the best start."""
+    starts: int = 5
+    """Dictionary nodes, of as many widths, that are refined."""
+    first_steps: int = 6
+    """Evaluations for each start."""
+    finalists: int = 2
+    """Starts that get a second round."""
+    second_steps: int = 6
+    """Evaluations for each finalist."""
+    polish_steps: int = 8
+    """Evaluations for the best start, with its block."""
+    last_steps: int = 40
+    """Evaluations for the few kernels that have not converged then."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
             if getattr(self, item.name) < 1:
                 raise ValueError(f"{item.name} must be at least 1, got {getattr(self, item.name)}")
+        if not self.finalists <= self.starts <= MAX_STARTS:
+            raise ValueError(
+                f"starts must be from finalists ({self.finalists}) to {MAX_STARTS}, got {self.starts}"
+            )
 
 
 def fit_kernel(
@@ -167,12 +179,12 @@ def _working_dtype(kernels: Array) -> Array:
 
 def _block_rows() -> int:
     """Kernels per compiled block: cache-sized on a CPU, enough to fill an accelerator elsewhere."""
-    return 128 if jax.default_backend() == "cpu" else 1 << 16
+    return 64 if jax.default_backend() == "cpu" else 1 << 16
 
 
 def _chunk_rows() -> int:
     """Kernels per call of the compiled program."""
-    return 8 * _block_rows()
+    return 16 * _block_rows()
 
 
 def _fit_piece(
@@ -208,9 +220,7 @@ def _fit_chunk(
     omitted: tuple[tuple[str, str], ...],
     config: FitConfig,
 ) -> FitResult:
-    blocks = kernels.reshape(-1, _block_rows(), *kernels.shape[1:])
-    result = lax.map(lambda block: _fit_block(block, families, omitted, config), blocks)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
+    return _fit_block(kernels, families, omitted, config)
 
 
 def _fit_block(
@@ -301,10 +311,8 @@ def _search(unit: Float[Array, "k k b"], family: Family, config: FitConfig) -> F
             lower,
             upper,
             family.terms,
-            config.starts,
-            config.start_steps,
-            config.max_steps,
-            _tolerance(kernels.dtype),
+            Effort(*astuple(config), _tolerance(kernels.dtype)),
+            min(_block_rows(), kernels.shape[-1]),
         )
 
     batched = jax.custom_batching.custom_vmap(search)
@@ -325,37 +333,11 @@ def _search(unit: Float[Array, "k k b"], family: Family, config: FitConfig) -> F
 def _solve_linear(
     unit: Float[Array, "k k b"], columns: list[Float[Array, "k k b"]]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"], list[Float[Array, " b"]]]:
-    """Unexplained energy, offset and gains of centred kernels on a basis, by Gram-Schmidt.
-
-    Differentiable in `unit`. Columns that depend on earlier ones to rounding are given no weight.
-    """
+    """Unexplained energy, offset and gains of centred kernels on a basis; differentiable in `unit`."""
     means = [jnp.mean(c, axis=(0, 1)) for c in columns]
-    centred = [c - m[None, None, :] for c, m in zip(columns, means, strict=True)]
-    least = float(jnp.finfo(unit.dtype).eps) * 16
-    directions: list[Array] = []
-    inverse_norms: list[Array] = []
-    overlaps: dict[tuple[int, int], Array] = {}
-    for i, column in enumerate(centred):
-        before = jnp.sqrt(jnp.sum(column**2, axis=(0, 1)))
-        for j, direction in enumerate(directions):
-            overlaps[j, i] = jnp.sum(direction * column, axis=(0, 1))
-            column = column - overlaps[j, i][None, None, :] * direction
-        norm = jnp.sqrt(jnp.sum(column**2, axis=(0, 1)))
-        usable = norm > least * before
-        inverse_norms.append(jnp.where(usable, 1.0 / jnp.where(usable, norm, 1.0), 0.0))
-        directions.append(column * inverse_norms[i][None, None, :])
-    residual = unit
-    projections: list[Array] = []
-    for direction in directions:
-        projections.append(jnp.sum(direction * residual, axis=(0, 1)))
-        residual = residual - projections[-1][None, None, :] * direction
-    gains = list(projections)
-    for i in reversed(range(len(columns))):
-        for j in range(i + 1, len(columns)):
-            gains[i] = gains[i] - overlaps[i, j] * gains[j]
-        gains[i] = gains[i] * inverse_norms[i]
-    offset = -sum(gain * mean for gain, mean in zip(gains, means, strict=True))
-    return jnp.sum(residual**2, axis=(0, 1)), jnp.asarray(offset), gains
+    found = project(unit, [c - m[None, None, :] for c, m in zip(columns, means, strict=True)])
+    offset = -total(gain * mean for gain, mean in zip(found.weights, means, strict=True))
+    return jnp.sum(found.residual**2, axis=(0, 1)), offset, found.weights
 
 
 def _status(found: Found, family: Family, size: int, tolerance: float) -> Int[Array, " b"]:

@@ -12,7 +12,7 @@ from dogfit.kernels.separable import Terms, projected_derivatives
 # Longest step: one width in position, and these in log width and log ratio.
 _LONGEST = (1.0, 1.0, 0.8, 1.0)
 # Smallest curvature trusted, for kernels of unit energy.
-_LEAST_PIVOT = 1e-4
+_LEAST_PIVOT = 1e-5
 
 
 class Optimum(NamedTuple):
@@ -61,7 +61,9 @@ def _ascent_step(
         for a in range(n)
     ]
     slope = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
-    matrix = {(a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()}
+    matrix = {
+        (a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()
+    }
     step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)
     excess = jnp.ones_like(sigma)
     for a in range(n):
@@ -104,13 +106,11 @@ def maximise_energy(
     Returns:
       The best point met per kernel, its energy and how it was reached.
     """
-    ridge = 8 * float(jnp.finfo(kernels.dtype).eps)
     # Made from the data, so that under shard_map it varies over the mesh as the results do.
     zero = 0.0 * kernels[0, 0]
     start = jnp.clip(start, lower[:, None], upper[:, None]) + zero[None, :]
     n = start.shape[0]
     pairs = [(a, b) for a in range(n) for b in range(a + 1)]
-    most = (1 + 1e-4) * jnp.sum(kernels * kernels, axis=(0, 1))
 
     def unfinished(carry: tuple[_State, tuple[Batch, ...]]) -> Bool[Array, ""]:
         state, _ = carry
@@ -119,12 +119,11 @@ def maximise_energy(
     def advance(carry: tuple[_State, tuple[Batch, ...]]) -> tuple[_State, tuple[Batch, ...]]:
         state, slopes = carry
         best = state.optimum
-        at_trial = projected_derivatives(kernels, list(state.trial), terms, ridge)
+        at_trial = projected_derivatives(kernels, list(state.trial), terms)
         gain = at_trial.energy - best.energy
         # A row that has converged stays put, so that it does not depend on its neighbours in the batch.
         active = best.promise > tolerance
-        # False for a non-finite trial, and where dependent columns explain more than there is.
-        accepted = active & (gain >= 0) & (at_trial.energy <= most)
+        accepted = active & (gain >= 0)  # False for a non-finite trial
         agreement = gain / jnp.maximum(state.predicted, jnp.finfo(gain.dtype).tiny)
         damping = jnp.where(
             accepted,
@@ -136,7 +135,9 @@ def maximise_energy(
         fresh = [*at_trial.gradient, *(at_trial.hessian[p] for p in pairs)]
         slopes = tuple(jnp.where(accepted, new, old) for new, old in zip(fresh, slopes, strict=True))
         hessian = dict(zip(pairs, slopes[n:], strict=True))
-        trial, predicted, promise = _ascent_step(list(point), list(slopes[:n]), hessian, damping, lower, upper)
+        trial, predicted, promise = _ascent_step(
+            list(point), list(slopes[:n]), hessian, damping, lower, upper
+        )
         steps = best.steps + active
         optimum = Optimum(point, energy, promise, steps)
         return _State(optimum, jnp.stack(trial), predicted, damping, state.iteration + 1), slopes

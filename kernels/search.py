@@ -1,14 +1,41 @@
-"""From a block of kernels to the global optimum of one family: seeds, a few steps each, then the best."""
+"""From kernels to the global optimum of one family: seeds, rounds of refinement, and a tail re-packed.
+
+Every seed gets a few steps, the more promising ones a few more, the best one is polished. Steps are
+taken by a block of kernels together, so a few slow rows would hold up all others: rows that are not
+done after polishing are gathered into blocks of their own and finished there.
+"""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.kernels.newton import Optimum, maximise_energy
+from dogfit.kernels.newton import maximise_energy
 from dogfit.kernels.seeds import find_seeds
 from dogfit.kernels.separable import Terms
+
+
+class Effort(NamedTuple):
+    """How hard to search; static.
+
+    Attributes:
+      starts: seeds that are refined.
+      first_steps: evaluations for each start.
+      finalists: starts that get `second_steps` more.
+      second_steps: evaluations for each finalist.
+      polish_steps: evaluations for the best, together with its block.
+      last_steps: evaluations for rows that have not converged then.
+      tolerance: energy (of 1) promised by a further step below which a row has converged.
+    """
+
+    starts: int
+    first_steps: int
+    finalists: int
+    second_steps: int
+    polish_steps: int
+    last_steps: int
+    tolerance: float
 
 
 class Found(NamedTuple):
@@ -21,46 +48,112 @@ class Found(NamedTuple):
       agreeing: starts that ended within 1e-3 of the best energy.
     """
 
-    point: Float[Array, "p b"]
-    promise: Float[Array, " b"]
-    steps: Int[Array, " b"]
-    agreeing: Int[Array, " b"]
+    point: Float[Array, "p n"]
+    promise: Float[Array, " n"]
+    steps: Int[Array, " n"]
+    agreeing: Int[Array, " n"]
+
+
+class _Starts(NamedTuple):
+    """State of every start of every kernel."""
+
+    point: Float[Array, "s p n"]
+    energy: Float[Array, "s n"]
+    promise: Float[Array, "s n"]
+    steps: Int[Array, " n"]
+
+
+class _Search(NamedTuple):
+    starts: _Starts
+    pending: Bool[Array, " n"]
+    task: Int[Array, ""]
 
 
 def search_optimum(
-    kernels: Float[Array, "kx ky b"],
+    kernels: Float[Array, "kx ky n"],
     lower: Float[Array, " p"],
     upper: Float[Array, " p"],
     terms: Terms,
-    starts: int,
-    start_steps: int,
-    max_steps: int,
-    tolerance: float,
+    effort: Effort,
+    block: int,
 ) -> Found:
     """Largest explained energy of centred kernels of unit energy inside a box.
 
-    Each of the `starts` best seeds gets `start_steps` evaluations; the best of them goes on until it
-    has converged or has had `max_steps` more.
+    Args:
+      kernels: x on the first axis, batch last; a multiple of `block`.
+      lower: lower bounds.
+      upper: upper bounds.
+      terms: basis of the model; static.
+      effort: numbers of starts and steps.
+      block: kernels that step together.
     """
-    seeds = find_seeds(kernels, terms, starts)
+    count = kernels.shape[-1]
+    blocks = count // block
+    slot = jnp.arange(effort.starts, dtype=jnp.int32)[:, None]
+    # Per round: the start it takes up (by number, or by rank once all have energies), and its budget.
+    rounds = [(i, effort.first_steps) for i in range(effort.starts)]
+    rounds += [(rank, effort.second_steps) for rank in range(effort.finalists)]
+    rounds += [(0, effort.polish_steps), (0, effort.last_steps)]
+    which, budgets = (jnp.asarray(column, jnp.int32) for column in zip(*rounds, strict=True))
+    last = len(rounds) - 1
 
-    def attempt(best: Optimum, task: tuple[Int[Array, ""], Int[Array, ""], Float[Array, "p b"]]):
-        index, budget, seed = task
-        # The last task continues from the best; one loop for both keeps the program half the size.
-        start = jnp.where(index < starts, seed, best.point)
-        found = maximise_energy(kernels, start, lower, upper, terms, budget, tolerance)
-        better = found.energy >= best.energy
-        steps = best.steps + found.steps
-        kept = Optimum(*(jnp.where(better, new, old) for new, old in zip(found, best, strict=True)))
-        return kept._replace(steps=steps), found.energy
+    def seed(index: Int[Array, ""]) -> _Starts:
+        rows = lax.dynamic_slice_in_dim(kernels, index * block, block, axis=2)
+        seeds = find_seeds(rows, terms, effort.starts)
+        zero = 0.0 * rows[0, 0]
+        infinite = jnp.broadcast_to(zero + jnp.inf, seeds.energies.shape)
+        return _Starts(seeds.points + zero[None, None, :], -infinite, infinite, zero.astype(jnp.int32))
 
-    zero = 0.0 * kernels[0, 0]
-    nothing = Optimum(seeds.points[0] + zero[None, :], zero - jnp.inf, zero + jnp.inf, zero.astype(jnp.int32))
-    tasks = (
-        jnp.arange(starts + 1, dtype=jnp.int32),
-        jnp.asarray([start_steps] * starts + [max_steps], jnp.int32),
-        jnp.concatenate([seeds.points, seeds.points[:1]]),
+    def unfinished(search: _Search) -> Bool[Array, ""]:
+        return (search.task < blocks * last) | jnp.any(search.pending)
+
+    def work(search: _Search) -> _Search:
+        # All rounds but the last go block by block; the last takes whichever rows still need it.
+        regular = search.task < blocks * last
+        turn = jnp.where(regular, search.task % last, last)
+        first = (search.task // last) * block
+        rows = lax.cond(
+            regular,
+            lambda: first + jnp.arange(block, dtype=jnp.int32),
+            lambda: jnp.nonzero(search.pending, size=block, fill_value=count)[0].astype(jnp.int32),
+        )
+        mine = _Starts(*(jnp.take(leaf, rows, axis=-1, mode="fill", fill_value=0) for leaf in search.starts))
+        image = jnp.take(kernels, rows, axis=-1, mode="fill", fill_value=0)
+
+        rank = jnp.sum(mine.energy[:, None, :] < mine.energy[None, :, :], axis=1)
+        earlier = slot[:, None, :] > slot[None, :, :]
+        rank += jnp.sum((mine.energy[:, None, :] == mine.energy[None, :, :]) & earlier, axis=1)
+        taken = jnp.where(turn < effort.starts, slot, rank) == which[turn]
+        start = jnp.sum(jnp.where(taken[:, None, :], mine.point, 0.0), axis=0)
+        found = maximise_energy(image, start, lower, upper, terms, budgets[turn], effort.tolerance)
+
+        updated = _Starts(
+            jnp.where(taken[:, None, :], found.point[None], mine.point),
+            jnp.where(taken, found.energy[None], mine.energy),
+            jnp.where(taken, found.promise[None], mine.promise),
+            mine.steps + found.steps,
+        )
+        starts = _Starts(
+            *(
+                old.at[..., rows].set(new, mode="drop")
+                for old, new in zip(search.starts, updated, strict=True)
+            )
+        )
+        polished = turn == last - 1
+        more = polished & (found.promise > effort.tolerance)
+        pending = search.pending.at[rows].set(more, mode="drop")
+        return _Search(starts, pending, search.task + 1)
+
+    seeds = lax.map(seed, jnp.arange(blocks, dtype=jnp.int32))
+    starts = _Starts(*(jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], count) for leaf in seeds))
+    nothing = jnp.isnan(kernels[0, 0])
+    starts = lax.while_loop(unfinished, work, _Search(starts, nothing, jnp.zeros((), jnp.int32))).starts
+
+    best = jnp.max(starts.energy, axis=0)
+    winner = slot == jnp.argmax(starts.energy, axis=0).astype(jnp.int32)[None, :]
+    return Found(
+        jnp.sum(jnp.where(winner[:, None, :], starts.point, 0.0), axis=0),
+        jnp.sum(jnp.where(winner, starts.promise, 0.0), axis=0),
+        starts.steps,
+        jnp.sum(starts.energy >= best[None, :] - 1e-3, axis=0).astype(jnp.int32),
     )
-    best, energies = lax.scan(attempt, nothing, tasks)
-    agreeing = jnp.sum(energies[:starts] >= best.energy[None, :] - 1e-3, axis=0)
-    return Found(best.point, best.promise, best.steps, agreeing.astype(jnp.int32))

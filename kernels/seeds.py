@@ -17,13 +17,15 @@ from jaxtyping import Array, Float, Int
 from dogfit.kernels.separable import Terms
 
 # Widths of the surround, in widths of the centre, at which a two-width model is tried.
-_RATIOS = (1.3, 2.0, 3.5, 6.5)
-_WIDTH_LEVELS = 10
+# Near the least ratio the pair is a second derivative: a basin of its own, that needs as fine a grid.
+_RATIOS = ((1.1,), (1.7, 3.0, 7.0))
+_NEAR_DERIVATIVE = 1.5
+MAX_STARTS = 10  # one per width
 _NARROWEST = 0.3
 # Derivatives of a Gaussian far narrower than a tap change their shape within a few hundredths of a tap
 # about the tap edges, where the integral over a tap vanishes. Offsets from a tap's centre, for widths
 # up to the first number.
-_NARROW_OFFSETS = ((0.35, (0.0, 0.12, 0.24, 0.36, 0.45, 0.48, 0.5)), (0.5, (0.0, 0.25, 0.4, 0.5)))
+_NARROW_OFFSETS = ((0.35, (0.0, 0.3, 0.45, 0.49, 0.5)), (0.5, (0.0, 0.3, 0.5)))
 
 
 class Seeds(NamedTuple):
@@ -76,16 +78,20 @@ def _profile(order: int, line: np.ndarray, sigma: float, size: int) -> np.ndarra
 
 @functools.cache
 def _grids(terms: Terms, size: int) -> tuple[tuple[_Grid, ...], ...]:
-    """All grids of a model, grouped by the width of the centre."""
+    """All grids of a model; each group yields one start."""
     order = sum(terms[0][1:])
-    levels = np.geomspace(_NARROWEST, 0.75 * size, _WIDTH_LEVELS)
+    levels = np.geomspace(_NARROWEST, 0.75 * size, MAX_STARTS)
     two_widths = any(width for width, _, _ in terms)
-    ratios = _RATIOS if two_widths else (1.0,)
-    return tuple(tuple(_grid(terms, size, order, s, r, two_widths) for r in ratios) for s in levels.tolist())
+    ratios = _RATIOS if two_widths else ((1.0,),)
+    return tuple(
+        tuple(_grid(terms, size, order, sigma, ratio, two_widths) for ratio in group)
+        for sigma in levels.tolist()
+        for group in ratios
+    )
 
 
 def _grid(terms: Terms, size: int, order: int, sigma: float, ratio: float, two_widths: bool) -> _Grid:
-    line = center_line(sigma, size, order)
+    line = center_line(sigma, size, 2 if two_widths and ratio < _NEAR_DERIVATIVE else order)
     axes = [
         tuple(_profile(o, line, sigma * (ratio if width else 1.0), size) for o in (i, j))
         for width, i, j in terms
@@ -105,12 +111,12 @@ def _grid(terms: Terms, size: int, order: int, sigma: float, ratio: float, two_w
 
 
 def find_seeds(kernels: Float[Array, "kx ky b"], terms: Terms, count: int) -> Seeds:
-    """The `count` best starts of centred kernels, at most one per width of the centre.
+    """The `count` best starts of centred kernels, at most one per group of grids.
 
     Args:
       kernels: centred kernels of unit energy, x on the first axis, batch last.
       terms: basis of the model, as in `separable`; static.
-      count: number of starts wanted, at most the number of widths.
+      count: number of starts wanted, at most `MAX_STARTS`.
     """
     levels = [_best_of_level(kernels, grids) for grids in _grids(terms, kernels.shape[0])]
     points = jnp.stack([point for point, _ in levels])

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, cholesky_factor, cholesky_solve, total
+from dogfit.kernels.linalg import Batch, cholesky_solve, project, total
 from dogfit.kernels.profiles import integrated_profiles
 
 # (width index, order along x, order along y)
@@ -112,14 +112,11 @@ class _Products:
             out[width, i, j] = jnp.sum(rows[width, i] * self.profiles[width][1][j], axis=0)
         return out
 
-    def render(self, model: Combination) -> Float[Array, "kx ky b"]:
-        """Centred image of a combination."""
-        offset = -total(weight * self.mean(term) for term, weight in model.items())
-        image = jnp.broadcast_to(offset[None, None, :], (self.size, self.size, offset.shape[0]))
-        for (width, i, j), weight in model.items():
-            x, y = self.profiles[width][0][i], self.profiles[width][1][j]
-            image = image + (weight[None, :] * x)[:, None, :] * y[None, :, :]
-        return image
+    def image(self, term: Term) -> Float[Array, "kx ky b"]:
+        """Centred image of a term."""
+        width, i, j = term
+        x, y = self.profiles[width][0][i], self.profiles[width][1][j]
+        return x[:, None, :] * y[None, :, :] - self.mean(term)[None, None, :]
 
 
 def _add(*parts: Combination) -> Combination:
@@ -150,16 +147,13 @@ def _differentiate(model: Combination, parameter: int, inverse_ratio: Batch | No
     return _add(_raise_order(model, 2, 0), _raise_order(model, 0, 2))
 
 
-def projected_derivatives(
-    kernels: Float[Array, "kx ky b"], point: list[Batch], terms: Terms, ridge: float
-) -> Derivatives:
+def projected_derivatives(kernels: Float[Array, "kx ky b"], point: list[Batch], terms: Terms) -> Derivatives:
     """Explained energy of centred kernels at a search point, with exact derivatives.
 
     Args:
       kernels: centred kernels, x on the first axis, batch on the last.
       point: x0, y0 (taps from the middle), log sigma and, for models of two widths, log ratio.
       terms: basis of the model, all of one total order; static.
-      ridge: relative ridge on the Gram matrix, which keeps nearly dependent columns harmless.
     """
     size, q, n = kernels.shape[0], len(terms), len(point)
     products = _Products(point, terms, size)
@@ -168,16 +162,9 @@ def projected_derivatives(
     def derive(model: Combination, parameter: int) -> Combination:
         return _differentiate(model, parameter, inverse_ratio)
 
-    gram = {(i, j): products.inner(terms[i], terms[j]) for i in range(q) for j in range(i + 1)}
-    tiny = jnp.finfo(kernels.dtype).tiny
-    gram |= {(i, i): gram[i, i] * (1 + ridge) + tiny for i in range(q)}
-    factor = cholesky_factor(gram, q)
-    projections = products.moments(kernels, set(terms))
-    weights = cholesky_solve(factor, [projections[t] for t in terms])
-    energy = total(u * projections[t] for u, t in zip(weights, terms, strict=True))
-
+    residual, weights, factor = project(kernels, [products.image(t) for t in terms])
+    energy = jnp.sum(kernels * kernels, axis=(0, 1)) - jnp.sum(residual * residual, axis=(0, 1))
     model = dict(zip(terms, weights, strict=True))
-    residual = kernels - products.render(model)
     first = [derive(model, a) for a in range(n)]
     second: dict[tuple[int, int], Combination] = {}
     for a in range(n):
