@@ -1,0 +1,149 @@
+"""What follows from a fit: standard errors, templates, the table, joining."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import polars
+import pytest
+
+from dogfit.families import FAMILY
+from dogfit.fit import fit_kernels
+from dogfit.fit_result import MESSAGES, Status, concatenate
+from scipy_reference import draw
+
+SIZE = 7
+CLEAR = {
+    "gaussian": {"sigma": 1.2, "x0": 0.3, "y0": -0.4, "gains": (2.0,), "offset": 0.1},
+    "dog": {"sigma": 0.7, "surround": 1.9, "x0": 0.2, "y0": 0.1, "gains": (1.0, -1.6)},
+    "d1": {"sigma": 1.1, "x0": -0.3, "y0": 0.2, "gains": (1.0,), "theta": 0.7},
+    "d2": {"sigma": 1.1, "x0": 0.1, "y0": 0.3, "gains": (-1.0, 0.3), "theta": 0.4},
+}
+COPIES = 400
+
+
+@pytest.fixture(scope="module")
+def drawn() -> np.ndarray:
+    """One clear kernel per family, a constant, and one narrower than the bounds allow."""
+    clear = [draw(family, SIZE, **arguments) for family, arguments in CLEAR.items()]
+    narrow = np.zeros((SIZE, SIZE))
+    narrow[3, 3] = 1.0
+    noise = 0.01 * np.random.default_rng(30).normal(size=(SIZE, SIZE))
+    return np.stack([*clear, np.ones((SIZE, SIZE)), narrow + noise]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def result(drawn):
+    return fit_kernels(drawn)
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    """Fits of many noisy copies of each clear kernel, in the order of `CLEAR`."""
+    generator = np.random.default_rng(31)
+    images = np.stack([draw(family, SIZE, **arguments) for family, arguments in CLEAR.items()])
+    images = np.repeat(images, COPIES, axis=0)
+    noise = 0.03 * images.std(axis=(1, 2), keepdims=True) * generator.normal(size=images.shape)
+    return fit_kernels((images + noise).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def ensemble_errors(ensemble):
+    return ensemble.standard_errors()
+
+
+@pytest.mark.parametrize("family", CLEAR)
+def test_standard_errors_are_the_spread_of_noisy_copies(ensemble, ensemble_errors, family):
+    index = list(CLEAR).index(family)
+    rows = np.arange(index * COPIES, (index + 1) * COPIES)
+    rows = rows[ensemble.family[rows] == ensemble.families.index(family)]
+    assert len(rows) > 0.9 * COPIES
+    values, errors = ensemble.parameters[family][rows].astype(float), ensemble_errors[family][rows]
+    assert np.all(np.isfinite(errors))
+    # The spread of 400 has an error of 4 %, and three per cent of noise is not quite linear.
+    np.testing.assert_allclose(errors.mean(axis=0), values.std(axis=0), rtol=0.25)
+
+
+def test_standard_errors_are_given_for_the_chosen_family_alone(result):
+    errors = result.standard_errors()
+    assert set(errors) == set(result.families)
+    for index, family in enumerate(result.families):
+        assert errors[family].shape == (len(result), len(FAMILY[family].parameters))
+        assert np.all(np.isnan(errors[family][result.family != index]))
+    for row, family in enumerate(CLEAR):
+        assert result.families[result.family[row]] == family
+
+
+def test_a_parameter_on_its_bound_has_no_standard_error(result):
+    row = len(result) - 1
+    assert result.status[row] == Status.AT_BOUND
+    family = result.families[result.family[row]]
+    names = [p.name for p in FAMILY[family].parameters]
+    values = dict(zip(names, result.parameters[family][row], strict=True))
+    np.testing.assert_allclose(values["sigma_px"], 0.3, rtol=1e-5)
+    errors = dict(zip(names, result.standard_errors()[family][row], strict=True))
+    assert np.isnan(errors["sigma_px"])
+    assert np.isfinite(errors["x0_px"])
+    assert np.isfinite(errors["offset"])
+
+
+def test_templates_are_the_drawings(drawn, result):
+    templates = result.templates()
+    assert templates.dtype == np.float32
+    np.testing.assert_allclose(templates[:4], drawn[:4], atol=2e-3 * np.abs(drawn[:4]).max())
+    assert np.all(np.isnan(templates[4]))
+    np.testing.assert_allclose(templates[5], drawn[5], atol=0.1)
+
+
+def test_table_has_a_row_per_kernel_and_nulls_where_nothing_is_known(result):
+    table = result.table()
+    assert table.height == len(result)
+    families = [*CLEAR, None, result.families[result.family[5]]]
+    assert table["family"].to_list() == families
+    assert table["status"].to_list() == [Status(s).name.lower() for s in result.status]
+    for name, values in [("r2", result.r2), ("rmse", result.rmse)]:
+        wanted = [None if np.isnan(v) else v for v in values.tolist()]
+        assert table[name].to_list() == pytest.approx(wanted)
+    parameters = {p.name for f in CLEAR for p in FAMILY[f].parameters}
+    scores = {"family", "r2", "rmse", "status", *(f"r2_{f}" for f in CLEAR)}
+    assert set(table.columns) == scores | parameters | {f"{p}_stderr" for p in parameters}
+    errors = result.standard_errors()
+    for row, family in enumerate(families):
+        values = table.row(row, named=True)
+        if family is None:
+            assert all(v is None for k, v in values.items() if k != "status")
+            continue
+        own = {p.name: i for i, p in enumerate(FAMILY[family].parameters)}
+        for name in parameters:
+            if name in own:
+                assert values[name] == pytest.approx(float(result.parameters[family][row, own[name]]))
+                error = float(errors[family][row, own[name]])
+                assert values[f"{name}_stderr"] == (None if np.isnan(error) else pytest.approx(error))
+            else:
+                assert values[name] is None
+                assert values[f"{name}_stderr"] is None
+    assert table.schema["family"] == polars.String
+
+
+def test_results_of_one_kind_can_be_joined(result):
+    joined = concatenate([result, jax.tree.map(lambda leaf: leaf[:2], result)])
+    assert len(joined) == len(result) + 2
+    assert joined.families == result.families
+    np.testing.assert_array_equal(joined.r2, np.concatenate([result.r2, result.r2[:2]]))
+    np.testing.assert_array_equal(joined.parameters["d1"][-2:], result.parameters["d1"][:2])
+
+
+@pytest.mark.parametrize("change", ["families", "size"])
+def test_results_of_other_families_or_sizes_are_refused(result, change):
+    other = {"families": result.families[:2]} if change == "families" else {"size": 5}
+    with pytest.raises(ValueError, match="share families and kernel size"):
+        concatenate([result, replace(result, **other)])
+
+
+def test_nothing_to_join_is_refused():
+    with pytest.raises(ValueError, match="got 0 results"):
+        concatenate([])
+
+
+def test_every_status_has_a_message():
+    assert set(MESSAGES) == set(Status)

@@ -1,0 +1,207 @@
+"""The fitter inside other JAX code: jit, vmap, grad, map, shard_map; and as a stream."""
+
+import os
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec
+from scipy.optimize import least_squares
+
+from dogfit.devices import data_mesh
+from dogfit.fit import FAMILIES, FitConfig, fit_kernel, fit_kernels, fit_stream
+from scipy_reference import basis as reference_basis
+from scipy_reference import bounds, draw, orthonormal
+
+SIZE, FAMILY = 5, ("gaussian",)
+QUICK = FitConfig(starts=2)
+# Other batch shapes add in another order: a few units in the last place of the energy, and what a flat
+# optimum makes of them in the parameters.
+R2_APART, PARAMETERS_APART = 1e-5, 5e-3
+
+
+def noisy_drawings(size: int, rows: int, families: tuple[str, ...], seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    out = []
+    for row in range(rows):
+        x0, y0 = generator.uniform(-0.15 * size, 0.15 * size, 2)
+        family, sigma = families[row % len(families)], generator.uniform(0.6, 0.25 * size)
+        out.append(draw(family, size, x0=x0, y0=y0, sigma=sigma, theta=generator.uniform(-3, 3)))
+    images = np.stack(out)
+    noise = 0.1 * images.std(axis=(1, 2), keepdims=True) * generator.normal(size=images.shape)
+    return (images + noise).astype(np.float32)
+
+
+def assert_same_fits(one, other):
+    assert (one.families, one.omitted, one.size) == (other.families, other.omitted, other.size)
+    np.testing.assert_array_equal(one.family, other.family)
+    np.testing.assert_array_equal(one.status, other.status)
+    np.testing.assert_allclose(one.r2_by_family, other.r2_by_family, atol=R2_APART)
+    np.testing.assert_allclose(one.rmse, other.rmse, rtol=1e-3)
+    for family, values in one.parameters.items():
+        np.testing.assert_allclose(values, other.parameters[family], atol=PARAMETERS_APART)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> np.ndarray:
+    return noisy_drawings(SIZE, 24, FAMILY, 40)
+
+
+@pytest.fixture(scope="module")
+def plain(kernels):
+    return fit_kernels(kernels, FAMILY, config=QUICK)
+
+
+def fit(kernel):
+    return fit_kernel(kernel, FAMILY, config=QUICK)
+
+
+def test_one_kernel_equals_its_row(kernels, plain):
+    one = fit(kernels[3])
+    assert one.r2.shape == ()
+    assert one.parameters["gaussian"].shape == (5,)
+    assert_same_fits(jax.tree.map(lambda leaf: leaf[None], one), jax.tree.map(lambda leaf: leaf[3:4], plain))
+
+
+def test_jit(kernels, plain):
+    score = jax.jit(lambda kernel: fit(2.0 * kernel).r2)
+    np.testing.assert_allclose(score(kernels[5]), plain.r2[5], atol=R2_APART)
+
+
+def test_vmap(kernels, plain):
+    """Nested, as the batch axes are merged into one block."""
+    nested = jax.vmap(jax.vmap(fit))(kernels.reshape(4, 6, SIZE, SIZE))
+    assert nested.r2.shape == (4, 6)
+    assert_same_fits(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), nested), plain)
+
+
+def test_map(kernels, plain):
+    mapped = jax.jit(lambda w: lax.map(fit, w))(kernels[:6])
+    assert_same_fits(mapped, jax.tree.map(lambda leaf: leaf[:6], plain))
+
+
+def test_shard_map_over_eight_devices(kernels, plain):
+    spec = PartitionSpec("data")
+    sharded = jax.jit(jax.shard_map(jax.vmap(fit), mesh=data_mesh(), in_specs=spec, out_specs=spec))(kernels)
+    assert len(sharded.r2.sharding.device_set) == 8
+    assert_same_fits(sharded, plain)
+
+
+@jax.jit
+@jax.vmap
+def gradients_of(kernel):
+    """((R², fit), gradient), at size 3, where of all families two are left, so that a choice is made."""
+
+    def score(kernel):
+        result = fit_kernel(kernel, FAMILIES)
+        return result.r2, result
+
+    return jax.value_and_grad(score, has_aux=True)(kernel)
+
+
+class TestGradient:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def found(cls):
+        kernels = noisy_drawings(3, 12, ("gaussian", "d1"), 41)
+        (_, result), gradient = gradients_of(kernels)
+        return kernels, result, np.asarray(gradient)
+
+    def test_value_is_that_of_plain_fits(self, found):
+        kernels, result, _ = found
+        plain = fit_kernels(kernels)
+        assert set(plain.family.tolist()) == {0, 1}
+        assert {name for name, _ in plain.omitted} == {"dog", "d2"}
+        assert_same_fits(result, plain)
+
+    def test_against_differences_of_refitted_optima(self, found):
+        """The reference refits with SciPy in float64 at every displaced kernel."""
+        kernels, result, gradients = found
+        step = 1e-3
+        for row, gradient in enumerate(gradients):
+            family = result.families[int(result.family[row])]
+            x0, y0, sigma = np.asarray(result.parameters[family], float)[row, -3:]
+            low, high = bounds(family, 3)
+            start = np.clip([x0, y0, np.log(sigma)], low + 1e-6, high - 1e-6)
+
+            def r2(kernel, family=family, start=start, box=(low, high)):
+                w = kernel.ravel() - kernel.mean()
+
+                def residual(x):
+                    q = orthonormal(reference_basis(family, x, 3))
+                    return w - q @ (q.T @ w)
+
+                found = least_squares(residual, start, bounds=box, xtol=1e-12, ftol=1e-14, gtol=1e-12)
+                return 1 - 2 * found.cost / (w @ w)
+
+            kernel = kernels[row].astype(float)
+            assert r2(kernel) == pytest.approx(float(result.r2[row]), abs=1e-5)
+            wanted = np.zeros((3, 3))
+            for place in np.ndindex(3, 3):
+                shift = np.zeros((3, 3))
+                shift[place] = step * kernel.std()
+                wanted[place] = (r2(kernel + shift) - r2(kernel - shift)) / (2 * shift[place])
+            # R² does not change with gain or offset.
+            assert abs(np.sum(gradient * kernel)) < 1e-4
+            assert abs(np.sum(gradient)) < 1e-4 * max(1.0, np.abs(gradient).max())
+            np.testing.assert_allclose(gradient, wanted, atol=0.02 * np.abs(wanted).max())
+
+    def test_kernels_that_cannot_be_fitted_have_no_gradient_but_harm_none(self, found):
+        kernels, _, gradients = found
+        spoilt = kernels.copy()
+        spoilt[1], spoilt[4, 0, 0] = 1.0, np.nan
+        (value, _), gradient = gradients_of(spoilt)
+        good = np.delete(np.arange(12), [1, 4])
+        assert np.all(np.isnan(np.asarray(value)[[1, 4]]))
+        np.testing.assert_allclose(gradient[good], gradients[good], rtol=1e-4, atol=1e-4)
+
+
+def leaves_equal(one, other) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+class TestStream:
+    def stream(self, blocks):
+        return fit_stream(blocks, FAMILY, config=QUICK)
+
+    def test_blocks_of_any_length_come_in_order(self, kernels):
+        many = np.concatenate([kernels * (1 + i) for i in range(70)])
+        cuts = [1, 701, 701, 704, len(many) - 5]
+        blocks = np.split(many, cuts)
+        results = list(self.stream(iter(blocks)))
+        assert [len(r) for r in results] == [len(b) for b in blocks]
+        whole = fit_kernels(many, FAMILY, config=QUICK)
+        edges = [0, *cuts, len(many)]
+        for result, start, stop in zip(results, edges[:-1], edges[1:], strict=True):
+            assert leaves_equal(result, jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], whole))
+
+    def test_no_blocks_give_nothing(self):
+        assert list(self.stream([])) == []
+
+    def test_looks_ahead_by_a_bounded_number_of_blocks(self, kernels):
+        drawn = 0
+
+        def endless() -> Iterator[np.ndarray]:
+            nonlocal drawn
+            while True:
+                drawn += 1
+                yield kernels[:2]
+
+        stream = self.stream(endless())
+        assert drawn == 0
+        for taken in range(1, 5):
+            next(stream)
+            assert taken <= drawn <= taken + 2 * (os.cpu_count() or 1) + 1
+        stream.close()
+
+    def test_a_bad_block_is_told_when_it_comes(self, kernels):
+        with pytest.raises(ValueError, match=r"must be \[n, k, k\], got shape \(5, 5\)"):
+            list(self.stream([kernels[:2], kernels[0]]))
+
+    def test_arrays_on_the_device_are_taken(self, kernels, plain):
+        (result,) = self.stream([jnp.asarray(kernels)])
+        assert leaves_equal(result, plain)
