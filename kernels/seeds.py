@@ -22,10 +22,13 @@ _RATIOS = ((1.1,), (1.7, 3.0, 7.0))
 _NEAR_DERIVATIVE = 1.5
 MAX_STARTS = 10  # one per width
 _NARROWEST = 0.3
-# Derivatives of a Gaussian far narrower than a tap change their shape within a few hundredths of a tap
-# about the tap edges, where the integral over a tap vanishes. Offsets from a tap's centre, for widths
-# up to the first number.
-_NARROW_OFFSETS = ((0.35, (0.0, 0.3, 0.45, 0.49, 0.5)), (0.5, (0.0, 0.3, 0.5)))
+# A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
+# integral over the tap vanishes: at the tap's centre for the first, near its edges for the second.
+# Offsets from a tap's centre by order, for widths up to the first number.
+_NARROW_OFFSETS = {
+    1: ((0.35, (0.0, 0.1, 0.2, 0.35, 0.5)), (0.5, (0.0, 0.3, 0.5))),
+    2: ((0.35, (0.0, 0.3, 0.45, 0.49, 0.5)), (0.5, (0.0, 0.3, 0.5))),
+}
 
 
 class Seeds(NamedTuple):
@@ -56,7 +59,7 @@ class _Grid(NamedTuple):
 def center_line(sigma: float, size: int, order: int) -> np.ndarray:
     """Centres tried along one axis, `[m]`, from one end of the kernel to the other."""
     if order > 0:
-        for limit, offsets in _NARROW_OFFSETS:
+        for limit, offsets in _NARROW_OFFSETS[order]:
             if sigma <= limit:
                 around = sorted({sign * o for o in offsets for sign in (-1, 1)})
                 taps = np.arange(size)[:, None] - (size - 1) / 2

@@ -1,0 +1,152 @@
+"""Speed of the fitter with its accuracy beside it.
+
+    python benchmarks/fit.py                     rate, compile time, and accuracy against SciPy on 40 kernels
+    python benchmarks/fit.py --reference 500     accuracy on 500 kernels (about half an hour, then cached)
+    python benchmarks/fit.py --stream 120        peak memory while up to 2 million kernels stream by, in 120 s
+
+Kernels are the real 7x7 ones of `../shared/data/kernels`; without that folder, those of the embedded
+network. Accurate means a cost (sum of squared residuals) within 1e-3, relative, plus 1e-4 of the kernel's
+energy, of the best that dense float64 multi-start SciPy finds in the same bounds
+(`tests/scipy_reference.py`).
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import dogfit  # noqa: E402
+from dogfit.embedded import PATH  # noqa: E402
+
+SHARED = ROOT.parent / "shared" / "data" / "kernels"
+
+
+def real_kernels() -> tuple[str, np.ndarray]:
+    """Name of the source and all its usable 7x7 kernels, `[n, 7, 7]`."""
+    if SHARED.is_dir():
+        files = sorted(SHARED.glob("*.safetensors"))
+        tensors = [t for file in files for t in load_file(file).values() if t.shape[1:] == (7, 7)]
+        name, kernels = f"{len(files)} trained networks", np.concatenate(tensors)
+    else:
+        name, kernels = "the embedded network", dogfit.load_kernels(PATH).groups[7].kernels
+    return name, kernels[np.abs(kernels).max(axis=(1, 2)) > 1e-6]
+
+
+def _reference_costs(task: tuple[str, np.ndarray]) -> np.ndarray:
+    from scipy_reference import Reference
+
+    family, kernels = task
+    reference = Reference(family, kernels.shape[-1], starts=20 if family == "dog" else 12)
+    return np.array([reference.fit(kernel)[0] for kernel in kernels])
+
+
+def reference_costs(kernels: np.ndarray, cache: Path) -> np.ndarray:
+    """SciPy's best cost per kernel and family `[n, f]`, on all cores; kept in `cache`."""
+    source = (ROOT / "tests" / "scipy_reference.py").read_bytes()
+    key = hashlib.sha256(kernels.tobytes() + source).hexdigest()[:16]
+    path = cache / f"scipy-{key}.npy"
+    if path.exists():
+        return np.load(path)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    pieces = np.array_split(kernels, max(len(kernels) // 20, 1))
+    tasks = [(family, piece) for family in dogfit.FAMILIES for piece in pieces]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        costs = list(pool.map(_reference_costs, tasks))
+    table = np.concatenate(costs).reshape(len(dogfit.FAMILIES), -1).T
+    cache.mkdir(parents=True, exist_ok=True)
+    np.save(path, table)
+    return table
+
+
+def accuracy(kernels: np.ndarray, cache: Path) -> np.ndarray:
+    """Share of kernels at SciPy's optimum or below, per family."""
+    energy = ((kernels - kernels.mean(axis=(1, 2), keepdims=True)) ** 2).sum(axis=(1, 2), dtype=np.float64)
+    costs = (1.0 - dogfit.fit_kernels(kernels).r2_by_family) * energy[:, None]
+    best = reference_costs(kernels, cache)
+    return (costs <= 1.001 * best + 1e-4 * energy[:, None]).mean(axis=0)
+
+
+def rates(kernels: np.ndarray, repeats: int) -> tuple[float, list[float]]:
+    """Seconds of the first call beyond a later one, and kernels a second of each later one."""
+    start = time.perf_counter()
+    dogfit.fit_kernels(kernels)
+    first = time.perf_counter() - start
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        dogfit.fit_kernels(kernels)
+        seconds.append(time.perf_counter() - start)
+    return first - min(seconds), [len(kernels) / s for s in seconds]
+
+
+def peak_mb() -> float:
+    """High-water mark of this process's memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def stream(kernels: np.ndarray, limit_s: float, total: int = 2_000_000, block: int = 4096) -> None:
+    """Stream resampled kernels and print the memory high-water mark on the way."""
+    rng = np.random.default_rng(1)
+    blocks = (kernels[rng.integers(len(kernels), size=block)] for _ in range(total // block))
+    done, start, shown = 0, time.perf_counter(), 0
+    for result in dogfit.fit_stream(blocks):
+        done += len(result)
+        elapsed = time.perf_counter() - start
+        if done >= shown + 100_000 or elapsed > limit_s:
+            shown = done
+            print(f"| {done:,} | {elapsed:.0f} s | {peak_mb():.0f} MB |", flush=True)
+        if elapsed > limit_s:
+            break
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kernels", type=int, default=16_384, help="kernels per timed call")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--reference", type=int, default=40, help="kernels compared with SciPy")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
+    parser.add_argument("--stream", type=float, default=0.0, metavar="SECONDS")
+    options = parser.parse_args()
+
+    import jax
+
+    name, kernels = real_kernels()
+    rng = np.random.default_rng(0)
+    sample = kernels[rng.choice(len(kernels), options.reference, replace=False)]
+    timed = kernels[rng.integers(len(kernels), size=options.kernels)]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; Python ", end="")
+    print(f"{platform.python_version()}, jax {jax.__version__}; 7x7 kernels of {name}\n")
+    if options.stream:
+        print("| kernels | time | peak memory |\n|---|---|---|")
+        stream(kernels, options.stream)
+        return
+    compile_s, found = rates(timed, options.repeats)
+    load = os.getloadavg()[0]
+    shares = accuracy(sample, options.cache)
+    middle, low, high = statistics.median(found), min(found), max(found)
+    cells = [f"{middle:,.0f} ({low:,.0f} to {high:,.0f})", f"{compile_s:.0f} s"]
+    cells += [f"{100 * share:.1f} %" for share in [*shares, shares.mean()]]
+    print(f"| kernels a second, four families | compile | {' | '.join(dogfit.FAMILIES)} | all |")
+    print("|---" * len(cells) + "|")
+    print("| " + " | ".join(cells) + " |")
+    print(f"\nRates: median (range) of {options.repeats} calls on {len(timed):,} kernels; load {load:.1f}.")
+    print(f"Shares: {len(sample)} kernels at the optimum that SciPy finds, or below.")
+
+
+if __name__ == "__main__":
+    main()
