@@ -35,13 +35,13 @@ class FitConfig:
 
     starts: int = 5
     """Dictionary nodes, of as many widths, that are refined."""
-    first_steps: int = 6
+    first_steps: int = 5
     """Evaluations for each start."""
     finalists: int = 2
     """Starts that get a second round."""
-    second_steps: int = 6
+    second_steps: int = 5
     """Evaluations for each finalist."""
-    polish_steps: int = 8
+    polish_steps: int = 3
     """Evaluations for the best start, with its block."""
     last_steps: int = 40
     """Evaluations for the few kernels that have not converged then."""
