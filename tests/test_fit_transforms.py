@@ -196,7 +196,6 @@ class TestStream:
         for taken in range(1, 5):
             next(stream)
             assert taken <= drawn <= taken + 2 * (os.cpu_count() or 1) + 1
-        stream.close()
 
     def test_a_bad_block_is_told_when_it_comes(self, kernels):
         with pytest.raises(ValueError, match=r"must be \[n, k, k\], got shape \(5, 5\)"):
