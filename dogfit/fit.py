@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import jax
@@ -141,7 +141,7 @@ def fit_stream(
             kept, omitted = _check(block.shape, "n k k", families)
             step = _chunk_rows()
             pieces = [block[i : i + step] for i in range(0, max(len(block), 1), step)]
-            x64 = jax.config.jax_enable_x64
+            x64 = bool(jax.config.read("jax_enable_x64"))
             waiting.append([pool.submit(_fit_piece, piece, kept, omitted, config, x64) for piece in pieces])
             # Enough in flight to keep every worker busy, few enough to keep memory flat.
             if sum(map(len, waiting)) > 2 * workers:
@@ -311,7 +311,7 @@ def _search(unit: Float[Array, "k k b"], family: Family, config: FitConfig) -> F
             lower,
             upper,
             family.terms,
-            Effort(*astuple(config), _tolerance(kernels.dtype)),
+            Effort(**asdict(config), tolerance=_tolerance(kernels.dtype)),
             min(_block_rows(), kernels.shape[-1]),
         )
 

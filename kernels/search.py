@@ -66,7 +66,7 @@ class _Starts(NamedTuple):
 class _Search(NamedTuple):
     starts: _Starts
     pending: Bool[Array, " n"]
-    task: Int[Array, ""]
+    job: Int[Array, ""]
 
 
 def search_optimum(
@@ -105,55 +105,60 @@ def search_optimum(
         return _Starts(seeds.points + zero[None, None, :], -infinite, infinite, zero.astype(jnp.int32))
 
     def unfinished(search: _Search) -> Bool[Array, ""]:
-        return (search.task < blocks * last) | jnp.any(search.pending)
+        return (search.job < blocks) | jnp.any(search.pending)
 
-    def work(search: _Search) -> _Search:
-        # All rounds but the last go block by block; the last takes whichever rows still need it.
-        regular = search.task < blocks * last
-        turn = jnp.where(regular, search.task % last, last)
-        first = (search.task // last) * block
-        rows = lax.cond(
-            regular,
-            lambda: first + jnp.arange(block, dtype=jnp.int32),
-            lambda: jnp.nonzero(search.pending, size=block, fill_value=count)[0].astype(jnp.int32),
-        )
-        mine = _Starts(*(jnp.take(leaf, rows, axis=-1, mode="fill", fill_value=0) for leaf in search.starts))
-        image = jnp.take(kernels, rows, axis=-1, mode="fill", fill_value=0)
-
+    def refine_round(turn: Int[Array, ""], image: Float[Array, "kx ky b"], mine: _Starts) -> _Starts:
         rank = jnp.sum(mine.energy[:, None, :] < mine.energy[None, :, :], axis=1)
         earlier = slot[:, None, :] > slot[None, :, :]
         rank += jnp.sum((mine.energy[:, None, :] == mine.energy[None, :, :]) & earlier, axis=1)
         taken = jnp.where(turn < effort.starts, slot, rank) == which[turn]
         start = jnp.sum(jnp.where(taken[:, None, :], mine.point, 0.0), axis=0)
         found = maximise_energy(image, start, lower, upper, terms, budgets[turn], effort.tolerance)
-
-        updated = _Starts(
+        return _Starts(
             jnp.where(taken[:, None, :], found.point[None], mine.point),
             jnp.where(taken, found.energy[None], mine.energy),
             jnp.where(taken, found.promise[None], mine.promise),
             mine.steps + found.steps,
         )
+
+    def work(search: _Search) -> _Search:
+        # A job is a block and all rounds but the last, or, when the blocks are done, the last round for
+        # whichever rows still need it.
+        regular = search.job < blocks
+        in_order = search.job * block + jnp.arange(block, dtype=jnp.int32)
+        left_over = jnp.nonzero(search.pending, size=block, fill_value=count)[0].astype(jnp.int32)
+        rows = jnp.where(regular, in_order, left_over)
+        mine = _Starts(*(jnp.take(leaf, rows, axis=-1, mode="fill", fill_value=0) for leaf in search.starts))
+        image = jnp.take(kernels, rows, axis=-1, mode="fill", fill_value=0)
+
+        first, stop = jnp.where(regular, 0, last), jnp.where(regular, last, last + 1)
+        mine = lax.fori_loop(first, stop, lambda turn, state: refine_round(turn, image, state), mine)
+
         starts = _Starts(
-            *(
-                old.at[..., rows].set(new, mode="drop")
-                for old, new in zip(search.starts, updated, strict=True)
-            )
+            *(old.at[..., rows].set(new, mode="drop") for old, new in zip(search.starts, mine, strict=True))
         )
-        polished = turn == last - 1
-        more = polished & (found.promise > effort.tolerance)
-        pending = search.pending.at[rows].set(more, mode="drop")
-        return _Search(starts, pending, search.task + 1)
+        unsettled = regular & (_of_best(mine, mine.promise) > effort.tolerance)
+        pending = search.pending.at[rows].set(unsettled, mode="drop")
+        return _Search(starts, pending, search.job + 1)
 
     seeds = lax.map(seed, jnp.arange(blocks, dtype=jnp.int32))
     starts = _Starts(*(jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], count) for leaf in seeds))
-    nothing = jnp.isnan(kernels[0, 0])
-    starts = lax.while_loop(unfinished, work, _Search(starts, nothing, jnp.zeros((), jnp.int32))).starts
+    nobody = jnp.isnan(kernels[0, 0])
+    starts = lax.while_loop(unfinished, work, _Search(starts, nobody, jnp.zeros((), jnp.int32))).starts
 
     best = jnp.max(starts.energy, axis=0)
-    winner = slot == jnp.argmax(starts.energy, axis=0).astype(jnp.int32)[None, :]
     return Found(
-        jnp.sum(jnp.where(winner[:, None, :], starts.point, 0.0), axis=0),
-        jnp.sum(jnp.where(winner, starts.promise, 0.0), axis=0),
+        _of_best(starts, starts.point),
+        _of_best(starts, starts.promise),
         starts.steps,
         jnp.sum(starts.energy >= best[None, :] - 1e-3, axis=0).astype(jnp.int32),
     )
+
+
+def _of_best(starts: _Starts, values: Float[Array, "s *p n"]) -> Float[Array, "*p n"]:
+    """What belongs to the start of most energy."""
+    best = jnp.argmax(starts.energy, axis=0).astype(jnp.int32)
+    winner = jnp.arange(len(starts.energy), dtype=jnp.int32)[:, None] == best[None, :]
+    if values.ndim == 3:
+        winner = winner[:, None, :]
+    return jnp.sum(jnp.where(winner, values, 0.0), axis=0)
