@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.checkpoints import load_kernels
     from dogfit.errors import DogfitError, HubError, InputError
-    from dogfit.fit import FAMILIES, FitConfig, fit_kernel, fit_kernels, fit_stream
+    from dogfit.fit import FAMILIES, THOROUGH, FitConfig, fit_kernel, fit_kernels, fit_stream
     from dogfit.fit_result import FitResult, Status
     from dogfit.kernelset import KernelSet
     from dogfit.labels import LABELS, label_fits
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     "FAMILIES": "dogfit.fit",
     "LABELS": "dogfit.labels",
+    "THOROUGH": "dogfit.fit",
     "Autoencoder": "dogfit.autoencoder",
     "AutoencoderConfig": "dogfit.autoencoder",
     "DogfitError": "dogfit.errors",
@@ -37,6 +38,7 @@ _HOME = {
 __all__ = [
     "FAMILIES",
     "LABELS",
+    "THOROUGH",
     "Autoencoder",
     "AutoencoderConfig",
     "DogfitError",

@@ -56,6 +56,10 @@ class FitConfig:
             )
 
 
+THOROUGH = FitConfig(starts=10, first_steps=6, finalists=4, second_steps=8, polish_steps=8, last_steps=60)
+"""For when each optimum counts more than the time: every width is a start."""
+
+
 def fit_kernel(
     kernel: Float[ArrayLike, "k k"],
     families: Sequence[str] = FAMILIES,
@@ -179,7 +183,7 @@ def _working_dtype(kernels: Array) -> Array:
 
 def _block_rows() -> int:
     """Kernels per compiled block: cache-sized on a CPU, enough to fill an accelerator elsewhere."""
-    return 64 if jax.default_backend() == "cpu" else 1 << 16
+    return 64 if jax.default_backend() == "cpu" else 8192
 
 
 def _chunk_rows() -> int:
@@ -312,7 +316,7 @@ def _search(unit: Float[Array, "k k b"], family: Family, config: FitConfig) -> F
             upper,
             family.terms,
             Effort(**asdict(config), tolerance=_tolerance(kernels.dtype)),
-            min(_block_rows(), kernels.shape[-1]),
+            block=min(_block_rows(), kernels.shape[-1]),
         )
 
     batched = jax.custom_batching.custom_vmap(search)

@@ -80,13 +80,16 @@ def search_optimum(
     """Largest explained energy of centred kernels of unit energy inside a box.
 
     Args:
-      kernels: x on the first axis, batch last; a multiple of `block`.
+      kernels: x on the first axis, batch last.
       lower: lower bounds.
       upper: upper bounds.
       terms: basis of the model; static.
       effort: numbers of starts and steps.
       block: kernels that step together.
     """
+    given = kernels.shape[-1]
+    # Zero kernels explain nothing and end at once.
+    kernels = jnp.pad(kernels, ((0, 0), (0, 0), (0, -given % block)))
     count = kernels.shape[-1]
     blocks = count // block
     slot = jnp.arange(effort.starts, dtype=jnp.int32)[:, None]
@@ -144,8 +147,9 @@ def search_optimum(
     seeds = lax.map(seed, jnp.arange(blocks, dtype=jnp.int32))
     starts = _Starts(*(jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], count) for leaf in seeds))
     nobody = jnp.isnan(kernels[0, 0])
-    starts = lax.while_loop(unfinished, work, _Search(starts, nobody, jnp.zeros((), jnp.int32))).starts
+    search = lax.while_loop(unfinished, work, _Search(starts, nobody, jnp.zeros((), jnp.int32)))
 
+    starts = _Starts(*(leaf[..., :given] for leaf in search.starts))
     best = jnp.max(starts.energy, axis=0)
     return Found(
         _of_best(starts, starts.point),

@@ -85,9 +85,20 @@ def test_map(kernels, plain):
 
 def test_shard_map_over_eight_devices(kernels, plain):
     spec = PartitionSpec("data")
-    sharded = jax.jit(jax.shard_map(jax.vmap(fit), mesh=data_mesh(), in_specs=spec, out_specs=spec))(kernels)
+    fit_all = jax.jit(jax.shard_map(jax.vmap(fit), mesh=data_mesh(), in_specs=spec, out_specs=spec))
+    compiled = fit_all.lower(kernels).compile()
+    program = compiled.as_text()
+    assert program is not None
+    assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
+    sharded = compiled(kernels)
     assert len(sharded.r2.sharding.device_set) == 8
     assert_same_fits(sharded, plain)
+
+
+def test_vmap_over_more_kernels_than_fill_whole_blocks(kernels, plain):
+    many = np.concatenate([kernels] * 4)[:83]
+    repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * 4)[:83], plain)
+    assert_same_fits(jax.jit(jax.vmap(fit))(many), repeated)
 
 
 @jax.jit
