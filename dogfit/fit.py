@@ -302,7 +302,7 @@ def _fit_block(
 
 def _tolerance(dtype: Any) -> float:
     """Energy (of 1) below which a further step is not worth taking."""
-    return 1e-6 if dtype == jnp.float32 else 1e-14
+    return 1e-7 if dtype == jnp.float32 else 1e-14
 
 
 def _search(unit: Float[Array, "k k b"], family: Family, config: FitConfig) -> Found:

@@ -106,7 +106,7 @@ def _grid(terms: Terms, size: int, order: int, sigma: float, ratio: float, two_w
     gram = columns @ columns.swapaxes(-1, -2)
     diagonal = np.einsum("mnii->mni", gram)
     scale = 1 / np.sqrt(np.maximum(diagonal, 1e-30))
-    correlation = gram * scale[..., :, None] * scale[..., None, :] + 1e-6 * np.eye(len(terms))
+    correlation = gram * scale[..., :, None] * scale[..., None, :] + 1e-8 * np.eye(len(terms))
     inverse = np.linalg.inv(np.linalg.cholesky(correlation)) * scale[..., None, :]
     whitening = {(i, j): inverse[..., i, j] for i in range(len(terms)) for j in range(i + 1)}
     constants = (math.log(sigma), math.log(ratio)) if two_widths else (math.log(sigma),)

@@ -42,7 +42,9 @@ def assert_same_fits(one, other):
     np.testing.assert_allclose(one.r2_by_family, other.r2_by_family, atol=R2_APART)
     np.testing.assert_allclose(one.rmse, other.rmse, rtol=1e-3)
     for family, values in one.parameters.items():
-        np.testing.assert_allclose(values, other.parameters[family], atol=PARAMETERS_APART)
+        np.testing.assert_allclose(
+            values, other.parameters[family], rtol=PARAMETERS_APART, atol=PARAMETERS_APART
+        )
 
 
 @pytest.fixture(scope="module")
