@@ -31,7 +31,10 @@ MIN_SIZE, MAX_SIZE = 3, 31
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How hard to search. The defaults are the ones whose accuracy `benchmarks/fit.py` reports."""
+    """How hard to search; twice the starts and finalists for two widths, one dimension more.
+
+    The defaults are the ones whose accuracy `benchmarks/fit.py` reports.
+    """
 
     starts: int = 5
     """Dictionary nodes, of as many widths, that are refined."""
@@ -308,6 +311,10 @@ def _tolerance(dtype: Any) -> float:
 def _search(unit: Float[Array, "k k b"], family: Family, config: FitConfig) -> Found:
     """Optimum of one family for a block; `vmap` widens the block instead of nesting loops."""
 
+    effort = asdict(config)
+    if family.two_widths:
+        effort |= {"starts": 2 * config.starts, "finalists": 2 * config.finalists}
+
     def search(kernels: Float[Array, "k k b"]) -> Found:
         lower, upper = (jnp.asarray(b, kernels.dtype) for b in search_bounds(family, kernels.shape[0]))
         return search_optimum(
@@ -315,7 +322,7 @@ def _search(unit: Float[Array, "k k b"], family: Family, config: FitConfig) -> F
             lower,
             upper,
             family.terms,
-            Effort(**asdict(config), tolerance=_tolerance(kernels.dtype)),
+            Effort(**effort, tolerance=_tolerance(kernels.dtype)),
             block=min(_block_rows(), kernels.shape[-1]),
         )
 
