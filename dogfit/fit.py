@@ -87,7 +87,8 @@ def fit_kernel(
     """
     kernel = jnp.asarray(kernel)
     kept, omitted = _check(kernel.shape, "k k", families)
-    return _fit_one(_working_dtype(kernel), kept, omitted, config)
+    result = _fit_block(_working_dtype(kernel)[None], kept, omitted, config)
+    return jax.tree.map(lambda leaf: leaf[0], result)
 
 
 def fit_kernels(
@@ -206,37 +207,18 @@ def _fit_piece(
     padded = np.pad(piece, ((0, padding), (0, 0), (0, 0)))
     # The caller's float64 setting may be local to its thread.
     with jax.enable_x64(x64):
-        result = _fit_chunk(_working_dtype(jnp.asarray(padded)), families, omitted, config)
+        result = _fit_block(_working_dtype(jnp.asarray(padded)), families, omitted, config)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(piece)], result)
 
 
 @functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))
-def _fit_one(
-    kernel: Float[Array, "k k"],
-    families: tuple[str, ...],
-    omitted: tuple[tuple[str, str], ...],
-    config: FitConfig,
-) -> FitResult:
-    return jax.tree.map(lambda leaf: leaf[0], _fit_block(kernel[None], families, omitted, config))
-
-
-@functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))
-def _fit_chunk(
-    kernels: Float[Array, "n k k"],
-    families: tuple[str, ...],
-    omitted: tuple[tuple[str, str], ...],
-    config: FitConfig,
-) -> FitResult:
-    return _fit_block(kernels, families, omitted, config)
-
-
 def _fit_block(
     kernels: Float[Array, "b k k"],
     families: tuple[str, ...],
     omitted: tuple[tuple[str, str], ...],
     config: FitConfig,
 ) -> FitResult:
-    """Fit one block: all stages, all families."""
+    """Fit kernels with all families: every stage, in one compiled program."""
     size = kernels.shape[-1]
     taps = size * size
     finite = jnp.all(jnp.isfinite(kernels), axis=(1, 2))
