@@ -1,66 +1,24 @@
-"""Reading kernels from local checkpoints: which tensors count, their order and values, and bad input."""
+"""Which tensors of a checkpoint count as depthwise, and what is read of them: values, order, names."""
 
 import json
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.numpy import save, save_file
+from safetensors.numpy import save_file
 
 from dogfit.checkpoints import load_kernels
 from dogfit.checkpoints.dialects import bare_name, network_order, stage_and_block
 from dogfit.errors import InputError
 from dogfit.kernelset import Flag
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-needs_shared = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the shared kernels are not beside the checkout"
-)
-
-
-def _random(*shape, seed=0):
-    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
-
-
-def _convnext(prefix="", channels=8, seed=0):
-    """Tensors of a two-stage ConvNeXt, as the original release names them."""
-    tensors = {"downsample_layers.0.0.weight": _random(channels, 3, 4, 4, seed=seed)}
-    for stage in range(2):
-        for block in range(11 if stage else 2):
-            name = f"stages.{stage}.{block}"
-            tensors[f"{name}.dwconv.weight"] = _random(
-                channels, 1, 7, 7, seed=1000 * seed + 100 * stage + block
-            )
-            tensors[f"{name}.dwconv.bias"] = _random(channels)
-            tensors[f"{name}.pwconv1.weight"] = _random(4 * channels, channels)
-            tensors[f"{name}.pwconv2.weight"] = _random(channels, 4 * channels)
-    return {prefix + name: values for name, values in tensors.items()}
-
-
-def _load(tmp_path, tensors, metadata=None, **options):
-    path = tmp_path / "tiny.safetensors"
-    save_file(tensors, path, metadata)
-    return load_kernels(path, **options)
-
-
-def _names(kernels):
-    return [layer.name for layer in kernels.layers]
-
-
-def _reasons(kernels):
-    return {item.name: item.reason for item in kernels.skipped}
+from tiny_checkpoints import convnext_tensors, layer_names, load_tensors, random_tensor, skip_reasons
 
 
 def test_values_order_stage_and_block(tmp_path):
-    tensors = _convnext()
-    kernels = _load(tmp_path, tensors)
+    tensors = convnext_tensors()
+    kernels = load_tensors(tmp_path, tensors)
     expected = [(0, 0), (0, 1)] + [(1, block) for block in range(11)]
     assert [(layer.stage, layer.block) for layer in kernels.layers] == expected
     assert [layer.position for layer in kernels.layers] == list(range(13))
@@ -70,9 +28,9 @@ def test_values_order_stage_and_block(tmp_path):
 
 
 def test_reads_headers_and_kernels_alone(tmp_path):
-    tensors = _convnext(channels=32)
+    tensors = convnext_tensors(channels=32)
     seen = []
-    kernels = _load(tmp_path, tensors, progress=lambda *now: seen.append(now))
+    kernels = load_tensors(tmp_path, tensors, progress=lambda *now: seen.append(now))
     size = (tmp_path / "tiny.safetensors").stat().st_size
     header = int.from_bytes((tmp_path / "tiny.safetensors").read_bytes()[:8], "little")
     (source,) = kernels.sources
@@ -92,7 +50,7 @@ def test_reads_headers_and_kernels_alone(tmp_path):
     ],
 )
 def test_stored_types(tmp_path, name, kind):
-    values = _random(8, 1, 5, 5).astype(kind)
+    values = random_tensor(8, 1, 5, 5).astype(kind)
     header = {"dwconv.weight": {"dtype": name, "shape": [8, 1, 5, 5], "data_offsets": [0, values.nbytes]}}
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + values.tobytes())
@@ -102,17 +60,21 @@ def test_stored_types(tmp_path, name, kind):
 
 
 def test_keras_and_flax_layouts(tmp_path):
-    flax, keras, multiplied = _random(5, 5, 1, 16), _random(3, 3, 16, 1), _random(7, 7, 16, 2)
+    flax, keras, multiplied = (
+        random_tensor(5, 5, 1, 16),
+        random_tensor(3, 3, 16, 1),
+        random_tensor(7, 7, 16, 2),
+    )
     tensors = {
-        "params/stem/kernel": _random(4, 4, 3, 16),
+        "params/stem/kernel": random_tensor(4, 4, 3, 16),
         "params/stages_0/blocks_0/dwconv/kernel": flax,
-        "params/stages_0/blocks_0/mlp/kernel": _random(16, 64),
+        "params/stages_0/blocks_0/mlp/kernel": random_tensor(16, 64),
         "params/stages_0/blocks_1/depthwise/depthwise_kernel": keras,
         "params/stages_1/blocks_0/depthwise_conv/depthwise_kernel": multiplied,
-        "params/stages_1/blocks_0/out/kernel": _random(1, 1, 32, 16),
-        "params/head/kernel": _random(3, 3, 16, 1),
+        "params/stages_1/blocks_0/out/kernel": random_tensor(1, 1, 32, 16),
+        "params/head/kernel": random_tensor(3, 3, 16, 1),
     }
-    kernels = _load(tmp_path, tensors)
+    kernels = load_tensors(tmp_path, tensors)
     assert [(layer.stage, layer.block, layer.size, layer.channels) for layer in kernels.layers] == [
         (0, 0, 5, 16),
         (0, 1, 3, 16),
@@ -125,8 +87,8 @@ def test_keras_and_flax_layouts(tmp_path):
 
 
 def test_channel_multiplier(tmp_path):
-    tensors = _convnext() | {"stages.0.0.extra.depthwise.weight": _random(24, 1, 3, 3)}
-    kernels = _load(tmp_path, tensors)
+    tensors = convnext_tensors() | {"stages.0.0.extra.depthwise.weight": random_tensor(24, 1, 3, 3)}
+    kernels = load_tensors(tmp_path, tensors)
     np.testing.assert_array_equal(
         kernels.groups[3].kernels, tensors["stages.0.0.extra.depthwise.weight"][:, 0]
     )
@@ -136,7 +98,7 @@ def test_channel_multiplier(tmp_path):
     "prefix", ["module.", "state_dict.", "model.", "model.module.", "net.", "_orig_mod."]
 )
 def test_wrapping_prefixes(tmp_path, prefix):
-    kernels = _load(tmp_path, _convnext(prefix))
+    kernels = load_tensors(tmp_path, convnext_tensors(prefix))
     assert len(kernels.layers) == 13
     assert (kernels.layers[5].stage, kernels.layers[5].block) == (1, 3)
 
@@ -155,11 +117,11 @@ def test_wrapping_prefixes(tmp_path, prefix):
     ],
 )
 def test_optimiser_state_is_not_a_network(tmp_path, moment):
-    tensors = _convnext()
+    tensors = convnext_tensors()
     moments = {moment.format(name): values * 0.1 for name, values in tensors.items()}
-    kernels = _load(tmp_path, tensors | moments)
-    assert set(_names(kernels)) == {name for name in tensors if "dwconv.weight" in name}
-    assert set(_reasons(kernels).values()) == {"optimiser state"}
+    kernels = load_tensors(tmp_path, tensors | moments)
+    assert set(layer_names(kernels)) == {name for name in tensors if "dwconv.weight" in name}
+    assert set(skip_reasons(kernels).values()) == {"optimiser state"}
     assert "tiny: 13 left out: optimiser state" in kernels.notes
 
 
@@ -174,53 +136,53 @@ def test_optimiser_state_is_not_a_network(tmp_path, moment):
     ],
 )
 def test_of_a_weight_and_its_average_the_average_is_taken(tmp_path, raw, average):
-    tensors = _convnext(raw) | _convnext(average, seed=1)
-    kernels = _load(tmp_path, tensors)
+    tensors = convnext_tensors(raw) | convnext_tensors(average, seed=1)
+    kernels = load_tensors(tmp_path, tensors)
     assert len(kernels.layers) == 13
-    assert all(name.startswith(average) for name in _names(kernels))
+    assert all(name.startswith(average) for name in layer_names(kernels))
     assert "tiny: 13 left out: its moving average is taken instead" in kernels.notes
     assert (kernels.layers[12].stage, kernels.layers[12].block) == (1, 10)
 
 
 def test_average_stored_without_dots(tmp_path):
-    average = {f"model_ema.{name.replace('.', '')}": v for name, v in _convnext(seed=1).items()}
-    kernels = _load(tmp_path, _convnext("model.") | average)
-    assert _names(kernels)[3] == "model_ema.stages11dwconvweight"
+    average = {f"model_ema.{name.replace('.', '')}": v for name, v in convnext_tensors(seed=1).items()}
+    kernels = load_tensors(tmp_path, convnext_tensors("model.") | average)
+    assert layer_names(kernels)[3] == "model_ema.stages11dwconvweight"
     assert [layer.block for layer in kernels.layers] == [0, 1, *range(11)]
 
 
 def test_an_average_alone_is_read(tmp_path):
-    assert len(_load(tmp_path, _convnext("state_dict_ema.")).layers) == 13
+    assert len(load_tensors(tmp_path, convnext_tensors("state_dict_ema.")).layers) == 13
 
 
 def test_include_overrules_and_exclude_overrules_all(tmp_path):
-    tensors = _convnext("model.") | _convnext("ema.", seed=1)
-    both = _load(tmp_path, tensors, include=["model.*"])
+    tensors = convnext_tensors("model.") | convnext_tensors("ema.", seed=1)
+    both = load_tensors(tmp_path, tensors, include=["model.*"])
     assert len(both.layers) == 26
-    fewer = _load(tmp_path, tensors, include=["model.*"], exclude=["*stages.1*"])
+    fewer = load_tensors(tmp_path, tensors, include=["model.*"], exclude=["*stages.1*"])
     assert len(fewer.layers) == 4
     with pytest.raises(InputError, match=r"no depthwise layer .* excluded by pattern"):
-        _load(tmp_path, tensors, exclude=["*"])
+        load_tensors(tmp_path, tensors, exclude=["*"])
 
 
 def test_other_ranks_and_degenerate_shapes(tmp_path):
     others = {
-        "stages.0.0.conv1d.dwconv.weight": _random(8, 1, 7),
-        "stages.0.0.conv3d.dwconv.weight": _random(8, 1, 3, 3, 3),
-        "stages.0.0.point.dwconv.weight": _random(8, 1, 1, 1),
-        "stages.0.0.empty.dwconv.weight": _random(0, 1, 3, 3),
-        "stages.0.0.wide.dwconv.weight": _random(8, 1, 1, 11),
-        "stages.0.0.tall.dwconv.weight": _random(8, 1, 11, 1),
-        "stages.0.0.attention.conv.weight": _random(1, 1, 3, 3),
-        "stages.0.0.factored.weight": _random(8, 8, 3, 1),
-        "stages.0.0.down.blur.filt": _random(8, 1, 3, 3),
+        "stages.0.0.conv1d.dwconv.weight": random_tensor(8, 1, 7),
+        "stages.0.0.conv3d.dwconv.weight": random_tensor(8, 1, 3, 3, 3),
+        "stages.0.0.point.dwconv.weight": random_tensor(8, 1, 1, 1),
+        "stages.0.0.empty.dwconv.weight": random_tensor(0, 1, 3, 3),
+        "stages.0.0.wide.dwconv.weight": random_tensor(8, 1, 1, 11),
+        "stages.0.0.tall.dwconv.weight": random_tensor(8, 1, 11, 1),
+        "stages.0.0.attention.conv.weight": random_tensor(1, 1, 3, 3),
+        "stages.0.0.factored.weight": random_tensor(8, 8, 3, 1),
+        "stages.0.0.down.blur.filt": random_tensor(8, 1, 3, 3),
         "stages.0.0.int8.dwconv.weight": np.ones((8, 1, 7, 7), np.int8),
-        "stages.0.0.int8.dwconv.weight_scale": _random(8, 1, 7, 7),
-        "stages.0.0.int8.dwconv.zero_point": _random(8, 1, 1, 1),
+        "stages.0.0.int8.dwconv.weight_scale": random_tensor(8, 1, 7, 7),
+        "stages.0.0.int8.dwconv.zero_point": random_tensor(8, 1, 1, 1),
     }
-    kernels = _load(tmp_path, _convnext() | others)
+    kernels = load_tensors(tmp_path, convnext_tensors() | others)
     assert len(kernels.layers) == 13
-    assert _reasons(kernels) == {
+    assert skip_reasons(kernels) == {
         "stages.0.0.wide.dwconv.weight": "not square",
         "stages.0.0.tall.dwconv.weight": "not square",
         "stages.0.0.attention.conv.weight": "a single kernel: one channel to one channel",
@@ -233,12 +195,12 @@ def test_other_ranks_and_degenerate_shapes(tmp_path):
 
 @pytest.mark.parametrize("shape", [(8, 1, 4, 4), (8, 1, 7, 7)])
 def test_grey_stem_is_ambiguous(tmp_path, shape):
-    tensors = _convnext() | {"downsample_layers.0.0.weight": _random(*shape, seed=999)}
-    kernels = _load(tmp_path, tensors)
+    tensors = convnext_tensors() | {"downsample_layers.0.0.weight": random_tensor(*shape, seed=999)}
+    kernels = load_tensors(tmp_path, tensors)
     assert len(kernels.layers) == 13
-    assert _reasons(kernels)["downsample_layers.0.0.weight"].startswith("ambiguous")
-    taken = _load(tmp_path, tensors, include=["downsample_layers.0*"])
-    assert _names(taken)[0] == "downsample_layers.0.0.weight"
+    assert skip_reasons(kernels)["downsample_layers.0.0.weight"].startswith("ambiguous")
+    taken = load_tensors(tmp_path, tensors, include=["downsample_layers.0*"])
+    assert layer_names(taken)[0] == "downsample_layers.0.0.weight"
     assert len(taken.layers) == 14
 
 
@@ -283,38 +245,38 @@ def test_grey_stem_is_ambiguous(tmp_path, shape):
 )
 def test_networks_without_depthwise_layers(tmp_path, shapes):
     with pytest.raises(InputError, match="no depthwise layer among"):
-        _load(tmp_path, {name: _random(*shape) for name, shape in shapes.items()})
+        load_tensors(tmp_path, {name: random_tensor(*shape) for name, shape in shapes.items()})
 
 
 def test_names_that_say_nothing(tmp_path):
     """torchvision's MobileNetV2: depthwise by its neighbours alone; and the same network for grey images."""
     for channels in (3, 1):
-        tensors = {"features.0.0.weight": _random(32, channels, 3, 3)}
+        tensors = {"features.0.0.weight": random_tensor(32, channels, 3, 3)}
         width = 32
         for block in range(1, 12):
             name, inner = f"features.{block}.conv", width * (6 if block > 1 else 1)
             if block > 1:
-                tensors[f"{name}.0.0.weight"] = _random(inner, width, 1, 1)
-            tensors[f"{name}.{int(block > 1)}.0.weight"] = _random(inner, 1, 3, 3, seed=block)
+                tensors[f"{name}.0.0.weight"] = random_tensor(inner, width, 1, 1)
+            tensors[f"{name}.{int(block > 1)}.0.weight"] = random_tensor(inner, 1, 3, 3, seed=block)
             width += 8 * (block % 2)
-            tensors[f"{name}.{1 + int(block > 1)}.weight"] = _random(width, inner, 1, 1)
-        kernels = _load(tmp_path, tensors)
+            tensors[f"{name}.{1 + int(block > 1)}.weight"] = random_tensor(width, inner, 1, 1)
+        kernels = load_tensors(tmp_path, tensors)
         assert [layer.block for layer in kernels.layers] == list(range(1, 12))
-        assert ("features.0.0.weight" in _reasons(kernels)) == (channels == 1)
+        assert ("features.0.0.weight" in skip_reasons(kernels)) == (channels == 1)
 
 
 def test_torchvisions_convnext_names(tmp_path):
-    tensors, width = {"features.0.0.weight": _random(16, 3, 4, 4)}, 16
+    tensors, width = {"features.0.0.weight": random_tensor(16, 3, 4, 4)}, 16
     for stage in range(1, 9, 2):
         for block in range(3):
             name = f"features.{stage}.{block}.block"
-            tensors[f"{name}.0.weight"] = _random(width, 1, 7, 7, seed=block)
-            tensors[f"{name}.3.weight"] = _random(4 * width, width)
-            tensors[f"{name}.5.weight"] = _random(width, 4 * width)
-            tensors[f"features.{stage}.{block}.layer_scale"] = _random(width, 1, 1)
-        tensors[f"features.{stage + 1}.1.weight"] = _random(width + 8, width, 2, 2)
+            tensors[f"{name}.0.weight"] = random_tensor(width, 1, 7, 7, seed=block)
+            tensors[f"{name}.3.weight"] = random_tensor(4 * width, width)
+            tensors[f"{name}.5.weight"] = random_tensor(width, 4 * width)
+            tensors[f"features.{stage}.{block}.layer_scale"] = random_tensor(width, 1, 1)
+        tensors[f"features.{stage + 1}.1.weight"] = random_tensor(width + 8, width, 2, 2)
         width += 8
-    kernels = _load(tmp_path, tensors)
+    kernels = load_tensors(tmp_path, tensors)
     expected = [(stage, block) for stage in (1, 3, 5, 7) for block in range(3)]
     assert [(layer.stage, layer.block) for layer in kernels.layers] == expected
     assert kernels.skipped == ()
@@ -344,69 +306,71 @@ def test_any_sound_file_is_read_or_refused_in_words(tmp_path_factory, tensors, e
     except InputError as error:
         assert "no depthwise layer" in str(error)
         return
-    assert set(_names(kernels)) <= set(tensors)
+    assert set(layer_names(kernels)) <= set(tensors)
     assert all(layer.size > 1 and layer.channels > 0 for layer in kernels.layers)
     assert kernels.n == len(kernels.table())
 
 
 def test_a_second_copy_under_another_prefix(tmp_path):
-    kernels = _load(tmp_path, _convnext("model.") | _convnext("module.", seed=1))
+    kernels = load_tensors(tmp_path, convnext_tensors("model.") | convnext_tensors("module.", seed=1))
     assert len(kernels.layers) == 13
     assert kernels.notes == ("tiny: 13 left out: a second copy under another prefix",)
 
 
 def test_tied_layers_count_once(tmp_path):
-    tensors = _convnext()
+    tensors = convnext_tensors()
     tensors["shared.dwconv.weight"] = tensors["stages.1.4.dwconv.weight"].copy()
-    kernels = _load(tmp_path, tensors)
-    assert "shared.dwconv.weight" not in _names(kernels)
-    assert _reasons(kernels)["shared.dwconv.weight"] == "tied to stages.1.4.dwconv.weight"
+    kernels = load_tensors(tmp_path, tensors)
+    assert "shared.dwconv.weight" not in layer_names(kernels)
+    assert skip_reasons(kernels)["shared.dwconv.weight"] == "tied to stages.1.4.dwconv.weight"
     assert kernels.notes == ("tiny: 1 left out: tied to another layer",)
 
 
 def test_untouched_layers_are_not_tied(tmp_path):
-    tensors = _convnext()
+    tensors = convnext_tensors()
     for block in (2, 3):
         tensors[f"stages.1.{block}.dwconv.weight"] = np.zeros((8, 1, 7, 7), np.float32)
-    kernels = _load(tmp_path, tensors)
+    kernels = load_tensors(tmp_path, tensors)
     assert len(kernels.layers) == 13
     assert (kernels.groups[7].flag == Flag.ZERO).sum() == 16
 
 
 def test_one_nan_costs_one_row(tmp_path):
-    tensors = _convnext()
+    tensors = convnext_tensors()
     tensors["stages.0.0.dwconv.weight"][3, 0, 2, 2] = np.nan
     tensors["stages.0.0.dwconv.weight"][5, 0, 2, 2] = np.inf
-    group = _load(tmp_path, tensors).groups[7]
+    group = load_tensors(tmp_path, tensors).groups[7]
     assert np.flatnonzero(group.flag).tolist() == [3, 5]
     assert set(group.flag[[3, 5]]) == {Flag.NONFINITE}
 
 
 def test_sizes(tmp_path):
-    tensors = _convnext() | {"stages.0.0.small.dwconv.weight": _random(8, 1, 3, 3)}
-    everything = _load(tmp_path, tensors)
-    large = _load(tmp_path, tensors, sizes=[7])
+    tensors = convnext_tensors() | {"stages.0.0.small.dwconv.weight": random_tensor(8, 1, 3, 3)}
+    everything = load_tensors(tmp_path, tensors)
+    large = load_tensors(tmp_path, tensors, sizes=[7])
     assert (everything.sizes, large.sizes) == ((3, 7), (7,))
     assert large.layers == everything.select(size=7).layers
     with pytest.raises(InputError, match=r"no depthwise kernels of sizes \[5\]; there are \[3, 7\]"):
-        _load(tmp_path, tensors, sizes=[5])
+        load_tensors(tmp_path, tensors, sizes=[5])
 
 
 def test_stated_order_and_shape_convention(tmp_path):
-    tensors = {name: _random(6, 5, 5, seed=i) for i, name in enumerate(["Conv_9", "Conv_10", "Conv_2"])}
+    tensors = {name: random_tensor(6, 5, 5, seed=i) for i, name in enumerate(["Conv_9", "Conv_10", "Conv_2"])}
     order = ["Conv_10", "Conv_2", "Conv_9"]
     stated = {"layer_order": json.dumps(order), "shape_convention": "(channels, height, width), ..."}
-    kernels = _load(tmp_path, tensors, stated)
-    assert _names(kernels) == order
+    kernels = load_tensors(tmp_path, tensors, stated)
+    assert layer_names(kernels) == order
     np.testing.assert_array_equal(kernels.groups[5].kernels[:6], tensors["Conv_10"])
-    assert _names(_load(tmp_path, tensors, include=["Conv_*"])) == ["Conv_2", "Conv_9", "Conv_10"]
+    assert layer_names(load_tensors(tmp_path, tensors, include=["Conv_*"])) == ["Conv_2", "Conv_9", "Conv_10"]
     with pytest.raises(InputError, match=r"no depthwise layer among 3 tensors \(3 of F32 \[6, 5, 5\]\)"):
-        _load(tmp_path, tensors)
+        load_tensors(tmp_path, tensors)
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", "[1]", "[" * 10_000, '["unknown"]'])
 def test_an_unusable_order_is_ignored(tmp_path, text):
-    assert [layer.block for layer in _load(tmp_path, _convnext(), {"layer_order": text}).layers] == [
+    assert [
+        layer.block for layer in load_tensors(tmp_path, convnext_tensors(), {"layer_order": text}).layers
+    ] == [
         0,
         1,
         *range(11),
@@ -446,196 +410,3 @@ def test_numbers_sort_by_value():
     names = [f"stages.{s}.{b}.dwconv.weight" for s in (0, 1, 10) for b in (0, 2, 9, 10, 100)]
     assert sorted(set(names), key=network_order) == names
     assert sorted(["x.01.a", "x.1.b", "x.002.a"], key=network_order) == ["x.01.a", "x.1.b", "x.002.a"]
-
-
-def test_folder_and_model_name(tmp_path):
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    save_file(_convnext(), folder / "model.safetensors")
-    (folder / "other.safetensors").write_text("never looked at")
-    for path in (folder, folder / "model.safetensors", str(folder)):
-        assert load_kernels(path).models == ("my-model",)
-    (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
-    (folder / "other.safetensors").unlink()
-    assert load_kernels(folder).models == ("my-model",)
-    assert load_kernels(folder / "open_clip_model.safetensors").models == ("open_clip_model",)
-
-
-def test_several_sources_make_one_set(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        save_file(_convnext(seed=ord(name)), tmp_path / name / "model.safetensors")
-    kernels = load_kernels(tmp_path / "a", tmp_path / "b", tmp_path / "a")
-    assert kernels.models == ("a", "b", "a (2)")
-    assert len(kernels.sources) == 3
-
-
-def _sharded(folder, index="model.safetensors.index.json"):
-    folder.mkdir()
-    tensors, weight_map = _convnext(), {}
-    for number in range(3):
-        part = dict(list(tensors.items())[number::3])
-        file = f"model-{number + 1:05}-of-00003.safetensors"
-        save_file(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
-    return weight_map
-
-
-@pytest.mark.parametrize("index", ["model.safetensors.index.json", "weights.index.json"])
-def test_sharded_folder(tmp_path, index):
-    _sharded(tmp_path / "sharded", index)
-    kernels = load_kernels(tmp_path / "sharded")
-    assert kernels.models == ("sharded",)
-    assert [layer.block for layer in kernels.layers] == [0, 1, *range(11)]
-    total = sum(path.stat().st_size for path in (tmp_path / "sharded").glob("*.safetensors"))
-    assert kernels.sources[0].bytes_total == total
-    assert load_kernels(tmp_path / "sharded" / index).layers == kernels.layers
-
-
-@pytest.mark.parametrize(
-    ("shard", "message"),
-    [
-        ("../outside.safetensors", "refused: shard '../outside.safetensors' lies outside"),
-        ("/etc/passwd", "refused: shard '/etc/passwd' lies outside"),
-        ("a/../../outside.safetensors", "refused"),
-        ("..\\outside.safetensors", "refused"),
-        ("C:\\outside.safetensors", "refused"),
-        ("model-00001-of-00002.bin", "is a pickle"),
-        ("model.txt", "is not a safetensors file"),
-        ("absent.safetensors", "1 of 4 shards are missing: 'absent.safetensors'"),
-        (7, "weight_map must map strings to strings"),
-    ],
-)
-def test_index_that_points_elsewhere(tmp_path, shard, message):
-    weight_map = _sharded(tmp_path / "s")
-    save_file(_convnext(), tmp_path / "outside.safetensors")
-    weight_map["stages.0.0.dwconv.weight"] = shard
-    (tmp_path / "s" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(InputError, match=message.replace("\\", "\\\\")):
-        load_kernels(tmp_path / "s")
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000])
-def test_damaged_index(tmp_path, text):
-    _sharded(tmp_path / "s")
-    (tmp_path / "s" / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(InputError, match="index"):
-        load_kernels(tmp_path / "s")
-
-
-def test_index_that_promises_too_much(tmp_path):
-    weight_map = _sharded(tmp_path / "s")
-    weight_map["absent"] = "model-00001-of-00003.safetensors"
-    (tmp_path / "s" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(InputError, match="promises 1 tensors its shards do not hold, such as 'absent'"):
-        load_kernels(tmp_path / "s")
-
-
-def test_missing_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for path in ("nothing", "./no/such", "../up", "a/b/c", "x/y.safetensors", "x/model.pth", tmp_path / "z"):
-        with pytest.raises(InputError, match="no such file or folder"):
-            load_kernels(path)
-    with pytest.raises(InputError, match="no source given"):
-        load_kernels()
-
-
-@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])
-def test_pickles_are_refused_unread(tmp_path, suffix):
-    path = tmp_path / f"my model{suffix}"
-    path.write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(InputError, match=r"hold Python pickles.*save_file") as caught:
-        load_kernels(path)
-    assert f"'{path}'" in str(caught.value)
-    with pytest.raises(InputError, match="no safetensors file" if suffix == ".PT" else "only pickles"):
-        load_kernels(tmp_path)
-
-
-def test_the_conversion_line_works(tmp_path):
-    torch = pytest.importorskip("torch", reason="runs the conversion with PyTorch")
-    state = {name: torch.from_numpy(values) for name, values in _convnext("module.").items()}
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "old model.pt")
-    with pytest.raises(InputError) as caught:
-        load_kernels(tmp_path / "old model.pt")
-    line = shlex.split(str(caught.value).split("installed: ")[1])
-    assert line[0] == "python"
-    subprocess.run([sys.executable, *line[1:]], cwd=tmp_path, check=True)
-    assert len(load_kernels(tmp_path / "model.safetensors").layers) == 13
-
-
-@pytest.mark.parametrize(
-    "name", ["model.h5", "model.keras", "flax_model.msgpack", "m.onnx", "m.gguf", "m.npz"]
-)
-def test_other_formats(tmp_path, name):
-    (tmp_path / name).write_bytes(b"anything")
-    for path in (tmp_path / name, tmp_path):
-        with pytest.raises(InputError, match="safetensors") as caught:
-            load_kernels(path)
-        assert name in str(caught.value)
-
-
-def test_other_folders(tmp_path):
-    with pytest.raises(InputError, match="no safetensors file; found nothing"):
-        load_kernels(tmp_path)
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(InputError, match=r"found 'notes\.txt'"):
-        load_kernels(tmp_path)
-    (tmp_path / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(InputError, match="a TensorFlow SavedModel"):
-        load_kernels(tmp_path)
-    for name in ("a", "b"):
-        save_file(_convnext(), tmp_path / f"{name}.safetensors")
-    (tmp_path / "saved_model.pb").unlink()
-    with pytest.raises(InputError, match=r"2 candidates .* 'a.safetensors', 'b.safetensors'; pass the path"):
-        load_kernels(tmp_path)
-
-
-def test_truncated_anywhere(tmp_path):
-    content = save(_convnext())
-    path = tmp_path / "cut.safetensors"
-    for length in [*range(20), *range(20, len(content), 997), len(content) - 1]:
-        path.write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"cut\.safetensors"):
-            load_kernels(path)
-
-
-def test_nothing_to_find_says_what_is_there(tmp_path):
-    with pytest.raises(InputError, match=r"among 2 tensors \(1 of F32 \[8, 3, 3, 3\]\)") as caught:
-        _load(tmp_path, {"conv.weight": _random(8, 3, 3, 3), "fc.weight": _random(10, 8)})
-    assert caught.value.exit_code == 3
-    with pytest.raises(InputError, match=r"1 not square .such as 'dwconv.weight'"):
-        _load(tmp_path, {"dwconv.weight": _random(8, 1, 3, 5)})
-
-
-@needs_shared
-def test_convnextpose():
-    path = SHARED / "checkpoints" / "convnextpose-xs"
-    kernels = load_kernels(path)
-    depths = (2, 2, 6, 2)
-    expected = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
-    assert [(layer.stage, layer.block) for layer in kernels.layers] == expected
-    assert (kernels.n, kernels.sizes, kernels.models) == (1840, (7,), ("convnextpose-xs",))
-    assert [layer.position for layer in kernels.layers] == list(range(12))
-    with safe_open(path / "model.safetensors", framework="numpy") as file:
-        for layer, taps in kernels.pairs():
-            np.testing.assert_array_equal(taps, file.get_tensor(layer.name)[:, 0])
-    assert kernels.sources[0].bytes_read < 0.03 * kernels.sources[0].bytes_total
-
-
-@needs_shared
-def test_every_shared_file():
-    paths = sorted((SHARED / "kernels").glob("*.safetensors"))
-    everything = load_kernels(*paths, include=["*"])
-    assert (len(paths), everything.n) == (37, 130_364)
-    counts = {size: len(group.kernels) for size, group in everything.groups.items()}
-    assert counts == {3: 62_604, 5: 45_768, 7: 21_248, 9: 744}
-    for path in paths:
-        with safe_open(path, framework="numpy") as file:
-            order = json.loads(file.metadata()["layer_order"])
-        kernels = load_kernels(path)
-        averaged = {item.name for item in kernels.skipped}
-        assert _names(kernels) == [name for name in order if name not in averaged]
-        # Three files hold the weights twice, as trained and averaged.
-        assert {item.reason for item in kernels.skipped} <= {"its moving average is taken instead"}
-        assert all(f"params_ema.{name}" in order for name in averaged)
