@@ -1,155 +1,361 @@
 """Independent float64 reference for the fitter: dense multi-start bounded least squares in SciPy.
 
-Shares no code with `dogfit`. Bounds as documented: centre within ±k/2 of the middle,
-0.3 <= sigma <= k, surround width 1.1 to 8 times the centre width.
+Shares no code with `dogfit`. Bounds as documented: centre within half the kernel of the middle,
+0.3 <= sigma <= k, surround width 1.1 to 8 times the centre width, surround weight 0 to 1, shears e1 and e2
+within ±log 3. Offset and gains are solved for; the Jacobian of what is left is that of Golub and Pereyra
+(SIAM J. Numer. Anal. 10, 1973).
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.special import erf
 
-SEARCHED = {"gaussian": 3, "dog": 4, "d1": 3, "d2": 3}
+from scipy_families import (
+    FAMILY,
+    basis,
+    bounds,
+    columns,
+    draw,
+    profiles,
+    scaled_profiles,
+    shape_of,
+)
+
+__all__ = ["Problem", "Reference", "basis", "bounds", "draw", "orthonormal", "profiles"]
+
+NARROW = 0.6  # widths below it get starts where the integral of a derivative over a tap vanishes
+NARROW_OFFSETS = (0.0, 0.1, 0.2, 0.35, 0.45, 0.49, 0.5)
+DENSE_TAPS = 100  # beyond, elliptic starts are sheared round fits alone
+SHEARS = [
+    (0.0, 0.0),
+    *((r * np.cos(a), r * np.sin(a)) for r in (0.4, 0.8, 1.09) for a in np.arange(8) * np.pi / 4),
+]
+CORNER_KAPPAS = (0.3, 0.45, 0.55, 0.65, 0.72, 0.78, 0.84, 0.88, 0.92, 0.96, 1.0)
+KAPPAS = (0.2, 0.5, 0.8, 1.0)
+FIRST_STEPS, FINALISTS = 7, 8
+STARTS = {"gaussian": 24, "d1": 24, "d2": 24, "dog": 40, "dog_d1": 48, "dog_d2": 48}
 
 
-def profiles(center, sigma, size):
-    """Orders 0, 1, 2 of a 1-D Gaussian integrated over each tap, `[3, size]`."""
-    edges = np.arange(size + 1) - size / 2 - center
-    z = edges / sigma
-    cdf = 0.5 * erf(z / np.sqrt(2))
-    pdf = np.exp(-0.5 * z**2) / (np.sqrt(2 * np.pi) * sigma)
-    return np.stack([np.diff(cdf), np.diff(pdf), np.diff(-z / sigma * pdf)])
-
-
-def basis(family, x, size):
-    """Columns that are solved for linearly, offset included, `[size * size, q]`."""
-    x0, y0, log_sigma = x[:3]
-    sigma = np.exp(log_sigma)
-    px, py = profiles(x0, sigma, size), profiles(y0, sigma, size)
-
-    def image(order_x, order_y):
-        return np.outer(py[order_y], px[order_x]).ravel()
-
-    columns = [np.ones(size * size)]
-    if family == "d1":
-        columns += [image(1, 0), image(0, 1)]
-    elif family == "d2":
-        columns += [image(2, 0), image(1, 1), image(0, 2)]
-    else:
-        columns += [image(0, 0)]
-    if family == "dog":
-        wide = sigma * np.exp(x[3])
-        columns += [np.outer(profiles(y0, wide, size)[0], profiles(x0, wide, size)[0]).ravel()]
-    return np.stack(columns, axis=1)
+def factor(centred):
+    """Left singular vectors, and what turns them into the pseudo-inverse, for the columns that matter."""
+    scale = np.linalg.norm(centred, axis=0)
+    # A derivative whose support left the window is all rounding: it explains nothing.
+    scale[scale == 0] = 1.0
+    u, s, vt = np.linalg.svd(centred / scale, full_matrices=False)
+    kept = s > 1e-10 * s[0]
+    return u[:, kept], vt[kept].T / s[kept] / scale[:, None]
 
 
 def orthonormal(columns):
     """Orthonormal basis of the centred columns (the offset is projected out)."""
-    centred = columns[:, 1:] - columns[:, 1:].mean(axis=0)
-    scale = np.linalg.norm(centred, axis=0)
-    # A derivative whose support left the window is all rounding: it explains nothing.
-    scale[scale == 0] = 1.0
-    u, s, _ = np.linalg.svd(centred / scale, full_matrices=False)
-    return u[:, s > 1e-10 * s[0]]
+    return factor(columns[:, 1:] - columns[:, 1:].mean(axis=0))[0]
 
 
-def bounds(family, size):
-    low, high = [-size / 2, -size / 2, np.log(0.3)], [size / 2, size / 2, np.log(size)]
-    if family == "dog":
-        low, high = [*low, np.log(1.1)], [*high, np.log(8.0)]
-    return np.array(low), np.array(high)
+class Grid(NamedTuple):
+    """Nodes of one setting of all but the centre."""
+
+    x: np.ndarray
+    y: np.ndarray
+    tail: tuple
+    parts: tuple
+    """Per column, its separable parts (weight, profiles along y `[y, h]`, along x `[x, w]`)."""
+    whitening: np.ndarray
+    """Inverse Cholesky factor of the Gram matrix `[y, x, q, q]`."""
 
 
-def dense_nodes(family, size, widths=10):
-    """Search points on a dense grid, a list per start group, each `[m, p]`."""
-    groups = []
-    for sigma in np.geomspace(0.31, 0.9 * size, widths):
-        step = np.clip(0.5 * sigma, 0.25, 1.5)
-        line = np.arange(-size / 2, size / 2 + 1e-9, step)
-        line = line - line.mean()
-        ratios = (1.15, 1.5, 2.2, 3.5, 7.0) if family == "dog" else (None,)
-        for ratio in ratios:
-            tail = () if ratio is None else (np.log(ratio),)
-            groups.append(np.array([(x, y, np.log(sigma), *tail) for x, y in itertools.product(line, line)]))
-    return groups
+def tap_line(offsets, low, high, taps):
+    """The same offsets about every tap."""
+    line = np.unique(np.add.outer(np.arange(taps) - (taps - 1) / 2, offsets).round(6))
+    line = line[(line >= low) & (line <= high)]
+    return line if len(line) else np.array([(low + high) / 2])
+
+
+def center_line(sigma, order, low, high, taps, profile):
+    """Centres tried along one axis."""
+    if profile == "discrete":
+        return np.arange(np.ceil(2 * low), np.floor(2 * high) + 1) / 2
+    if profile == "integrated" and sigma < NARROW:
+        around = (
+            np.concatenate([NARROW_OFFSETS, np.negative(NARROW_OFFSETS)]) if order else (0, 0.25, 0.5, -0.25)
+        )
+        line = (np.arange(taps)[:, None] - (taps - 1) / 2 + around).ravel()
+        line = np.unique(line.round(6))
+        line = line[(line >= low) & (line <= high)]
+        return line if len(line) else np.array([(low + high) / 2])
+    step = np.clip(0.5 * sigma, 0.25, 1.5)
+    return np.linspace(low, high, int(np.ceil((high - low) / step)) + 1)
+
+
+def geometric(low, high, count):
+    """Values between two logarithms, a little inside."""
+    inset = 0.02 * (high - low)
+    return np.exp(np.linspace(low + inset, high - inset, count))
+
+
+def grid(name, shape, profile, weights, tail, lines):
+    """Separable dictionary of one setting of all but the centre: its nodes and their whitening."""
+    family = FAMILY[name]
+    sigma, orders = np.exp(tail[0]), family.order + 1
+
+    def along(axis, width):
+        taps = shape[1 - axis]
+        rows = [scaled_profiles(c, width, taps, orders, profile) for c in lines[axis]]
+        return np.stack(rows, axis=1)
+
+    widths = [sigma] if family.widths == 1 else [sigma, sigma * np.exp(tail[1])]
+    px, py = zip(*((along(0, width), along(1, width)) for width in widths), strict=True)
+    parts = [[(1.0, py[0][j], px[0][i])] for i, j in family.terms]
+    if family.widths == 2:
+        second = [(-tail[2] if family.tied else 1.0, py[1][j], px[1][i]) for i, j in family.terms]
+        if family.tied:
+            parts = [[*part, other] for part, other in zip(parts, second, strict=True)]
+        else:
+            parts += [[other] for other in second]
+    means = np.stack([sum(c * (y @ weights @ x.T) for c, y, x in part) for part in parts])
+    gram = np.empty((len(parts), len(parts), *means.shape[1:]))
+    for a, b in itertools.product(range(len(parts)), repeat=2):
+        pairs = itertools.product(parts[a], parts[b])
+        products = (ca * cb * ((ya * yb) @ weights @ (xa * xb).T) for (ca, ya, xa), (cb, yb, xb) in pairs)
+        gram[a, b] = sum(products) - means[a] * means[b] / weights.sum()
+    gram = np.moveaxis(gram, (0, 1), (-2, -1))
+    scale = 1 / np.sqrt(np.maximum(np.einsum("...ii->...i", gram), 1e-30))
+    correlation = gram * scale[..., :, None] * scale[..., None, :] + 1e-8 * np.eye(len(parts))
+    whitening = np.linalg.inv(np.linalg.cholesky(correlation)) * scale[..., None, :]
+    return Grid(*lines, tuple(tail), parts, whitening)
+
+
+def grid_energies(grid, image):
+    """Explained energy of a centred, weighted kernel `[h, w]` at the nodes, `[y, x]`."""
+    projections = [sum(c * (y @ image @ x.T) for c, y, x in part) for part in grid.parts]
+    white = np.einsum("yxab,byx->ayx", grid.whitening, np.stack(projections))
+    return np.sum(white**2, axis=0)
+
+
+def best_nodes(grid, energies, count, apart):
+    """The `count` best nodes at least `apart` taps from each other, as (energy, search point)."""
+    found = []
+    energies = energies.copy()
+    for _ in range(count):
+        row, column = np.unravel_index(energies.argmax(), energies.shape)
+        if energies[row, column] < 0:
+            break
+        x, y = grid.x[column], grid.y[row]
+        found.append((energies[row, column], np.array([x, y, *grid.tail])))
+        near = (np.abs(grid.x - x) < apart) & (np.abs(grid.y - y) < apart)[:, None]
+        energies[near] = -1.0
+    return found
+
+
+class Dense(NamedTuple):
+    """Dictionary of elliptic nodes that share widths and shear."""
+
+    nodes: np.ndarray
+    bases: np.ndarray
+    """Orthonormal, rows of zeros where columns coincide, `[nodes, q, taps]`."""
+
+
+class Problem:
+    """Projected residual of one kernel, and its Jacobian, in the free parameters."""
+
+    def __init__(self, reference, target):
+        self.reference, self.target = reference, target
+        self.at = None
+
+    def _look(self, x):
+        if self.at is None or not np.array_equal(x, self.at):
+            r = self.reference
+            value, slopes = columns(r.family, x, r.shape, r.profile)
+            self.slopes = r.centred(slopes)
+            self.u, self.inverse = factor(r.centred(value))
+            self.projection = self.u.T @ self.target
+            self.r = self.target - self.u @ self.projection
+            self.at = x.copy()
+
+    def residual(self, x):
+        self._look(x)
+        return self.r
+
+    def jacobian(self, x):
+        self._look(x)
+        moved = self.slopes @ (self.inverse @ self.projection)
+        moved -= (moved @ self.u) @ self.u.T
+        turned = (self.slopes.swapaxes(1, 2) @ self.r) @ self.inverse @ self.u.T
+        return -(moved + turned).T
 
 
 class Reference:
     """Best bounded fit of one family at one kernel size."""
 
-    def __init__(self, family, size, starts=12):
-        self.family, self.size, self.starts = family, size, starts
-        self.low, self.high = bounds(family, size)
-        self.groups = dense_nodes(family, size)
-        self.bases = []
-        for nodes in self.groups:
-            stack = np.zeros((len(nodes), SEARCHED_COLUMNS[family], size * size))
-            for row, node in zip(stack, nodes, strict=True):
-                q = orthonormal(basis(family, node, size)).T
-                row[: len(q)] = q
-            self.bases.append(stack)
+    def __init__(self, family, size, starts=None, *, profile="integrated", weights=None, low=None, high=None):
+        self.family, self.shape, self.profile = family, shape_of(size), profile
+        self.starts = starts or STARTS[family.removesuffix("_elliptic")]
+        self.weights = np.ones(self.shape) if weights is None else np.asarray(weights, np.float64)
+        self.root = np.sqrt(self.weights).ravel()
+        default = bounds(family, size, profile)
+        self.low = default[0] if low is None else np.asarray(low, np.float64)
+        self.high = default[1] if high is None else np.asarray(high, np.float64)
+        plain = family.removesuffix("_elliptic")
+        self.round = self.dense = None
+        if family != plain:
+            box = {"low": self.low[:-2], "high": self.high[:-2]}
+            self.round = Reference(plain, size, profile=profile, weights=weights, **box)
+            self.dense = list(self.dense_groups()) if self.weights.size <= DENSE_TAPS else []
+            return
+        self.grids = self.grids_of(self.settings(FAMILY[plain]))
+        self.corner = self.grids_of(self.corner_settings(FAMILY[plain]))
 
-    def residual(self, x, kernel):
-        q = orthonormal(basis(self.family, x, self.size))
-        return kernel - q @ (q.T @ kernel)
+    def grids_of(self, settings):
+        return [grid(self.family, self.shape, self.profile, self.weights, *setting) for setting in settings]
+
+    def corner_settings(self, family):
+        """Tied narrow widths: their difference changes its shape within hundredths of a tap and of kappa."""
+        if not family.tied or self.profile != "integrated" or self.low[2] > np.log(NARROW):
+            return
+        offsets = np.arange(-10, 11) / 20 if self.weights.size <= DENSE_TAPS else np.arange(-5, 6) / 10
+        lines = [tap_line(offsets, self.low[i], self.high[i], self.shape[1 - i]) for i in (0, 1)]
+        low, high = self.low[4], self.high[4]
+        for wider, ratio, kappa in itertools.product((0, 0.2), (0, 0.3, 1.0), CORNER_KAPPAS):
+            sigma = min(self.low[2] + wider, self.high[2])
+            yield (sigma, min(self.low[3] + ratio, self.high[3]), low + kappa * (high - low)), lines
+
+    def settings(self, family):
+        """Settings of all but the centre, and the lines of centres for each."""
+        spacing = 0.12 if self.profile == "discrete" else 0.33
+        count = int(np.ceil((self.high[2] - self.low[2]) / spacing)) + 1
+        order = 2 if family.widths == 2 else family.order
+        for sigma in geometric(self.low[2], self.high[2], count):
+            lines = [
+                center_line(sigma, order, self.low[i], self.high[i], self.shape[1 - i], self.profile)
+                for i in (0, 1)
+            ]
+            tails = [()]
+            if family.widths == 2:
+                tails = [(np.log(ratio),) for ratio in geometric(self.low[3], self.high[3], 6)]
+            if family.tied:
+                low, high = self.low[4], self.high[4]
+                tails = [(*tail, low + kappa * (high - low)) for tail in tails for kappa in KAPPAS]
+            for tail in tails:
+                yield (np.log(sigma), *tail), lines
+
+    def centred(self, columns):
+        """Taps on the last axis but one."""
+        mean = np.tensordot(columns, self.weights.ravel(), (-2, 0)) / self.weights.sum()
+        return (columns - mean[..., None, :]) * self.root[:, None]
+
+    def dense_groups(self):
+        """Groups of elliptic nodes; several widths and shears, a line of centres along each axis."""
+        family = FAMILY[self.family]
+        rings = [(0.6, a) for a in np.arange(8) / 4] + [(1.05, a) for a in np.arange(16) / 8]
+        shears = [(r * np.cos(np.pi * a), r * np.sin(np.pi * a)) for r, a in rings]
+        for sigma in geometric(self.low[2], self.high[2], 7):
+            step = np.clip(0.7 * sigma, 0.35, 1.5)
+            counts = [int(np.ceil((self.high[i] - self.low[i]) / step)) + 1 for i in (0, 1)]
+            lines = [np.linspace(self.low[i], self.high[i], counts[i]) for i in (0, 1)]
+            for e in shears:
+                tails = [()]
+                if family.widths == 2:
+                    tails = [(np.log(r),) for r in (1.15, 1.8, 3.5)]
+                if family.tied:
+                    tails = [(*tail, kappa) for tail in tails for kappa in (0.5, 1.0)]
+                for tail in tails:
+                    yield self.dense_group(np.log(sigma), tail, e, lines)
+
+    def dense_group(self, log_sigma, tail, e, lines):
+        centers = itertools.product(*lines)
+        nodes = np.array([(x, y, log_sigma, *tail, *e) for x, y in centers])
+        bases = np.zeros((len(nodes), FAMILY[self.family].columns, self.weights.size), np.float32)
+        for rows, node in zip(bases, nodes, strict=True):
+            value, _ = columns(self.family, node, self.shape, self.profile, slopes=False)
+            u, _ = factor(self.centred(value))
+            rows[: u.shape[1]] = u.T
+        return Dense(nodes, bases)
+
+    def candidates(self, target):
+        """Starts that explain most, best first."""
+        if self.round is not None:
+            return self.elliptic_candidates(target)
+        image = (self.root * target).reshape(self.shape)
+
+        def best(grids, count, each):
+            found = []
+            for g in grids:
+                apart = max(0.3, 0.5 * np.exp(g.tail[0]))
+                found += best_nodes(g, grid_energies(g, image), each, apart)
+            return [x for _, x in sorted(found, key=lambda item: -item[0])[:count]]
+
+        return best(self.grids, self.starts, 2) + best(self.corner, self.starts, 3)
+
+    def elliptic_candidates(self, target):
+        """Round fits under several shears, and the best of the dictionary."""
+        assert self.round is not None and self.dense is not None
+        found = []
+        for group in self.dense:
+            energies = np.sum((group.bases @ target.astype(np.float32)) ** 2, axis=1)
+            best = int(energies.argmax())
+            found.append((energies[best], group.nodes[best]))
+        found = sorted(found, key=lambda item: -item[0])[: self.starts]
+        problem, own = Problem(self.round, target), Problem(self, target)
+        near = [self.round.climb(problem, x, steps=FIRST_STEPS) for x in self.round.candidates(target)]
+        for start in distinct(near):
+            sheared = [np.append(start, e) for e in SHEARS]
+            energies = [1 - np.sum(own.residual(x) ** 2) for x in sheared]
+            ranked = sorted(zip(energies, sheared, strict=True), key=lambda item: -item[0])
+            found += [ranked[0], ranked[1], (energies[0], sheared[0])]
+        return [x for _, x in sorted(found, key=lambda item: -item[0])]
+
+    def climb(self, problem, start, method="trf", steps=None):
+        """Cost and search point where `least_squares` stops."""
+        free = self.high > self.low
+        if self.profile == "discrete":
+            free[:2] = False
+        full = np.where(self.high > self.low, start, self.low)
+
+        def at(x):
+            point = full.copy()
+            point[free] = x
+            return point
+
+        inset = 1e-6 * (self.high - self.low)[free] if method == "trf" else 0.0
+        found = least_squares(
+            lambda x: problem.residual(at(x)),
+            np.clip(full[free], self.low[free] + inset, self.high[free] - inset),
+            jac=lambda x: problem.jacobian(at(x))[:, free],
+            bounds=(self.low[free], self.high[free]),
+            method=method,
+            max_nfev=steps,
+            xtol=1e-10,
+            ftol=1e-12,
+            gtol=1e-10,
+        )
+        return 2 * found.cost, at(found.x)
+
+    def normalised(self, kernel):
+        """The kernel as `Problem` takes it, centred, weighted, of unit norm, and what its norm was."""
+        w = self.centred(np.asarray(kernel, np.float64).reshape(-1, 1)).ravel()
+        norm = np.linalg.norm(w)
+        return w / norm, norm
 
     def fit(self, kernel):
-        """Lowest sum of squared residuals of `kernel` `[k, k]` after centring, and its parameters."""
-        w = np.asarray(kernel, np.float64).ravel()
-        w = w - w.mean()
-        scale = np.linalg.norm(w)
-        w = w / scale
-        candidates = []
-        for nodes, stack in zip(self.groups, self.bases, strict=True):
-            energy = ((stack @ w) ** 2).sum(axis=1)
-            best = int(energy.argmax())
-            candidates.append((energy[best], nodes[best]))
-        candidates.sort(key=lambda item: -item[0])
-        best_cost, best_x = np.inf, None
-        for _, node in candidates[: self.starts]:
-            start = np.clip(node, self.low + 1e-6, self.high - 1e-6)
-            found = least_squares(
-                self.residual,
-                start,
-                args=(w,),
-                bounds=(self.low, self.high),
-                xtol=1e-10,
-                ftol=1e-12,
-                gtol=1e-10,
-            )
-            if 2 * found.cost < best_cost:
-                best_cost, best_x = 2 * found.cost, found.x
-        return best_cost * scale**2, best_x
+        """Least (weighted) squared error of `kernel` `[h, w]` about its mean, and its search point."""
+        target, norm = self.normalised(kernel)
+        problem = Problem(self, target)
+        near = [self.climb(problem, start, steps=FIRST_STEPS) for start in self.candidates(target)]
+        finals = [self.climb(problem, x) for x in distinct(near)]
+        cost, x = min(finals, key=lambda item: item[0])
+        # `trf` stays inside the bounds: where the best fit lies on one, go there.
+        close = 1e-3 * (self.high - self.low)
+        on_bound = np.where(x - self.low < close, self.low, np.where(self.high - x < close, self.high, x))
+        cost, x = min((cost, x), self.climb(problem, on_bound, method="dogbox"), key=lambda item: item[0])
+        return cost * norm**2, x
 
 
-SEARCHED_COLUMNS = {"gaussian": 1, "dog": 2, "d1": 2, "d2": 3}
-
-
-def draw(family, size, x0=0.0, y0=0.0, sigma=1.0, gains=(1.0,), theta=0.0, offset=0.0, surround=None):
-    """Image of a family `[size, size]`, row = y down, by Gauss-Legendre quadrature over each tap.
-
-    Evaluates the textbook formula in turned coordinates, `theta` from +x towards +y; gains multiply
-    `sigma**n` times the n-th derivative of the unit-mass Gaussian.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-    taps = np.arange(size) - (size - 1) / 2
-    line = taps[:, None] + nodes / 2
-    y, x = line[:, :, None, None] - y0, line[None, None] - x0
-
-    def gaussian(width):
-        return np.exp(-(x**2 + y**2) / (2 * width**2)) / (2 * np.pi * width**2)
-
-    along, across = (
-        (np.cos(theta) * x + np.sin(theta) * y) / sigma,
-        (np.cos(theta) * y - np.sin(theta) * x) / sigma,
-    )
-    if family == "gaussian":
-        density = gains[0] * gaussian(sigma)
-    elif family == "dog":
-        density = gains[0] * gaussian(sigma) + gains[1] * gaussian(surround)
-    elif family == "d1":
-        density = -gains[0] * along * gaussian(sigma)
-    else:
-        density = (gains[0] * (along**2 - 1) + gains[1] * (across**2 - 1)) * gaussian(sigma)
-    return offset + np.einsum("ymxn,m,n->yx", density, weights / 2, weights / 2)
+def distinct(found):
+    """Search points of the best few that differ in cost."""
+    found = sorted(found, key=lambda item: item[0])
+    kept = []
+    for cost, x in found:
+        if all(abs(cost - other) > 1e-7 for other, _ in kept):
+            kept.append((cost, x))
+    return [x for _, x in kept[:FINALISTS]]
