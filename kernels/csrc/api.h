@@ -1,0 +1,93 @@
+// What the compiled search offers to its FFI handlers: the same functions for every instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace dogfit {
+
+constexpr int kMaxSize = 51;       // taps on a side
+constexpr int kMaxParameters = 5;  // x0, y0, log sigma, log ratio, surround weight
+
+// How the two widths of a model share their linear weights.
+enum class Pairing : int { kSingle = 0, kFree = 1, kTied = 2 };
+
+// One family: the derivatives of one total order of one Gaussian, of two with weights of their own
+// (order 0), or of two whose weights differ by a factor that is searched.
+struct Model {
+  int order;
+  Pairing pairing;
+  const float* lower;  // [p]
+  const float* upper;  // [p]
+  float* point;        // [p, rows]
+  float* promise;      // [rows]
+  int32_t* steps;      // [rows]
+  int32_t* agreeing;   // [rows]
+};
+
+struct Effort {
+  int starts;       // most starts of a kernel
+  int steps;        // most evaluations of a start
+  float apart;      // widths within which a seed stands for those of neighbouring widths
+  float margin;     // share of the best seed's energy below which a seed is no start
+  float hope;       // a start is given up when this times its promise does not make up for what it lacks
+  float tolerance;  // energy promised by a further step below which a start has converged
+};
+
+// A grid of starting points of one model: all centres of a level's line, or every `stride`-th, crossed.
+struct SeedPlane {
+  enum Kind : int { kOrder, kLaplacian, kPair, kTied } kind;
+  int model;
+  int basis;           // functions solved for
+  int second;          // which of the level's second widths
+  float log_ratio, kappa;
+  int variant;         // neighbours differ by one
+  int stride;
+  const float* white;  // per node: L and 1 / D of the Gram matrix's L D L', by rows
+};
+
+struct SeedLevel {
+  float sigma;
+  int count, stride;  // centres in the line; step of the coarse line
+  const float* line;
+  const float* profile[3];  // by order, [count, size]
+  int seconds;
+  const float* second[4][3];  // [count / stride, size]
+  int planes;
+  const SeedPlane* plane;
+};
+
+struct SeedTables {
+  int size;
+  int highest, second_highest;  // highest order of profiles that is wanted
+  int longest;        // most centres of a line
+  int levels;
+  const SeedLevel* level;
+};
+
+struct Problem {
+  const float* kernels;  // [size, size, rows], x first: centred, of unit energy or zero
+  int64_t rows;
+  int size;
+  const Model* models;
+  int model_count;
+  const SeedTables* seeds;
+  Effort effort;
+};
+
+// The functions of one instruction set.
+struct Build {
+  const char* name;
+  // Fits rows begin to end; rows do not depend on each other or on how they are split.
+  // False where memory ran out.
+  bool (*search)(const Problem&, int64_t begin, int64_t end);
+  // Energy, gradient and lower triangle of the Hessian `[1 + p + p (p + 1) / 2, rows]` at points `[p, rows]`.
+  bool (*evaluate)(const Problem&, const float* points, float* out);
+};
+
+extern const Build kBaseline;
+#if defined(__x86_64__)
+extern const Build kAvx2;
+extern const Build kAvx512;
+#endif
+
+}  // namespace dogfit

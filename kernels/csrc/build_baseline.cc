@@ -1,0 +1,6 @@
+#define DOGFIT_LANES 4
+#include "search.h"
+
+namespace dogfit {
+const Build kBaseline = {"baseline", search, evaluate};
+}

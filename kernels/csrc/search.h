@@ -1,0 +1,327 @@
+// From kernels to the best search point of every model: seeds, then ascents in refilled lanes.
+//
+// A lane takes up the starts of one kernel one after the other, best seed first, and then the next kernel:
+// stragglers hold up nobody, and what a lane computes does not depend on its neighbours.
+#pragma once
+
+#include <stdlib.h>
+
+#include "newton.h"
+#include "seeds.h"
+
+namespace dogfit {
+namespace {
+
+constexpr float kInfinite = 3e38f;
+// Rows whose seeds are found before their ascents begin.
+constexpr int64_t kChunk = 512;
+
+// Memory aligned to a vector, from the heap: large kernels would overflow the stack of a pool's thread.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) {
+    const int64_t size = (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    data_ = static_cast<T*>(aligned_alloc(64, size > 0 ? size : 64));
+  }
+  ~Buffer() { free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  explicit operator bool() const { return data_ != nullptr; }
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// Starts of one kernel for one model.
+struct Starts {
+  int count;
+  Start item[kStarts];
+};
+
+// The kernels of a chunk, tap after tap, and their starts.
+struct Chunk {
+  int64_t first;
+  int rows;
+  const float* taps;     // [rows, size * size]
+  const Starts* starts;  // [rows, models]
+};
+
+// Where one lane stands.
+struct Job {
+  int row;  // -1: idle
+  int start;
+  float ends[kStarts];  // energy at the end of each start
+  int steps;
+  float point[kMaxParameters], promise;  // of the best
+};
+
+template <class E>
+class Climber {
+  static constexpr int P = E::P;
+
+ public:
+  Climber(const Problem& problem, int model, E& work, Lanes* kernel)
+      : problem_(problem), model_(problem.models[model]), index_(model), work_(work), kernel_(kernel) {
+    work_.size = problem.size;
+    for (int a = 0; a < P; ++a) {
+      lower_[a] = splat(model_.lower[a]);
+      upper_[a] = splat(model_.upper[a]);
+    }
+  }
+
+  void run(const Chunk& chunk) {
+    chunk_ = &chunk;
+    next_ = 0;
+    int active = 0;
+    for (int lane = 0; lane < kLanes; ++lane) active += take_kernel(lane);
+    Derivatives<P> found;
+    while (active > 0) {
+      E::evaluate(work_, kernel_, total_, ascent_.trial, found);
+      evaluations_ += 1.0f;
+      ascent_.advance(found, lower_, upper_);
+      for (unsigned set = bits(finished()); set; set &= set - 1) {
+        const int lane = __builtin_ctz(set);
+        if (jobs_[lane].row >= 0) active -= !end_start(lane);
+      }
+    }
+  }
+
+ private:
+  // Converged, out of steps, hopeless, or about to arrive where an earlier start has.
+  DOGFIT_INLINE Mask finished() const {
+    const Ascent<P>& a = ascent_;
+    const Mask settled = (a.promise <= problem_.effort.tolerance) | (evaluations_ >= float(problem_.effort.steps));
+    const Mask hopeless = (evaluations_ >= 2.0f) & (a.energy + problem_.effort.hope * a.promise < best_energy_);
+    const Lanes inverse_sigma = exponential(-a.point[2]);
+    Lanes apart = splat(0);
+    for (int p = 0; p < P; ++p) {
+      const Lanes distance = absolute(a.point[p] - best_point_[p]);
+      apart = larger(p < 2 ? distance * inverse_sigma : distance, apart);
+    }
+    const Mask same = (apart < 0.05f) & (a.energy <= best_energy_) & (a.energy > best_energy_ - 1e-3f);
+    return settled | hopeless | same;
+  }
+
+  // Gives a lane the next kernel that has anything to climb.
+  bool take_kernel(int lane) {
+    const int taps = problem_.size * problem_.size;
+    while (next_ < chunk_->rows) {
+      const int row = next_++;
+      Job& job = jobs_[lane];
+      job.row = row;
+      job.start = 0;
+      job.steps = 0;
+      float total = 0;
+      for (int t = 0; t < taps; ++t) {
+        const float value = chunk_->taps[int64_t(row) * taps + t];
+        kernel_[t][lane] = value;
+        total += value * value;
+      }
+      total_[lane] = total;
+      best_energy_[lane] = -kInfinite;
+      if (total > 0 && total < kInfinite && starts(row).count > 0) {
+        begin_start(lane);
+        return true;
+      }
+      const int64_t at = chunk_->first + row;
+      for (int a = 0; a < P; ++a) model_.point[a * problem_.rows + at] = 0.5f * (model_.lower[a] + model_.upper[a]);
+      model_.promise[at] = 0;
+      model_.steps[at] = model_.agreeing[at] = 0;
+    }
+    jobs_[lane].row = -1;
+    return false;
+  }
+
+  void begin_start(int lane) {
+    const Job& job = jobs_[lane];
+    const Start& start = starts(job.row).item[job.start];
+    for (int a = 0; a < P; ++a) {
+      float value = start.point[a];
+      value = value > lower_[a][lane] ? value : lower_[a][lane];
+      ascent_.trial[a][lane] = value < upper_[a][lane] ? value : upper_[a][lane];
+      ascent_.point[a][lane] = ascent_.trial[a][lane];
+    }
+    ascent_.energy[lane] = -kInfinite;
+    ascent_.promise[lane] = ascent_.predicted[lane] = kInfinite;
+    ascent_.damping[lane] = 1e-3f;
+    evaluations_[lane] = 0;
+  }
+
+  // False where the lane has nothing left to do.
+  bool end_start(int lane) {
+    Job& job = jobs_[lane];
+    const float energy = ascent_.energy[lane];
+    job.ends[job.start] = energy;
+    job.steps += static_cast<int>(evaluations_[lane]);
+    if (energy > best_energy_[lane]) {
+      best_energy_[lane] = energy;
+      job.promise = ascent_.promise[lane];
+      for (int a = 0; a < P; ++a) best_point_[a][lane] = job.point[a] = ascent_.point[a][lane];
+    }
+    const Starts& mine = starts(job.row);
+    // A seed's energy is not far below what its ascent reaches.
+    if (++job.start < mine.count) {
+      begin_start(lane);
+      return true;
+    }
+    const int64_t at = chunk_->first + job.row;
+    for (int a = 0; a < P; ++a) model_.point[a * problem_.rows + at] = job.point[a];
+    model_.promise[at] = job.promise;
+    model_.steps[at] = job.steps;
+    int agreeing = 0;
+    for (int s = 0; s < job.start; ++s) agreeing += job.ends[s] >= best_energy_[lane] - 1e-3f;
+    model_.agreeing[at] = agreeing;
+    return take_kernel(lane);
+  }
+
+  const Starts& starts(int row) const { return chunk_->starts[int64_t(row) * problem_.model_count + index_]; }
+
+  const Problem& problem_;
+  const Model& model_;
+  const int index_;
+  E& work_;
+  Lanes* kernel_;
+  const Chunk* chunk_ = nullptr;
+  int next_ = 0;
+  Lanes lower_[P], upper_[P];
+  Lanes total_ = {}, evaluations_ = {}, best_energy_ = {}, best_point_[P] = {};
+  Ascent<P> ascent_ = {};
+  Job jobs_[kLanes];
+};
+
+template <class E>
+bool climb(const Problem& problem, int model, const Chunk& chunk) {
+  Buffer<E> work(1);
+  Buffer<Lanes> kernel(E::kMax * E::kMax);
+  if (!work || !kernel) return false;
+  for (int t = 0; t < problem.size * problem.size; ++t) kernel.get()[t] = splat(0);
+  Climber<E>(problem, model, *work.get(), kernel.get()).run(chunk);
+  return true;
+}
+
+template <class E>
+bool evaluate_rows(const Problem& problem, const float* points, float* out) {
+  constexpr int P = E::P;
+  Buffer<E> work(1);
+  Buffer<Lanes> kernel(E::kMax * E::kMax);
+  if (!work || !kernel) return false;
+  work.get()->size = problem.size;
+  for (int64_t row = 0; row < problem.rows; row += kLanes) {
+    const int count = problem.rows - row < kLanes ? static_cast<int>(problem.rows - row) : kLanes;
+    auto gather = [&](const float* from, Lanes* to, int entries) {
+      for (int e = 0; e < entries; ++e) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          to[e][lane] = from[e * problem.rows + row + (lane < count ? lane : 0)];
+        }
+      }
+    };
+    Lanes point[P], total = splat(0);
+    gather(problem.kernels, kernel.get(), problem.size * problem.size);
+    gather(points, point, P);
+    for (int t = 0; t < problem.size * problem.size; ++t) total += kernel.get()[t] * kernel.get()[t];
+    Derivatives<P> found;
+    E::evaluate(*work.get(), kernel.get(), total, point, found);
+    auto scatter = [&](int entry, Lanes values) {
+      for (int lane = 0; lane < count; ++lane) out[entry * problem.rows + row + lane] = values[lane];
+    };
+    scatter(0, found.energy);
+    for (int a = 0; a < P; ++a) scatter(1 + a, found.gradient[a]);
+    for (int e = 0; e < P * (P + 1) / 2; ++e) scatter(1 + P + e, found.hessian[e]);
+  }
+  return true;
+}
+
+template <class T>
+struct Pointee;
+template <class T>
+struct Pointee<T*> {
+  using type = T;
+};
+
+// Calls `action` with the evaluation of a model at a size.
+template <int SIZE, class Action>
+bool with_model(const Model& model, const Action& action) {
+  switch (model.pairing) {
+    case Pairing::kSingle:
+      if (model.order == 0) return action(static_cast<Energy<0, Pairing::kSingle, SIZE>*>(nullptr));
+      if (model.order == 1) return action(static_cast<Energy<1, Pairing::kSingle, SIZE>*>(nullptr));
+      return action(static_cast<Energy<2, Pairing::kSingle, SIZE>*>(nullptr));
+    case Pairing::kFree:
+      return action(static_cast<Energy<0, Pairing::kFree, SIZE>*>(nullptr));
+    default:
+      if (model.order == 1) return action(static_cast<Energy<1, Pairing::kTied, SIZE>*>(nullptr));
+      return action(static_cast<Energy<2, Pairing::kTied, SIZE>*>(nullptr));
+  }
+}
+
+template <class Action>
+bool with_energy(int size, const Model& model, const Action& action) {
+  if (size == 7) return with_model<7>(model, action);
+  return with_model<0>(model, action);
+}
+
+bool find_starts(const Problem& problem, const Chunk& chunk, Starts* starts) {
+  const SeedTables& tables = *problem.seeds;
+  const int taps = problem.size * problem.size;
+  int planes = 0;
+  for (int l = 0; l < tables.levels; ++l) {
+    if (tables.level[l].planes > planes) planes = tables.level[l].planes;
+  }
+  Buffer<Lanes> kernel(taps), memory(SeedWork::vectors(tables, planes, problem.model_count));
+  Buffer<Candidates> found(int64_t(problem.model_count) * kLanes);
+  if (!kernel || !memory || !found) return false;
+  SeedWork work;
+  work.place(memory.get(), tables, planes);
+  for (int row = 0; row < chunk.rows; row += kLanes) {
+    for (int t = 0; t < taps; ++t) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        kernel.get()[t][lane] = row + lane < chunk.rows ? chunk.taps[int64_t(row + lane) * taps + t] : 0.0f;
+      }
+    }
+    if (problem.size == 7) find_maxima<7>(problem, kernel.get(), work, found.get());
+    else find_maxima<0>(problem, kernel.get(), work, found.get());
+    for (int lane = 0; lane < kLanes && row + lane < chunk.rows; ++lane) {
+      for (int m = 0; m < problem.model_count; ++m) {
+        Starts& mine = starts[int64_t(row + lane) * problem.model_count + m];
+        mine.count = choose_starts(tables, problem.effort, found.get()[lane * problem.model_count + m], mine.item);
+      }
+    }
+  }
+  return true;
+}
+
+bool search(const Problem& problem, int64_t begin, int64_t end) {
+  const int taps = problem.size * problem.size;
+  const int64_t most = end - begin < kChunk ? end - begin : kChunk;
+  Buffer<float> memory(most * taps);
+  Buffer<Starts> starts(most * problem.model_count);
+  if (!memory || !starts) return false;
+  for (int64_t first = begin; first < end; first += kChunk) {
+    const int rows = static_cast<int>(end - first < kChunk ? end - first : kChunk);
+    for (int t = 0; t < taps; ++t) {
+      for (int row = 0; row < rows; ++row) {
+        memory.get()[int64_t(row) * taps + t] = problem.kernels[t * problem.rows + first + row];
+      }
+    }
+    const Chunk chunk = {first, rows, memory.get(), starts.get()};
+    if (!find_starts(problem, chunk, starts.get())) return false;
+    for (int m = 0; m < problem.model_count; ++m) {
+      const bool done = with_energy(problem.size, problem.models[m], [&](auto* energy) {
+        return climb<typename Pointee<decltype(energy)>::type>(problem, m, chunk);
+      });
+      if (!done) return false;
+    }
+  }
+  return true;
+}
+
+bool evaluate(const Problem& problem, const float* points, float* out) {
+  return with_energy(problem.size, problem.models[0], [&](auto* energy) {
+    return evaluate_rows<typename Pointee<decltype(energy)>::type>(problem, points, out);
+  });
+}
+
+}  // namespace
+}  // namespace dogfit

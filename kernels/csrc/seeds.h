@@ -1,0 +1,272 @@
+// Starting points: the explained energy on grids of centres at several widths, for all models at once.
+//
+// The energy at a node is exact (weights solved for), and a maximum over neighbouring nodes lies in, or next
+// to, a basin of attraction. All models share the projections on 1-D profiles, P_x W P_y'.
+#pragma once
+
+#include "api.h"
+#include "simd.h"
+
+namespace dogfit {
+namespace {
+
+constexpr int kKept = 96;    // maxima kept per kernel and model before the choice
+constexpr int kStarts = 24;  // most starts
+
+struct Candidate {
+  float energy, x, y;
+  int16_t level, plane;
+};
+
+struct Candidates {
+  int count;
+  Candidate item[kKept];
+
+  void offer(const Candidate& candidate) {
+    if (count < kKept) {
+      item[count++] = candidate;
+      return;
+    }
+    int least = 0;
+    for (int i = 1; i < count; ++i) {
+      if (item[i].energy < item[least].energy) least = i;
+    }
+    if (candidate.energy > item[least].energy) item[least] = candidate;
+  }
+};
+
+// Lanes of a mask as bits.
+DOGFIT_INLINE unsigned bits(Mask mask) {
+#if defined(__AVX512DQ__) && DOGFIT_LANES == 16
+  typedef int Native __attribute__((vector_size(64)));
+  return __builtin_ia32_cvtd2mask512((Native)mask);
+#elif defined(__AVX2__) && DOGFIT_LANES == 8
+  typedef float Native __attribute__((vector_size(32)));
+  return __builtin_ia32_movmskps256((Native)mask);
+#else
+  unsigned out = 0;
+  for (int lane = 0; lane < kLanes; ++lane) out |= (mask[lane] & 1u) << lane;
+  return out;
+#endif
+}
+
+template <int Q>
+DOGFIT_INLINE Lanes white_energy(const Lanes* c, const float* white) {
+  Lanes y[Q], energy = splat(0);
+  unrolled<0, Q>([&](auto i) __attribute__((always_inline)) {
+    constexpr int row = i;
+    y[row] = c[row];
+    unrolled<0, row>([&](auto k) __attribute__((always_inline)) {
+      y[row] -= white[row * (row + 1) / 2 + k] * y[k];
+    });
+    energy += y[row] * y[row] * white[row * (row + 3) / 2];
+  });
+  return energy;
+}
+
+// Memory of the search of one group of kernels.
+struct SeedWork {
+  // Projections at one centre in x and all in y, by orders: 00, 10, 01, 20, 11, 02. `second` likewise.
+  Lanes* node[6];
+  Lanes* second[4][6];
+  Lanes* energies;  // [planes][3][longest + 2]
+  Lanes* best;      // [models]
+
+  static int64_t vectors(const SeedTables& tables, int planes, int models) {
+    return (6 * 5 + 3 * planes) * int64_t(tables.longest + 2) + models;
+  }
+  void place(Lanes* memory, const SeedTables& tables, int planes) {
+    const int row = tables.longest + 2;
+    for (auto& n : node) n = memory, memory += row;
+    for (auto& s : second) {
+      for (auto& n : s) n = memory, memory += row;
+    }
+    energies = memory, memory += 3 * planes * row;
+    best = memory;
+  }
+};
+
+// Projections at centre m in x: out[ij][n] = sum over x, y of P_i(m, x) W(x, y) P_j(n, y).
+template <int SIZE, int HIGHEST>
+DOGFIT_INLINE void project_line(const Lanes* kernel, int runtime_size, const float* const* profile, int m,
+                                int count, Lanes* const* out) {
+  const int size = SIZE ? SIZE : runtime_size;
+  Lanes rows[HIGHEST + 1][SIZE ? SIZE : kMaxSize];
+  for (int y = 0; y < size; ++y) {
+    Lanes sum[HIGHEST + 1] = {};
+    for (int x = 0; x < size; ++x) {
+      unrolled<0, HIGHEST + 1>([&](auto i) __attribute__((always_inline)) {
+        sum[i] += profile[i][m * size + x] * kernel[x * size + y];
+      });
+    }
+    unrolled<0, HIGHEST + 1>([&](auto i) __attribute__((always_inline)) { rows[i][y] = sum[i]; });
+  }
+  for (int n = 0; n < count; ++n) {
+    Lanes sum[(HIGHEST + 1) * (HIGHEST + 2) / 2] = {};
+    for (int y = 0; y < size; ++y) {
+      unrolled<0, HIGHEST + 1>([&](auto total) __attribute__((always_inline)) {
+        constexpr int order = total;
+        unrolled<0, order + 1>([&](auto j) __attribute__((always_inline)) {
+          sum[order * (order + 1) / 2 + j] += rows[order - j][y] * profile[j][n * size + y];
+        });
+      });
+    }
+    for (int e = 0; e < (HIGHEST + 1) * (HIGHEST + 2) / 2; ++e) out[e][n] = sum[e];
+  }
+}
+
+// Energies of a plane along one line of nodes.
+DOGFIT_INLINE void plane_energies(const SeedPlane& plane, int order, const SeedWork& work, int count,
+                                  const float* white, Lanes* out) {
+  Lanes* const* c = work.node + order * (order + 1) / 2;
+  Lanes* const* d = work.second[plane.second] + order * (order + 1) / 2;
+  const int s = plane.stride;
+  switch (plane.kind) {
+    case SeedPlane::kOrder:
+      if (order == 0) {
+        for (int n = 0; n < count; ++n, white += 1) out[n] = white_energy<1>(&c[0][n], white);
+      } else if (order == 1) {
+        for (int n = 0; n < count; ++n, white += 3) {
+          const Lanes v[2] = {c[0][n], c[1][n]};
+          out[n] = white_energy<2>(v, white);
+        }
+      } else {
+        for (int n = 0; n < count; ++n, white += 6) {
+          const Lanes v[3] = {c[0][n], c[1][n], c[2][n]};
+          out[n] = white_energy<3>(v, white);
+        }
+      }
+      break;
+    case SeedPlane::kLaplacian:
+      for (int n = 0; n < count; ++n, white += 3) {
+        const Lanes v[2] = {c[0][n], work.node[3][n] + work.node[5][n]};
+        out[n] = white_energy<2>(v, white);
+      }
+      break;
+    case SeedPlane::kPair:
+      for (int n = 0; n < count; ++n, white += 3) {
+        const Lanes v[2] = {c[0][n * s], d[0][n]};
+        out[n] = white_energy<2>(v, white);
+      }
+      break;
+    case SeedPlane::kTied:
+      for (int n = 0; n < count; ++n) {
+        Lanes v[3];
+        for (int t = 0; t <= order; ++t) v[t] = c[t][n * s] - plane.kappa * d[t][n];
+        if (order == 0) out[n] = white_energy<1>(v, white), white += 1;
+        if (order == 1) out[n] = white_energy<2>(v, white), white += 3;
+        if (order == 2) out[n] = white_energy<3>(v, white), white += 6;
+      }
+      break;
+  }
+}
+
+// Finds the maxima over neighbours in x and y on every plane of every level; `found` is [lane][model].
+template <int SIZE>
+void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Candidates* found) {
+  const SeedTables& tables = *problem.seeds;
+  const int size = SIZE ? SIZE : problem.size, row_length = tables.longest + 2;
+  for (int m = 0; m < problem.model_count; ++m) work.best[m] = splat(0);
+  for (int i = 0; i < problem.model_count * kLanes; ++i) found[i].count = 0;
+  for (int l = 0; l < tables.levels; ++l) {
+    const SeedLevel& level = tables.level[l];
+    // Peaks of a line can be told once the next line is there.
+    auto peaks = [&](int p, int line, int count) {
+      const SeedPlane& plane = level.plane[p];
+      Lanes* rows = work.energies + 3 * p * row_length;
+      const Lanes* before = rows + (line + 2) % 3 * row_length + 1;
+      const Lanes* here = rows + line % 3 * row_length + 1;
+      const Lanes* after = rows + (line + 1) % 3 * row_length + 1;
+      Lanes& best = work.best[plane.model];
+      const float x = level.line[line * plane.stride];
+      for (int n = 0; n < count; ++n) best = larger(here[n], best);
+      const Lanes least = larger(problem.effort.margin * best, splat(1e-6f));
+      auto three = [&](int n) __attribute__((always_inline)) {
+        return larger(larger(before[n], after[n]), here[n]);
+      };
+      Lanes left = three(-1), middle = three(0);
+      for (int n = 0; n < count; ++n) {
+        const Lanes right = three(n + 1), most = larger(larger(left, right), larger(middle, least));
+        left = middle;
+        middle = right;
+        for (unsigned set = bits(here[n] >= most); set; set &= set - 1) {
+          const int lane = __builtin_ctz(set);
+          found[lane * problem.model_count + plane.model].offer(
+              {here[n][lane], x, level.line[n * plane.stride], int16_t(l), int16_t(p)});
+        }
+      }
+    };
+    for (int p = 0; p < level.planes; ++p) {
+      Lanes* rows = work.energies + 3 * p * row_length;
+      for (int i = 0; i < 3 * row_length; ++i) rows[i] = splat(-1);
+    }
+    for (int m = 0; m < level.count; ++m) {
+      if (tables.highest == 2) project_line<SIZE, 2>(kernel, size, level.profile, m, level.count, work.node);
+      else if (tables.highest == 1) project_line<SIZE, 1>(kernel, size, level.profile, m, level.count, work.node);
+      else project_line<SIZE, 0>(kernel, size, level.profile, m, level.count, work.node);
+      const bool coarse = m % level.stride == 0;
+      const int coarse_count = (level.count + level.stride - 1) / level.stride;
+      for (int s = 0; coarse && s < level.seconds; ++s) {
+        const int at = m / level.stride;
+        if (tables.second_highest == 2) {
+          project_line<SIZE, 2>(kernel, size, level.second[s], at, coarse_count, work.second[s]);
+        } else if (tables.second_highest == 1) {
+          project_line<SIZE, 1>(kernel, size, level.second[s], at, coarse_count, work.second[s]);
+        } else {
+          project_line<SIZE, 0>(kernel, size, level.second[s], at, coarse_count, work.second[s]);
+        }
+      }
+      for (int p = 0; p < level.planes; ++p) {
+        const SeedPlane& plane = level.plane[p];
+        if (m % plane.stride) continue;
+        const int line = m / plane.stride, count = plane.stride == 1 ? level.count : coarse_count;
+        const int order = problem.models[plane.model].order;
+        Lanes* rows = work.energies + 3 * p * row_length;
+        const float* white = plane.white + int64_t(line) * count * (plane.basis * (plane.basis + 1) / 2);
+        plane_energies(plane, order, work, count, white, rows + line % 3 * row_length + 1);
+        if (line > 0) peaks(p, line - 1, count);
+        if (line == count - 1) {
+          Lanes* next = rows + (line + 1) % 3 * row_length;
+          for (int i = 0; i < row_length; ++i) next[i] = splat(-1);
+          peaks(p, line, count);
+        }
+      }
+    }
+  }
+}
+
+// A start of the ascent.
+struct Start {
+  float energy;
+  float point[kMaxParameters];
+};
+
+// The most promising maxima, best first, without those that a better one next to them will stand for.
+inline int choose_starts(const SeedTables& tables, const Effort& effort, Candidates& found, Start* out) {
+  int chosen = 0;
+  float best = 0;
+  while (chosen < effort.starts && chosen < kStarts) {
+    int top = -1;
+    for (int i = 0; i < found.count; ++i) {
+      if (found.item[i].energy >= 0 && (top < 0 || found.item[i].energy > found.item[top].energy)) top = i;
+    }
+    if (top < 0 || found.item[top].energy < effort.margin * best) break;
+    const Candidate& a = found.item[top];
+    if (chosen == 0) best = a.energy;
+    const SeedLevel& level = tables.level[a.level];
+    const SeedPlane& plane = level.plane[a.plane];
+    out[chosen++] = {a.energy, {a.x, a.y, __builtin_logf(level.sigma), plane.log_ratio, plane.kappa}};
+    const float near = effort.apart * level.sigma;
+    for (int i = 0; i < found.count; ++i) {
+      Candidate& b = found.item[i];
+      const int levels = b.level - a.level;
+      const int variants = tables.level[b.level].plane[b.plane].variant - plane.variant;
+      const bool same = __builtin_fabsf(b.x - a.x) <= near && __builtin_fabsf(b.y - a.y) <= near;
+      if (i == top || (levels * levels <= 1 && variants * variants <= 1 && same)) b.energy = -1;
+    }
+  }
+  return chosen;
+}
+
+}  // namespace
+}  // namespace dogfit

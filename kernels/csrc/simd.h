@@ -1,0 +1,66 @@
+// Vectors of one kernel per lane, by the vector extensions of GCC and Clang.
+//
+// Nothing from the standard library is used in what is compiled once per instruction set: the linker keeps
+// one copy of an inline function, and it must not be the one that an older processor cannot run.
+#pragma once
+
+#include <stdint.h>
+
+#define DOGFIT_INLINE inline __attribute__((always_inline))
+
+namespace dogfit {
+namespace {
+
+typedef float Lanes __attribute__((vector_size(4 * DOGFIT_LANES)));
+typedef int32_t Mask __attribute__((vector_size(4 * DOGFIT_LANES)));  // 0 or -1 per lane
+constexpr int kLanes = DOGFIT_LANES;
+
+template <int N>
+struct Index {
+  static constexpr int value = N;
+  constexpr operator int() const { return N; }
+};
+
+// Calls `body(Index<BEGIN>)` to `body(Index<END - 1>)`: loops whose counters are constants.
+template <int BEGIN, int END, class Body>
+DOGFIT_INLINE void unrolled(const Body& body) {
+  if constexpr (BEGIN < END) {
+    body(Index<BEGIN>{});
+    unrolled<BEGIN + 1, END>(body);
+  }
+}
+
+DOGFIT_INLINE Lanes splat(float value) { return Lanes{} + value; }
+DOGFIT_INLINE Lanes select(Mask mask, Lanes yes, Lanes no) { return mask ? yes : no; }
+DOGFIT_INLINE Mask select(Mask mask, Mask yes, Mask no) { return mask ? yes : no; }
+DOGFIT_INLINE Lanes absolute(Lanes a) { return (Lanes)((Mask)a & 0x7fffffff); }
+// The second where either is not a number.
+DOGFIT_INLINE Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
+DOGFIT_INLINE Lanes smaller(Lanes a, Lanes b) { return a < b ? a : b; }
+
+DOGFIT_INLINE Lanes load(const float* from) {
+  Lanes out;
+  __builtin_memcpy(&out, from, sizeof out);
+  return out;
+}
+DOGFIT_INLINE void store(float* to, Lanes value) { __builtin_memcpy(to, &value, sizeof value); }
+
+// Relative error about 1e-7; arguments are clamped to where the result is a normal number.
+DOGFIT_INLINE Lanes exponential(Lanes x) {
+  x = smaller(larger(x, splat(-87.0f)), splat(87.0f));
+  const Lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+  const Lanes n = shifted - 12582912.0f;
+  const Lanes f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  // Taylor; |f| <= log(2) / 2.
+  Lanes p = f * 1.98412698e-4f + 1.38888889e-3f;
+  p = p * f + 8.33333333e-3f;
+  p = p * f + 4.16666667e-2f;
+  p = p * f + 1.66666667e-1f;
+  p = p * f + 0.5f;
+  p = p * f * f + f + 1.0f;
+  const Mask exponent = ((Mask)shifted - 0x4b400000) << 23;
+  return (Lanes)((Mask)p + exponent);
+}
+
+}  // namespace
+}  // namespace dogfit

@@ -1,0 +1,205 @@
+"""The search of `search.py` in C++ (`csrc/`), for CPUs: all models of a kernel in one call through `jax.ffi`.
+
+float32, square kernels, integrated profiles, round Gaussians. It is compiled when dogfit is installed, where
+there is a compiler; `available` says whether it was, `why_not` what is in the way. A plain shared library
+loaded with ctypes: nothing of Python's interface is needed in it, and nothing is registered before first use.
+"""
+
+import ctypes
+import functools
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dogfit.kernels.search import Found
+
+_SEARCH, _EVALUATE = "dogfit_search", "dogfit_evaluate"
+# As in csrc/api.h.
+_MAX_SIZE, _MAX_PARAMETERS = 51, 5
+MAX_STARTS = 24
+
+
+class NativeModel(NamedTuple):
+    """Derivatives of one total order of one Gaussian, or of two.
+
+    Attributes:
+      order: 0 to 2.
+      two_widths: whether there is a second, wider Gaussian with the same centre.
+      tied: whether it is subtracted, `kappa` times, from each derivative (else it has a weight of its own).
+    """
+
+    order: int
+    two_widths: bool = False
+    tied: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Number of search parameters: x0, y0, log sigma[, log ratio[, kappa]]."""
+        return 3 + self.two_widths + self.tied
+
+    @property
+    def pairing(self) -> int:
+        """As `Pairing` in csrc/api.h."""
+        return 2 if self.tied else int(self.two_widths)
+
+
+class NativeEffort(NamedTuple):
+    """How hard to search; static.
+
+    Attributes:
+      starts: most seeds that are refined, at most `MAX_STARTS`.
+      steps: most evaluations for a start.
+      apart: widths within which a seed stands for those of neighbouring widths.
+      margin: share of the best seed's energy below which a seed is no start.
+      hope: a start is given up where so many times the promise of its next step is less than it lacks.
+      tolerance: energy (of 1) promised by a further step below which a start has converged.
+    """
+
+    starts: int = 12
+    steps: int = 40
+    apart: float = 0.6
+    margin: float = 0.5
+    hope: float = 4.0
+    tolerance: float = 1e-7
+
+
+def available() -> bool:
+    """Whether the compiled search can be used here."""
+    return why_not() is None
+
+
+def why_not() -> str | None:
+    """What keeps the compiled search from being used, or None."""
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def instructions() -> tuple[str, ...]:
+    """Names of the builds that run on this processor, fastest first."""
+    library = _loaded()
+    library.dogfit_instructions.restype = ctypes.c_char_p
+    return tuple(library.dogfit_instructions().decode().split())
+
+
+def supports(model: NativeModel, shape: tuple[int, int], dtype: Any) -> bool:
+    """Whether kernels `[kx, ky]` of a dtype can be searched with a model, on a CPU, here."""
+    known = model.order in (0, 1, 2) and (model.tied <= model.two_widths)
+    # A pair of Gaussians has weights of its own, pairs of derivatives share theirs.
+    known = known and (not model.two_widths or model.tied == (model.order > 0))
+    square = shape[0] == shape[1] <= _MAX_SIZE
+    return known and square and dtype == jnp.float32 and available()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The library with its handlers registered, or why there is none."""
+    folder = Path(__file__).parent
+    paths = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        return "the compiled search was not built: a C++ compiler was missing when dogfit was installed"
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, handler in ((_SEARCH, library.DogfitSearch), (_EVALUATE, library.DogfitEvaluate)):
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    # Built for another processor or against headers that this jaxlib does not know.
+    except (OSError, AttributeError, RuntimeError, ValueError) as error:
+        return f"the compiled search {path.name} cannot be used: {error}"
+    return library
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    return library
+
+
+def _like(kernels: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of this shape that varies over a mesh as the kernels do, as shard_map demands of operands
+    and results alike."""
+    return jnp.zeros(shape, dtype) + jnp.sum(kernels[:0]).astype(dtype)
+
+
+def _bounds(kernels: Array, values: list[Array]) -> Float[Array, "m 5"]:
+    rows = [jnp.pad(v.astype(jnp.float32), (0, _MAX_PARAMETERS - v.shape[0])) for v in values]
+    return jnp.stack(rows) + _like(kernels, (1, 1), jnp.float32)
+
+
+def search_families(
+    kernels: Float[Array, "kx ky n"],
+    models: tuple[NativeModel, ...],
+    lower: list[Float[Array, " p"]],
+    upper: list[Float[Array, " p"]],
+    effort: NativeEffort = NativeEffort(),
+    *,
+    only: str = "",
+) -> tuple[Found, ...]:
+    """Largest explained energy of centred kernels of unit energy inside a box, model by model.
+
+    Rows of zeros are answered with a point and no steps. What is found for a row does not depend on the
+    others, their order or number, or the number of threads.
+
+    Args:
+      kernels: float32, x on the first axis, batch last; finite.
+      models: as `supports` allows; static.
+      lower: lower bounds of each model's parameters; may be traced.
+      upper: upper bounds.
+      effort: static.
+      only: name of the build to use, out of `instructions()`; the fastest if empty.
+
+    Returns:
+      One `Found` per model.
+    """
+    _loaded()
+    count, rows = len(models), kernels.shape[-1]
+    if not 1 <= effort.starts <= MAX_STARTS:
+        raise ValueError(f"starts must be 1 to {MAX_STARTS}, got {effort.starts}")
+    call = jax.ffi.ffi_call(
+        _SEARCH,
+        (
+            _like(kernels, (count, _MAX_PARAMETERS, rows), jnp.float32),
+            _like(kernels, (count, rows), jnp.float32),
+            _like(kernels, (count, rows), jnp.int32),
+            _like(kernels, (count, rows), jnp.int32),
+        ),
+    )
+    point, promise, steps, agreeing = call(
+        kernels,
+        _bounds(kernels, lower),
+        _bounds(kernels, upper),
+        orders=np.array([m.order for m in models], np.int32),
+        pairings=np.array([m.pairing for m in models], np.int32),
+        starts=np.int32(effort.starts),
+        steps=np.int32(effort.steps),
+        apart=np.float32(effort.apart),
+        margin=np.float32(effort.margin),
+        hope=np.float32(effort.hope),
+        tolerance=np.float32(effort.tolerance),
+        instructions=only,
+    )
+    return tuple(
+        Found(point[i, : model.parameters], promise[i], steps[i], agreeing[i])
+        for i, model in enumerate(models)
+    )
+
+
+def evaluate(
+    kernels: Float[Array, "kx ky n"], points: Float[Array, "p n"], model: NativeModel, *, only: str = ""
+) -> tuple[Float[Array, " n"], Float[Array, "p n"], Float[Array, "t n"]]:
+    """Explained energy at search points, half its gradient, and half its Hessian's lower triangle by rows.
+
+    As `derivatives.projected_derivatives`, in the same units.
+    """
+    _loaded()
+    p = model.parameters
+    entries = 1 + p + p * (p + 1) // 2
+    out = jax.ffi.ffi_call(_EVALUATE, _like(kernels, (entries, kernels.shape[-1]), jnp.float32))(
+        kernels, points, order=np.int32(model.order), pairing=np.int32(model.pairing), instructions=only
+    )
+    return out[0], out[1 : 1 + p], out[1 + p :]
