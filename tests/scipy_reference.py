@@ -26,15 +26,17 @@ from scipy_families import (
 __all__ = ["Problem", "Reference", "basis", "bounds", "draw", "orthonormal", "profiles"]
 
 NARROW = 0.6  # widths below it get starts where the integral of a derivative over a tap vanishes
-NARROW_OFFSETS = (0.0, 0.1, 0.2, 0.35, 0.45, 0.49, 0.5)
+NARROW_OFFSETS = (-0.5, -0.49, -0.45, -0.35, -0.2, -0.1, 0.0, 0.1, 0.2, 0.35, 0.45, 0.49, 0.5)
 DENSE_TAPS = 100  # beyond, elliptic starts are sheared round fits alone
 SHEARS = [
     (0.0, 0.0),
     *((r * np.cos(a), r * np.sin(a)) for r in (0.4, 0.8, 1.09) for a in np.arange(8) * np.pi / 4),
 ]
-CORNER_KAPPAS = (0.3, 0.45, 0.55, 0.65, 0.72, 0.78, 0.84, 0.88, 0.92, 0.96, 1.0)
+CORNER_KAPPAS = (0.35, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.84, 0.88, 0.92, 0.96, 1.0)
+CORNER_OFFSETS = np.union1d(np.arange(-10, 11) / 20, (-0.475, -0.025, 0.025, 0.475))
 KAPPAS = (0.2, 0.5, 0.8, 1.0)
-FIRST_STEPS, FINALISTS = 7, 8
+CORNER_STARTS = 8
+FIRST_STEPS, FINALISTS = 7, 12
 STARTS = {"gaussian": 24, "d1": 24, "d2": 24, "dog": 40, "dog_d1": 48, "dog_d2": 48}
 
 
@@ -148,6 +150,15 @@ def best_nodes(grid, energies, count, apart):
     return found
 
 
+def apart_in_space(points, count):
+    """The first few of the points whose centres differ."""
+    kept = []
+    for x in points:
+        if len(kept) < count and all(np.abs(x[:2] - other[:2]).max() > 0.15 for other in kept):
+            kept.append(x)
+    return kept
+
+
 class Dense(NamedTuple):
     """Dictionary of elliptic nodes that share widths and shear."""
 
@@ -213,10 +224,10 @@ class Reference:
         """Tied narrow widths: their difference changes its shape within hundredths of a tap and of kappa."""
         if not family.tied or self.profile != "integrated" or self.low[2] > np.log(NARROW):
             return
-        offsets = np.arange(-10, 11) / 20 if self.weights.size <= DENSE_TAPS else np.arange(-5, 6) / 10
+        offsets = CORNER_OFFSETS if self.weights.size <= DENSE_TAPS else NARROW_OFFSETS
         lines = [tap_line(offsets, self.low[i], self.high[i], self.shape[1 - i]) for i in (0, 1)]
         low, high = self.low[4], self.high[4]
-        for wider, ratio, kappa in itertools.product((0, 0.2), (0, 0.3, 1.0), CORNER_KAPPAS):
+        for wider, ratio, kappa in itertools.product((0, 0.15), (0, 0.17, 0.4, 1.0), CORNER_KAPPAS):
             sigma = min(self.low[2] + wider, self.high[2])
             yield (sigma, min(self.low[3] + ratio, self.high[3]), low + kappa * (high - low)), lines
 
@@ -278,14 +289,17 @@ class Reference:
             return self.elliptic_candidates(target)
         image = (self.root * target).reshape(self.shape)
 
-        def best(grids, count, each):
+        def ranked(grids, each):
             found = []
             for g in grids:
                 apart = max(0.3, 0.5 * np.exp(g.tail[0]))
                 found += best_nodes(g, grid_energies(g, image), each, apart)
-            return [x for _, x in sorted(found, key=lambda item: -item[0])[:count]]
+            return [x for _, x in sorted(found, key=lambda item: -item[0])]
 
-        return best(self.grids, self.starts, 2) + best(self.corner, self.starts, 3)
+        starts = ranked(self.grids, 2)[: self.starts]
+        for _, grids in itertools.groupby(self.corner, key=lambda g: g.tail[:2]):
+            starts += apart_in_space(ranked(grids, 4), CORNER_STARTS)
+        return starts
 
     def elliptic_candidates(self, target):
         """Round fits under several shears, and the best of the dictionary."""
@@ -352,10 +366,9 @@ class Reference:
 
 
 def distinct(found):
-    """Search points of the best few that differ in cost."""
-    found = sorted(found, key=lambda item: item[0])
+    """Search points of the best few that differ."""
     kept = []
-    for cost, x in found:
-        if all(abs(cost - other) > 1e-7 for other, _ in kept):
+    for cost, x in sorted(found, key=lambda item: item[0]):
+        if len(kept) < FINALISTS and all(np.abs(x - other).max() > 0.03 for _, other in kept):
             kept.append((cost, x))
-    return [x for _, x in kept[:FINALISTS]]
+    return [x for _, x in kept]
