@@ -7,8 +7,11 @@ if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.checkpoints import load_kernels
     from dogfit.errors import DogfitError, HubError, InputError
-    from dogfit.fit import FAMILIES, THOROUGH, FitConfig, fit_kernel, fit_kernels, fit_stream
+    from dogfit.families import FAMILIES, Family, custom_family
+    from dogfit.fit import fit_kernel, fit_kernels, fit_stream
+    from dogfit.fit_config import THOROUGH, FitConfig
     from dogfit.fit_result import FitResult, Status
+    from dogfit.kernels.custom import SearchRange
     from dogfit.kernelset import KernelSet
     from dogfit.labels import LABELS, label_fits
 
@@ -16,18 +19,21 @@ __version__ = "0.1.0"
 
 # Public names and where they live; loaded on first use, so that `import dogfit` costs nothing.
 _HOME = {
-    "FAMILIES": "dogfit.fit",
+    "FAMILIES": "dogfit.families",
     "LABELS": "dogfit.labels",
-    "THOROUGH": "dogfit.fit",
+    "THOROUGH": "dogfit.fit_config",
     "Autoencoder": "dogfit.autoencoder",
     "AutoencoderConfig": "dogfit.autoencoder",
     "DogfitError": "dogfit.errors",
-    "FitConfig": "dogfit.fit",
+    "Family": "dogfit.families",
+    "FitConfig": "dogfit.fit_config",
     "FitResult": "dogfit.fit_result",
     "HubError": "dogfit.errors",
     "InputError": "dogfit.errors",
     "KernelSet": "dogfit.kernelset",
+    "SearchRange": "dogfit.kernels.custom",
     "Status": "dogfit.fit_result",
+    "custom_family": "dogfit.families",
     "fit_kernel": "dogfit.fit",
     "fit_kernels": "dogfit.fit",
     "fit_stream": "dogfit.fit",
@@ -42,12 +48,15 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "DogfitError",
+    "Family",
     "FitConfig",
     "FitResult",
     "HubError",
     "InputError",
     "KernelSet",
+    "SearchRange",
     "Status",
+    "custom_family",
     "fit_kernel",
     "fit_kernels",
     "fit_stream",

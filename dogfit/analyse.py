@@ -92,7 +92,7 @@ def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
 
     if not MIN_SIZE <= size <= MAX_SIZE:
         return f"{size}×{size} kernels left out: sizes {MIN_SIZE} to {MAX_SIZE} can be fitted"
-    reasons = [why_unidentifiable(FAMILY[name], size) for name in families]
+    reasons = [why_unidentifiable(FAMILY[name], (size, size)) for name in families]
     return None if None in reasons else "; ".join(str(reason) for reason in reasons)
 
 

@@ -8,6 +8,8 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 FAMILIES = ("gaussian", "dog", "d1", "d2")
+ROUND_FAMILIES = (*FAMILIES, "dog_d1", "dog_d2")
+ALL_FAMILIES = (*ROUND_FAMILIES, *(f"{name}_elliptic" for name in ROUND_FAMILIES))
 
 
 def _listed(metavar: str, item: type) -> PrimitiveConstructorSpec:
@@ -36,7 +38,7 @@ class RunConfig:
     """Kernel sizes to look at."""
 
     families: Annotated[tuple[str, ...], _listed("NAME[,NAME...]", str)] = FAMILIES
-    """Model families to fit."""
+    """Model families to fit, out of gaussian, dog, d1, d2, dog_d1, dog_d2, and each with _elliptic."""
 
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of the nulls, the autoencoder and k-means."""
@@ -72,8 +74,8 @@ class RunConfig:
     """Print the version and leave."""
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.families if name not in FAMILIES]:
-            raise ValueError(f"no family is called {unknown[0]!r}; choose from {', '.join(FAMILIES)}")
+        if unknown := [name for name in self.families if name not in ALL_FAMILIES]:
+            raise ValueError(f"no family is called {unknown[0]!r}; choose from {', '.join(ALL_FAMILIES)}")
         if len(set(self.families)) != len(self.families):
             raise ValueError(f"--families names a family twice: {','.join(self.families)}")
         if small := [size for size in self.sizes if size < 2]:

@@ -10,15 +10,19 @@
 | on-cross, off-cross | d2 | both principal values alike and narrow: the five-point Laplacian |
 | on-ring, off-ring | d2 | both principal values alike and wide |
 | saddle-axis, saddle-diagonal | d2 | principal values of opposite sign, along the axes or the diagonals |
+| the family's name | your own | any |
 | unclear | any | the best fit explains less than `least_r2` |
 | unfitted | none | constant or non-finite kernel |
 
-`on` means a positive middle.
+Derivatives of a DoG and elliptic families go by the rules of the family they extend. `on` means a positive middle.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from dogfit.fit_result import FitResult
+from dogfit.kernels.model import GaussianModel
 
 # Half a tap's reach about the corner of four taps, and the width above which a corner cannot be told.
 _CORNER_PX = 0.25
@@ -53,11 +57,15 @@ def label_fits(result: FitResult, least_r2: float = 0.49) -> np.ndarray:
         kernels, cosine 0.7.
     """
     labels = np.full(len(result), UNFITTED, dtype=object)
-    for index, name in enumerate(result.families):
+    for index, family in enumerate(result.models):
         rows = np.flatnonzero(np.asarray(result.family) == index)
-        parameters = np.asarray(result.parameters[name], np.float64)[rows]
-        rule = {"gaussian": _round, "dog": _round, "d1": _first, "d2": _second}[name]
-        labels[rows] = rule(name, parameters, result.size)
+        parameters = np.asarray(result.parameters[family.name], np.float64)[rows]
+        values = dict(zip(family.names, parameters.T, strict=True))
+        if isinstance(family.model, GaussianModel):
+            rule = (_round, _first, _second)[family.model.order]
+            labels[rows] = rule(values, result.shape)
+        else:
+            labels[rows] = family.name
     with np.errstate(invalid="ignore"):
         labels[np.asarray(result.r2) < least_r2] = UNCLEAR
     return labels
@@ -67,34 +75,38 @@ def _polarity(positive: np.ndarray) -> np.ndarray:
     return np.where(positive, "on-", "off-").astype(object)
 
 
-def _round(name: str, parameters: np.ndarray, size: int) -> np.ndarray:
-    if name == "gaussian":
-        _, gain, x0, y0, sigma = parameters.T
+Values = Mapping[str, np.ndarray]
+
+
+def _round(values: Values, shape: tuple[int, int]) -> np.ndarray:
+    x0, y0, sigma = values["x0_px"], values["y0_px"], values["sigma_px"]
+    if "amplitude" in values:
+        gain = values["amplitude"]
     else:
-        _, center, surround, x0, y0, sigma, wide = parameters.T
         # Height of the middle above the flanks.
-        gain = center / sigma**2 + surround / wide**2
-    to_edge = [np.abs((c + size / 2 + 0.5) % 1.0 - 0.5) for c in (x0, y0)]
+        wide = values["sigma_surround_px"]
+        gain = values["amplitude_center"] / sigma**2 + values["amplitude_surround"] / wide**2
+    to_edge = [np.abs((c + size / 2 + 0.5) % 1.0 - 0.5) for c, size in zip((y0, x0), shape, strict=True)]
     square = (np.maximum(*to_edge) <= _CORNER_PX) & (sigma <= _SQUARE_SIGMA_PX)
-    margin = np.maximum(np.abs(x0), np.abs(y0)) > (size - 1) / 2
+    margin = (np.abs(y0) > (shape[0] - 1) / 2) | (np.abs(x0) > (shape[1] - 1) / 2)
     kind = np.where(margin, "margin", np.where(square, "square", "centre")).astype(object)
     return _polarity(gain > 0) + kind
 
 
-def _first(_: str, parameters: np.ndarray, __: int) -> np.ndarray:
+def _first(values: Values, _: tuple[int, int]) -> np.ndarray:
     # A Gaussian falls along its derivative's direction, so the positive lobe lies opposite; y is down.
-    theta = parameters[:, 2]
+    theta = values["theta_rad"]
     bearing = np.arctan2(np.sin(theta), -np.cos(theta))
     step = np.round(bearing / (np.pi / 4)).astype(int) % 8
     return np.array([f"d1-{direction}" for direction in _COMPASS], dtype=object)[step]
 
 
-def _second(_: str, parameters: np.ndarray, __: int) -> np.ndarray:
-    _, first, second, theta, _, _, sigma = parameters.T
+def _second(values: Values, _: tuple[int, int]) -> np.ndarray:
+    first, second, theta = (values[name] for name in ("amplitude_1", "amplitude_2", "theta_rad"))
     ratio = second / np.where(first == 0, 1.0, first)
     step = np.round(theta / (np.pi / 4)).astype(int) % 4
     bar = np.array([f"bar-{b}" for b in _BARS], dtype=object)[step]
-    alike = np.where(sigma <= _CROSS_SIGMA_PX, "cross", "ring").astype(object)
+    alike = np.where(values["sigma_px"] <= _CROSS_SIGMA_PX, "cross", "ring").astype(object)
     # The middle of a second derivative has the sign opposite to its gain.
     polar = _polarity(first < 0) + np.where(ratio > _BOTH_AXES, alike, bar)
     saddle = np.where(step % 2 == 0, "saddle-axis", "saddle-diagonal").astype(object)

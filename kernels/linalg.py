@@ -36,30 +36,51 @@ class Projection(NamedTuple):
     factor: tuple[dict[tuple[int, int], Batch], list[Batch]]
 
 
+class _Direction(NamedTuple):
+    """One step of Gram-Schmidt: a column's unit direction, and its row of the Cholesky factor."""
+
+    direction: Float[Array, "h w b"]
+    lower: list[Batch]
+    inverse_diagonal: Batch
+
+
+def _directions(columns: Sequence[Float[Array, "h w b"]]) -> list[_Direction]:
+    """Orthonormal directions of columns, in order; zero where a column depends on earlier ones."""
+    out: list[_Direction] = []
+    for column in columns:
+        least = 16 * float(jnp.finfo(column.dtype).eps)
+        before = jnp.sum(column * column, axis=(0, 1))
+        lower: list[Batch] = []
+        for earlier in out:
+            lower.append(jnp.sum(earlier.direction * column, axis=(0, 1)))
+            column = column - lower[-1][None, None, :] * earlier.direction
+        square = jnp.sum(column * column, axis=(0, 1))
+        usable = square > least**2 * before
+        inverse = jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0)
+        out.append(_Direction(column * inverse[None, None, :], lower, inverse))
+    return out
+
+
 def project(image: Float[Array, "h w b"], columns: Sequence[Float[Array, "h w b"]]) -> Projection:
     """Project images on columns by modified Gram-Schmidt; differentiable in `image`.
 
     The normal equations would lose twice the digits, and two Gaussians of nearly one width have none to
     spare in float32. A column that depends on earlier ones to rounding is given no weight.
     """
-    least = 16 * float(jnp.finfo(image.dtype).eps)
-    lower: dict[tuple[int, int], Batch] = {}
-    inverse_diagonal: list[Batch] = []
-    directions: list[Array] = []
+    steps = _directions(columns)
     projections: list[Batch] = []
-    for i, column in enumerate(columns):
-        before = jnp.sum(column * column, axis=(0, 1))
-        for j, direction in enumerate(directions):
-            lower[i, j] = jnp.sum(direction * column, axis=(0, 1))
-            column = column - lower[i, j][None, None, :] * direction
-        square = jnp.sum(column * column, axis=(0, 1))
-        usable = square > least**2 * before
-        inverse_diagonal.append(jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0))
-        directions.append(column * inverse_diagonal[i][None, None, :])
-        projections.append(jnp.sum(directions[i] * image, axis=(0, 1)))
-        image = image - projections[i][None, None, :] * directions[i]
+    for step in steps:
+        projections.append(jnp.sum(step.direction * image, axis=(0, 1)))
+        image = image - projections[-1][None, None, :] * step.direction
+    lower = {(i, j): value for i, step in enumerate(steps) for j, value in enumerate(step.lower)}
+    inverse_diagonal = [step.inverse_diagonal for step in steps]
     weights = back_substitute(lower, inverse_diagonal, projections)
     return Projection(image, weights, (lower, inverse_diagonal))
+
+
+def leverages(columns: Sequence[Float[Array, "h w b"]]) -> Float[Array, "h w b"]:
+    """Leverage of each tap: the diagonal of the projection on the columns, between 0 and 1."""
+    return total(step.direction**2 for step in _directions(columns))
 
 
 def back_substitute(

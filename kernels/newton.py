@@ -6,11 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dogfit.kernels.derivatives import Model, projected_derivatives
 from dogfit.kernels.linalg import Batch, Symmetric, descent_solve, total
-from dogfit.kernels.separable import Terms, projected_derivatives
+from dogfit.kernels.products import Image
 
-# Longest step: one width in position, and these in log width and log ratio.
-_LONGEST = (1.0, 1.0, 0.8, 1.0)
 # Smallest curvature trusted, for kernels of unit energy.
 _LEAST_PIVOT = 1e-5
 
@@ -19,7 +18,7 @@ class Optimum(NamedTuple):
     """State of the ascent.
 
     Attributes:
-      point: x0, y0 (taps), log sigma[, log ratio].
+      point: search parameters of the model.
       energy: explained energy there.
       promise: energy that a further Newton step promises: zero at an optimum.
       steps: evaluations made while the row had not converged.
@@ -29,6 +28,13 @@ class Optimum(NamedTuple):
     energy: Float[Array, " b"]
     promise: Float[Array, " b"]
     steps: Int[Array, " b"]
+
+
+class Box(NamedTuple):
+    """Bounds of the search, `[p, b]`, or `[p, 1]` where all kernels share them."""
+
+    lower: Float[Array, "p #b"]
+    upper: Float[Array, "p #b"]
 
 
 class _State(NamedTuple):
@@ -44,20 +50,22 @@ def _ascent_step(
     gradient: list[Batch],
     hessian: Symmetric,
     damping: Batch,
-    lower: Float[Array, " p"],
-    upper: Float[Array, " p"],
+    box: Box,
+    model: Model,
 ) -> tuple[list[Batch], Batch, Batch]:
     """Next point inside the box, the gain the quadratic model predicts there, and the gain it promises.
 
     The promise is that of the undamped step: a row is not at an optimum because it is held back.
     """
     n = len(point)
-    sigma = jnp.exp(point[2])
-    scale = [sigma, sigma, *[jnp.ones_like(sigma)] * (n - 2)]
+    scale = model.scale(point)
+    lower, upper = box
 
     # Active set: what sits on a bound and pushes outwards is held, the rest moves freely.
     held = [
-        ((point[a] <= lower[a]) & (gradient[a] < 0)) | ((point[a] >= upper[a]) & (gradient[a] > 0))
+        ((point[a] <= lower[a]) & (gradient[a] < 0))
+        | ((point[a] >= upper[a]) & (gradient[a] > 0))
+        | (not model.movable[a])
         for a in range(n)
     ]
     slope = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
@@ -65,28 +73,29 @@ def _ascent_step(
         (a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()
     }
     step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)
-    excess = jnp.ones_like(sigma)
+    excess = jnp.ones_like(damping)
     for a in range(n):
-        excess = jnp.maximum(excess, jnp.abs(step[a]) / _LONGEST[a])
-    trial = [jnp.clip(point[a] + step[a] / excess * scale[a], lower[a], upper[a]) for a in range(n)]
+        excess = jnp.maximum(excess, jnp.abs(step[a]) / model.longest[a])
+    steps = [x / excess * unit for x, unit in zip(step, scale, strict=True)]
+    trial = [jnp.clip(point[a] + steps[a], lower[a], upper[a]) for a in range(n)]
     moved = [(trial[a] - point[a]) / scale[a] for a in range(n)]
-    predicted = jnp.zeros_like(sigma)
+    predicted = jnp.zeros_like(damping)
     for a in range(n):
         predicted = predicted + 2 * slope[a] * moved[a]
         for b in range(a + 1):
             predicted = predicted + (2.0 - (a == b)) * hessian[a, b] * moved[a] * moved[b]
-    undamped = descent_solve(matrix, slope, jnp.zeros_like(sigma), _LEAST_PIVOT)
+    undamped = descent_solve(matrix, slope, jnp.zeros_like(damping), _LEAST_PIVOT)
     return trial, predicted, total(s * x for s, x in zip(slope, undamped, strict=True))
 
 
 def maximise_energy(
-    kernels: Float[Array, "kx ky b"],
+    kernels: Image,
     start: Float[Array, "p b"],
-    lower: Float[Array, " p"],
-    upper: Float[Array, " p"],
-    terms: Terms,
+    box: Box,
+    model: Model,
     max_steps: Int[Array, ""] | int,
     tolerance: float,
+    weights: Image | None = None,
 ) -> Optimum:
     """Climb from `start` to a local maximum of the explained energy inside a box.
 
@@ -95,20 +104,20 @@ def maximise_energy(
     outwards. A non-finite trial is refused, so that a row never gets worse than its start.
 
     Args:
-      kernels: centred kernels of unit energy, x on the first axis, batch last.
+      kernels: centred kernels of unit energy, x on the first axis, batch last; with weights, whitened.
       start: search point per kernel; clipped to the box.
-      lower: lower bounds.
-      upper: upper bounds.
-      terms: basis of the model; static.
+      box: bounds.
+      model: static.
       max_steps: most evaluations; may be traced.
       tolerance: promised energy below which a row has converged; the loop ends early when all have.
+      weights: of each tap; all alike if None.
 
     Returns:
       The best point met per kernel, its energy and how it was reached.
     """
     # Made from the data, so that under shard_map it varies over the mesh as the results do.
     zero = 0.0 * kernels[0, 0]
-    start = jnp.clip(start, lower[:, None], upper[:, None]) + zero[None, :]
+    start = jnp.clip(start, box.lower, box.upper) + zero[None, :]
     n = start.shape[0]
     pairs = [(a, b) for a in range(n) for b in range(a + 1)]
 
@@ -119,7 +128,7 @@ def maximise_energy(
     def advance(carry: tuple[_State, tuple[Batch, ...]]) -> tuple[_State, tuple[Batch, ...]]:
         state, slopes = carry
         best = state.optimum
-        at_trial = projected_derivatives(kernels, list(state.trial), terms)
+        at_trial = projected_derivatives(kernels, list(state.trial), model, weights)
         gain = at_trial.energy - best.energy
         # A row that has converged stays put, so that it does not depend on its neighbours in the batch.
         active = best.promise > tolerance
@@ -135,9 +144,7 @@ def maximise_energy(
         fresh = [*at_trial.gradient, *(at_trial.hessian[p] for p in pairs)]
         slopes = tuple(jnp.where(accepted, new, old) for new, old in zip(fresh, slopes, strict=True))
         hessian = dict(zip(pairs, slopes[n:], strict=True))
-        trial, predicted, promise = _ascent_step(
-            list(point), list(slopes[:n]), hessian, damping, lower, upper
-        )
+        trial, predicted, promise = _ascent_step(list(point), list(slopes[:n]), hessian, damping, box, model)
         steps = best.steps + active
         optimum = Optimum(point, energy, promise, steps)
         return _State(optimum, jnp.stack(trial), predicted, damping, state.iteration + 1), slopes

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.kernels.newton import maximise_energy
+from dogfit.kernels.derivatives import Model
+from dogfit.kernels.newton import Box, maximise_energy
+from dogfit.kernels.products import Image
 from dogfit.kernels.seeds import find_seeds
-from dogfit.kernels.separable import Terms
 
 
 class Effort(NamedTuple):
@@ -42,7 +43,7 @@ class Found(NamedTuple):
     """Best search point of each kernel.
 
     Attributes:
-      point: x0, y0 (taps from the middle), log sigma[, log ratio].
+      point: search parameters of the model.
       promise: energy (of 1) that a further step promised: the distance from convergence.
       steps: evaluations spent, over all starts.
       agreeing: starts that ended within 1e-3 of the best energy.
@@ -70,26 +71,35 @@ class _Search(NamedTuple):
 
 
 def search_optimum(
-    kernels: Float[Array, "kx ky n"],
-    lower: Float[Array, " p"],
-    upper: Float[Array, " p"],
-    terms: Terms,
+    kernels: Image,
+    box: Box,
+    model: Model,
     effort: Effort,
     block: int,
+    weights: Image | None = None,
+    narrowed: bool = False,
 ) -> Found:
     """Largest explained energy of centred kernels of unit energy inside a box.
 
     Args:
-      kernels: x on the first axis, batch last.
-      lower: lower bounds.
-      upper: upper bounds.
-      terms: basis of the model; static.
-      effort: numbers of starts and steps.
+      kernels: x on the first axis, batch last; with weights, whitened (`products.whiten`).
+      box: bounds, shared or of each kernel.
+      model: static.
+      effort: numbers of starts and steps; static.
       block: kernels that step together.
+      weights: of each tap; all alike if None.
+      narrowed: whether the box is narrower than the dictionary of starts.
     """
     given = kernels.shape[-1]
+
+    def pad(array: Array, value: float) -> Array:
+        widths = [(0, 0)] * (array.ndim - 1) + [(0, -given % block)]
+        return array if array.shape[-1] == 1 != given else jnp.pad(array, widths, constant_values=value)
+
     # Zero kernels explain nothing and end at once.
-    kernels = jnp.pad(kernels, ((0, 0), (0, 0), (0, -given % block)))
+    kernels = pad(kernels, 0.0)
+    weights = None if weights is None else pad(weights, 1.0)
+    box = Box(*(pad(bound, 0.0) for bound in box))
     count = kernels.shape[-1]
     blocks = count // block
     slot = jnp.arange(effort.starts, dtype=jnp.int32)[:, None]
@@ -100,23 +110,32 @@ def search_optimum(
     which, budgets = (jnp.asarray(column, jnp.int32) for column in zip(*rounds, strict=True))
     last = len(rounds) - 1
 
+    def of_rows(rows: Int[Array, " b"]) -> tuple[Image, Image | None, Box]:
+        def take(array: Array) -> Array:
+            shared = array.shape[-1] == 1 != count
+            return array if shared else jnp.take(array, rows, axis=-1, mode="fill", fill_value=0)
+
+        return take(kernels), None if weights is None else take(weights), Box(*map(take, box))
+
     def seed(index: Int[Array, ""]) -> _Starts:
-        rows = lax.dynamic_slice_in_dim(kernels, index * block, block, axis=2)
-        seeds = find_seeds(rows, terms, effort.starts)
-        zero = 0.0 * rows[0, 0]
+        image, weight, bounds = of_rows(index * block + jnp.arange(block, dtype=jnp.int32))
+        seeds = find_seeds(image, model, effort.starts, weight, bounds if narrowed else None)
+        zero = 0.0 * image[0, 0]
         infinite = jnp.broadcast_to(zero + jnp.inf, seeds.energies.shape)
         return _Starts(seeds.points + zero[None, None, :], -infinite, infinite, zero.astype(jnp.int32))
 
     def unfinished(search: _Search) -> Bool[Array, ""]:
         return (search.job < blocks) | jnp.any(search.pending)
 
-    def refine_round(turn: Int[Array, ""], image: Float[Array, "kx ky b"], mine: _Starts) -> _Starts:
+    def refine_round(
+        turn: Int[Array, ""], image: Image, weight: Image | None, bounds: Box, mine: _Starts
+    ) -> _Starts:
         rank = jnp.sum(mine.energy[:, None, :] < mine.energy[None, :, :], axis=1)
         earlier = slot[:, None, :] > slot[None, :, :]
         rank += jnp.sum((mine.energy[:, None, :] == mine.energy[None, :, :]) & earlier, axis=1)
         taken = jnp.where(turn < effort.starts, slot, rank) == which[turn]
         start = jnp.sum(jnp.where(taken[:, None, :], mine.point, 0.0), axis=0)
-        found = maximise_energy(image, start, lower, upper, terms, budgets[turn], effort.tolerance)
+        found = maximise_energy(image, start, bounds, model, budgets[turn], effort.tolerance, weight)
         return _Starts(
             jnp.where(taken[:, None, :], found.point[None], mine.point),
             jnp.where(taken, found.energy[None], mine.energy),
@@ -132,10 +151,10 @@ def search_optimum(
         left_over = jnp.nonzero(search.pending, size=block, fill_value=count)[0].astype(jnp.int32)
         rows = jnp.where(regular, in_order, left_over)
         mine = _Starts(*(jnp.take(leaf, rows, axis=-1, mode="fill", fill_value=0) for leaf in search.starts))
-        image = jnp.take(kernels, rows, axis=-1, mode="fill", fill_value=0)
+        given_rows = of_rows(rows)
 
         first, stop = jnp.where(regular, 0, last), jnp.where(regular, last, last + 1)
-        mine = lax.fori_loop(first, stop, lambda turn, state: refine_round(turn, image, state), mine)
+        mine = lax.fori_loop(first, stop, lambda turn, state: refine_round(turn, *given_rows, state), mine)
 
         starts = _Starts(
             *(old.at[..., rows].set(new, mode="drop") for old, new in zip(search.starts, mine, strict=True))

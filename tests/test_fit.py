@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from dogfit.families import FAMILY
-from dogfit.fit import FAMILIES, THOROUGH, FitConfig, fit_kernel, fit_kernels
+from dogfit.families import FAMILIES, FAMILY
+from dogfit.fit import fit_kernel, fit_kernels
+from dogfit.fit_config import THOROUGH, FitConfig
 from dogfit.fit_result import Status
 from scipy_reference import Reference, draw
 
@@ -161,7 +162,9 @@ def test_family_is_the_one_of_least_bic(mixed, mixed_fit):
     bic = taps * np.log(left / taps) + count * np.log(taps)
     # Only differences between families have a meaning: the kernel's scale is left out.
     wanted = bic - bic[:, :1]
-    np.testing.assert_allclose(mixed_fit.bic_by_family - mixed_fit.bic_by_family[:, :1], wanted, atol=2e-3)
+    np.testing.assert_allclose(
+        mixed_fit.score_by_family - mixed_fit.score_by_family[:, :1], wanted, atol=2e-3
+    )
     np.testing.assert_array_equal(mixed_fit.family, np.argmin(bic, axis=1))
 
 
@@ -279,7 +282,7 @@ class TestBadRows:
             result.r2,
             result.rmse,
             result.r2_by_family,
-            result.bic_by_family,
+            result.score_by_family,
             *result.parameters.values(),
         ]
         for values in nothing:

@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec
 from scipy.optimize import least_squares
 
 from dogfit.devices import data_mesh
-from dogfit.fit import FAMILIES, FitConfig, fit_kernel, fit_kernels, fit_stream
+from dogfit.families import FAMILIES
+from dogfit.fit import fit_kernel, fit_kernels, fit_stream
+from dogfit.fit_config import FitConfig
 from scipy_reference import basis as reference_basis
 from scipy_reference import bounds, draw, orthonormal
 

@@ -402,9 +402,10 @@ def test_ctrl_c_exits_clean(source, tmp_path):
 
 
 def test_families_named_on_the_command_line_are_the_fitters():
-    from dogfit.fit import FAMILIES
+    from dogfit.families import FAMILIES, FAMILY
 
     assert config.FAMILIES == FAMILIES
+    assert set(config.ALL_FAMILIES) == set(FAMILY)
 
 
 def test_version_and_help(capsys):

@@ -1,0 +1,272 @@
+"""The compiled pass: a block of kernels with every family, seeded, refined and selected."""
+
+import functools
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from dogfit.families import Family, basis_images, search_bounds, to_parameters, with_profile
+from dogfit.fit_config import FitConfig
+from dogfit.fit_result import FitResult, Status
+from dogfit.kernels.derivatives import Model, slopes
+from dogfit.kernels.linalg import leverages, project, total
+from dogfit.kernels.newton import Box
+from dogfit.kernels.products import whiten
+from dogfit.kernels.search import Effort, Found, search_optimum
+
+Images = Float[Array, "h w b"]
+
+
+class _Unit(NamedTuple):
+    """Kernels about their mean and of unit energy, and what undoes that; batch last, whitened by weights."""
+
+    images: Images
+    mean: Float[Array, " b"]
+    amplitude: Float[Array, " b"]
+    taps: Float[Array, " b"]
+    status: Int[Array, " b"]
+
+    @property
+    def fitted(self) -> Bool[Array, " b"]:
+        return self.status == Status.CONVERGED
+
+
+class _FamilyFit(NamedTuple):
+    """One family fitted to a block."""
+
+    parameters: Float[Array, "b p"]
+    unexplained: Float[Array, " b"]
+    score: Float[Array, " b"]
+    status: Int[Array, " b"]
+    held: Bool[Array, "b s"]
+    steps: Int[Array, " b"]
+    agreeing: Int[Array, " b"]
+
+
+def block_rows() -> int:
+    """Kernels that step together: cache-sized on a CPU, enough to fill an accelerator elsewhere."""
+    return 64 if jax.default_backend() == "cpu" else 8192
+
+
+@functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))
+def fit_block(
+    kernels: Float[Array, "b h w"],
+    weights: Float[Array, "b h w"] | None,
+    boxes: dict[str, Box],
+    families: tuple[Family, ...],
+    omitted: tuple[tuple[str, str], ...],
+    config: FitConfig,
+) -> FitResult:
+    """Fit kernels with all families: every stage, in one compiled program.
+
+    Args:
+      kernels: taps.
+      weights: of taps, not negative; all alike if None.
+      boxes: bounds narrower than the families' own, by family name.
+      families: static, as are `omitted` and `config`.
+    """
+    weight = None if weights is None else lax.transpose(weights, (1, 2, 0))
+    unit = _normalise(lax.transpose(kernels, (1, 2, 0)), weight)
+    profiled = [with_profile(family, config.profile) for family in families]
+    fits = [_fit_family(unit, weight, boxes.get(f.name), f, config) for f in profiled]
+
+    r2_by_family = 1.0 - jnp.stack([fit.unexplained for fit in fits], axis=1)
+    r2_by_family = jnp.where(unit.fitted[:, None], r2_by_family, jnp.nan)
+    score = jnp.stack([fit.score for fit in fits], axis=1)
+    choice = jnp.argmin(jnp.where(unit.fitted[:, None], score, 0.0), axis=1)
+
+    def chosen(values: Array) -> Array:
+        return jnp.take_along_axis(values, choice[:, None], axis=1)[:, 0]
+
+    statuses = jnp.stack([fit.status for fit in fits], axis=1)
+    status = jnp.where(unit.fitted[:, None], statuses, unit.status[:, None])
+    best_r2 = chosen(r2_by_family)
+    unexplained = jnp.where(unit.fitted, jnp.maximum(1.0 - best_r2, 0.0), 1.0)
+    rmse = lax.stop_gradient(unit.amplitude * jnp.sqrt(unexplained / unit.taps))
+    return FitResult(
+        models=families,
+        omitted=omitted,
+        shape=kernels.shape[1:],
+        profile=config.profile,
+        criterion=config.criterion,
+        family=jnp.where(unit.fitted, choice, -1).astype(jnp.int8),
+        r2=best_r2,
+        rmse=jnp.where(unit.fitted, rmse, jnp.nan),
+        status=chosen(status),
+        r2_by_family=r2_by_family,
+        score_by_family=jnp.where(unit.fitted[:, None], score, jnp.nan),
+        status_by_family=status,
+        parameters={
+            f.name: jnp.where(unit.fitted[:, None], fit.parameters, jnp.nan)
+            for f, fit in zip(families, fits, strict=True)
+        },
+        held={f.name: fit.held for f, fit in zip(families, fits, strict=True)},
+        steps=jnp.stack([fit.steps for fit in fits], axis=1),
+        agreeing=jnp.stack([fit.agreeing for fit in fits], axis=1),
+        weights=weights,
+    )
+
+
+def _normalise(kernels: Images, weights: Images | None) -> _Unit:
+    counted = jnp.ones_like(kernels) if weights is None else weights
+    used = counted > 0
+    taps = jnp.sum(used, axis=(0, 1)).astype(kernels.dtype)
+    finite = jnp.all(jnp.isfinite(jnp.where(used, kernels, 0.0)) & (counted >= 0), axis=(0, 1))
+    safe = jnp.where(used & finite[None, None, :], kernels, 0.0)
+    counted = jnp.where(used, counted, 0.0)
+    everything = jnp.where(taps > 0, jnp.sum(counted, axis=(0, 1)), 1.0)
+    # Scaled before squaring, so that kernels of any magnitude are alike.
+    largest = jnp.max(jnp.abs(safe), axis=(0, 1))
+    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    scaled = safe / scale[None, None, :]
+    mean = jnp.sum(counted * scaled, axis=(0, 1)) / everything
+    # Weights count relatively: as many taps as have any.
+    relative = counted * (taps / everything)[None, None, :]
+    centred = jnp.sqrt(relative) * (scaled - mean[None, None, :]) if weights is not None else scaled - mean
+    energy = jnp.sum(centred**2, axis=(0, 1))
+    # Equal up to rounding.
+    varied = energy > taps * (4 * float(jnp.finfo(kernels.dtype).eps)) ** 2
+    fitted = finite & varied
+    energy = jnp.where(fitted, energy, 1.0)
+    images = jnp.where(fitted[None, None, :], centred / jnp.sqrt(energy)[None, None, :], 0.0)
+    bad = jnp.where(finite, jnp.int8(Status.CONSTANT), jnp.int8(Status.NONFINITE))
+    status = jnp.where(fitted, jnp.int8(Status.CONVERGED), bad)
+    return _Unit(images, mean * scale, scale * jnp.sqrt(energy), jnp.maximum(taps, 1.0), status)
+
+
+def _fit_family(
+    unit: _Unit, weights: Images | None, box: Box | None, family: Family, config: FitConfig
+) -> _FamilyFit:
+    model, shape = family.model, unit.images.shape[:2]
+    dtype = unit.images.dtype
+    if weights is not None:
+        # A kernel without any weight is not fitted, but must not divide by nothing.
+        empty = jnp.sum(weights, axis=(0, 1)) <= 0
+        weights = jnp.where(empty[None, None, :], 1.0, weights)
+        weights = weights * (unit.taps / jnp.sum(weights, axis=(0, 1)))[None, None, :]
+    narrowed = box is not None
+    if box is None:
+        box = Box(*(jnp.asarray(side, dtype)[:, None] for side in search_bounds(model, shape)))
+    found = _search(lax.stop_gradient(unit.images), weights, box, model, config, narrowed)
+
+    columns = basis_images(model, found.point, shape)
+    solved = project(unit.images, [whiten(column, weights) for column in columns])
+    unexplained = jnp.sum(solved.residual**2, axis=(0, 1))
+    means = [_mean(column, weights) for column in columns]
+    offset = -total(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
+    values = to_parameters(
+        model,
+        found.point,
+        unit.mean + unit.amplitude * offset,
+        [unit.amplitude * gain for gain in solved.weights],
+    )
+    held = ((found.point <= box.lower) | (found.point >= box.upper)).T
+    # A centre that only ever takes the seeds' places is at no bound.
+    held = held & jnp.asarray(model.movable)[None, :]
+    # Ten times the tolerance: rows stop one step after it is met, or when rounding stops the ascent.
+    done = found.promise <= 10 * _tolerance(dtype)
+    settled = jnp.where(jnp.any(held, axis=1), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
+    status = jnp.where(done, settled, jnp.int8(Status.MAX_STEPS))
+    score = _score(unit, weights, family, config, found, unexplained, solved.residual, solved.weights)
+    return _FamilyFit(values, unexplained, score, status, held, found.steps, found.agreeing)
+
+
+def _mean(image: Images, weights: Images | None) -> Float[Array, " b"]:
+    if weights is None:
+        return jnp.mean(image, axis=(0, 1))
+    return jnp.sum(weights * image, axis=(0, 1)) / jnp.sum(weights, axis=(0, 1))
+
+
+def _score(
+    unit: _Unit,
+    weights: Images | None,
+    family: Family,
+    config: FitConfig,
+    found: Found,
+    unexplained: Float[Array, " b"],
+    residual: Images,
+    gains: list[Float[Array, " b"]],
+) -> Float[Array, " b"]:
+    """What the choice among families minimises, up to what all have in common."""
+    taps, free = unit.taps, len(family.parameters)
+    # A perfect fit has no finite likelihood; below rounding one fit is as good as another.
+    floor = float(jnp.finfo(unexplained.dtype).eps) ** 2 * taps
+    if config.criterion == "cv":
+        shape = residual.shape[:2]
+        point = list(found.point)
+        changes = slopes(family.model, point, gains, (shape[1], shape[0]))
+        columns = [
+            jnp.ones_like(residual),
+            *basis_images(family.model, found.point, shape),
+            *(jnp.swapaxes(change, 0, 1) for change in changes),
+        ]
+        root = 1.0 if weights is None else jnp.sqrt(weights)
+        # A tap that a parameter is there for alone cannot be predicted from the others.
+        left = jnp.maximum(1.0 - leverages([root * column for column in columns]), 1e-3)
+        unexplained = jnp.sum((residual / left) ** 2, axis=(0, 1))
+        return lax.stop_gradient(taps * jnp.log(jnp.maximum(unexplained, floor) / taps))
+    likelihood = taps * jnp.log(jnp.maximum(unexplained, floor) / taps)
+    if config.criterion == "bic":
+        return likelihood + free * jnp.log(taps)
+    # The noise level is a parameter too (Hurvich and Tsai, 1989); more parameters than taps bear: never.
+    spare = taps - free - 2
+    return jnp.where(spare > 0, likelihood + 2 * (free + 1) * taps / jnp.where(spare > 0, spare, 1), jnp.inf)
+
+
+def _tolerance(dtype: Any) -> float:
+    """Energy (of 1) below which a further step is not worth taking."""
+    return 1e-7 if dtype == jnp.float32 else 1e-14
+
+
+def _search(
+    unit: Images, weights: Images | None, box: Box, model: Model, config: FitConfig, narrowed: bool
+) -> Found:
+    """Optimum of one family for a block; `vmap` widens the block instead of nesting loops."""
+    effort = _effort(model, config, _tolerance(unit.dtype))
+
+    def search(kernels: Images, weights: Images | None, box: Box) -> Found:
+        x_first = (1, 0, 2)
+        return search_optimum(
+            lax.transpose(kernels, x_first),
+            box,
+            model,
+            effort,
+            block=min(block_rows(), kernels.shape[-1]),
+            weights=None if weights is None else lax.transpose(weights, x_first),
+            narrowed=narrowed,
+        )
+
+    batched = jax.custom_batching.custom_vmap(search)
+
+    @batched.def_vmap
+    def _(axis_size: int, in_batched: Any, kernels: Array, weights: Array | None, box: Box):
+        rows = kernels.shape[-1]
+
+        def widen(array: Array, is_batched: bool) -> Array:
+            if not is_batched:
+                if array.shape[-1] == 1 != rows:
+                    return array
+                array = jnp.broadcast_to(array[None], (axis_size, *array.shape))
+            array = jnp.broadcast_to(array, (*array.shape[:-1], rows))
+            wide = jnp.moveaxis(array, 0, -2)
+            return wide.reshape(*wide.shape[:-2], -1)
+
+        found = batched(*jax.tree.map(widen, (kernels, weights, box), tuple(in_batched)))
+        split = jax.tree.map(
+            lambda leaf: jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], axis_size, -1), -2, 0), found
+        )
+        return split, jax.tree.map(lambda _: True, split)
+
+    return batched(unit, weights, box)
+
+
+def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
+    names = Effort._fields[:-1]
+    effort = Effort(*(value for name, value in asdict(config).items() if name in names), tolerance)
+    if "log_ratio" in model.names:
+        return effort._replace(starts=2 * config.starts, finalists=2 * config.finalists)
+    return effort
