@@ -6,6 +6,7 @@ within ±log 3. Offset and gains are solved for; the Jacobian of what is left is
 (SIAM J. Numer. Anal. 10, 1973).
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -207,22 +208,32 @@ class Reference:
         default = bounds(family, size, profile)
         self.low = default[0] if low is None else np.asarray(low, np.float64)
         self.high = default[1] if high is None else np.asarray(high, np.float64)
-        plain = family.removesuffix("_elliptic")
-        self.round = self.dense = None
-        if family != plain:
-            box = {"low": self.low[:-2], "high": self.high[:-2]}
-            self.round = Reference(plain, size, profile=profile, weights=weights, **box)
-            self.dense = list(self.dense_groups()) if self.weights.size <= DENSE_TAPS else []
-            return
-        self.grids = self.grids_of(self.settings(FAMILY[plain]))
-        self.corner = self.grids_of(self.corner_settings(FAMILY[plain]))
+        self.plain = family.removesuffix("_elliptic")
+
+    @functools.cached_property
+    def round(self):
+        """The reference of the round family that an elliptic one extends."""
+        box = {"low": self.low[:-2], "high": self.high[:-2]}
+        return Reference(self.plain, self.shape, profile=self.profile, weights=self.weights, **box)
+
+    @functools.cached_property
+    def dense(self):
+        return list(self.dense_groups()) if self.weights.size <= DENSE_TAPS else []
+
+    @functools.cached_property
+    def grids(self):
+        return self.grids_of(self.settings())
+
+    @functools.cached_property
+    def corner(self):
+        return self.grids_of(self.corner_settings())
 
     def grids_of(self, settings):
         return [grid(self.family, self.shape, self.profile, self.weights, *setting) for setting in settings]
 
-    def corner_settings(self, family):
+    def corner_settings(self):
         """Tied narrow widths: their difference changes its shape within hundredths of a tap and of kappa."""
-        if not family.tied or self.profile != "integrated" or self.low[2] > np.log(NARROW):
+        if not FAMILY[self.family].tied or self.profile != "integrated" or self.low[2] > np.log(NARROW):
             return
         offsets = CORNER_OFFSETS if self.weights.size <= DENSE_TAPS else NARROW_OFFSETS
         lines = [tap_line(offsets, self.low[i], self.high[i], self.shape[1 - i]) for i in (0, 1)]
@@ -231,10 +242,11 @@ class Reference:
             sigma = min(self.low[2] + wider, self.high[2])
             yield (sigma, min(self.low[3] + ratio, self.high[3]), low + kappa * (high - low)), lines
 
-    def settings(self, family):
+    def settings(self):
         """Settings of all but the centre, and the lines of centres for each."""
         spacing = 0.12 if self.profile == "discrete" else 0.33
         count = int(np.ceil((self.high[2] - self.low[2]) / spacing)) + 1
+        family = FAMILY[self.family]
         order = 2 if family.widths == 2 else family.order
         for sigma in geometric(self.low[2], self.high[2], count):
             lines = [
@@ -285,7 +297,7 @@ class Reference:
 
     def candidates(self, target):
         """Starts that explain most, best first."""
-        if self.round is not None:
+        if self.family != self.plain:
             return self.elliptic_candidates(target)
         image = (self.root * target).reshape(self.shape)
 
@@ -303,7 +315,6 @@ class Reference:
 
     def elliptic_candidates(self, target):
         """Round fits under several shears, and the best of the dictionary."""
-        assert self.round is not None and self.dense is not None
         found = []
         for group in self.dense:
             energies = np.sum((group.bases @ target.astype(np.float32)) ** 2, axis=1)
