@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from dogfit.families import FAMILIES, FAMILY, Family, why_unidentifiable
@@ -24,6 +25,8 @@ from dogfit.kernels.newton import Box
 
 MIN_SIZE, MAX_SIZE = 3, 51
 Families = Sequence[str | Family]
+# Lower and upper bounds, `[p, 1]` or `[p, n]`.
+HostBox = tuple[np.ndarray, np.ndarray]
 
 
 class _Task(NamedTuple):
@@ -32,6 +35,7 @@ class _Task(NamedTuple):
     families: tuple[Family, ...]
     omitted: tuple[tuple[str, str], ...]
     config: FitConfig
+    shape: tuple[int, int]
 
 
 def fit_kernel(
@@ -69,10 +73,11 @@ def fit_kernel(
     kernel = _working_dtype(kernel)
     weight = None if weights is None else jnp.asarray(weights, kernel.dtype)
     _check_weights(weight, [kernel.shape])
-    boxes = resolve_bounds(bounds, task.families, kernel.shape, kernel.dtype)
+    boxes = resolve_bounds(bounds, task.families, task.shape)
     if any(box.lower.shape[-1] != 1 for box in boxes.values()):
         raise ValueError("bounds of one kernel must be numbers; use vmap for a bound per kernel")
-    result = fit_block(kernel[None], None if weight is None else weight[None], boxes, *task)
+    boxes = jax.tree.map(lambda side: jnp.asarray(side, kernel.dtype), boxes)
+    result = fit_block(kernel[None], None if weight is None else weight[None], boxes, *task[:3])
     return jax.tree.map(lambda leaf: leaf[0], result)
 
 
@@ -83,7 +88,7 @@ def fit_kernels(
     weights: Float[ArrayLike, "h w"] | Float[ArrayLike, "n h w"] | None = None,
     bounds: Bounds | None = None,
     config: FitConfig = DEFAULT,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FitResult:
     """Fit every kernel with every family and choose one family each.
 
@@ -97,7 +102,7 @@ def fit_kernels(
       weights: of taps, shared `[h, w]` or each kernel's own; see `fit_kernel`.
       bounds: see `fit_kernel`; values may be arrays `[n]`, one per kernel.
       config: profile, criterion and search effort.
-      progress: called with the kernels done so far and their number (None for an iterator).
+      progress: called with the kernels done so far and their number (for an iterator, those done).
 
     Returns:
       FitResult with NumPy arrays.
@@ -116,7 +121,7 @@ def fit_kernels(
         parts.append(part)
         done += len(part)
         if progress is not None:
-            progress(done, total)
+            progress(done, done if total is None else total)
     if not parts:
         raise ValueError("the iterator of kernels yielded no block")
     return concatenate(parts)
@@ -142,8 +147,8 @@ def fit_stream(
             task = _task(host.shape, "n h w", families, config)
             weight = None if weights is None else np.asarray(weights)
             _check_weights(weight, [host.shape[1:]])
-            boxes = _host_boxes(bounds, task, host)
-            if any(box.lower.shape[-1] != 1 for box in boxes.values()):
+            boxes = _host_boxes(bounds, task)
+            if any(lower.shape[-1] != 1 for lower, _ in boxes.values()):
                 raise ValueError("bounds of a stream must be numbers, shared by all kernels")
             yield _cut(_Piece(host, weight, boxes, task))
 
@@ -156,10 +161,10 @@ def _fit_array(
     task = _task(host.shape, "n h w", families, config)
     weight = None if weights is None else np.asarray(weights)
     _check_weights(weight, [host.shape[1:], host.shape])
-    boxes = _host_boxes(bounds, task, host)
-    for name, box in boxes.items():
-        if box.lower.shape[-1] not in (1, len(host)):
-            given = box.lower.shape[-1]
+    boxes = _host_boxes(bounds, task)
+    for name, (lower, _) in boxes.items():
+        given = lower.shape[-1]
+        if given not in (1, len(host)):
             raise ValueError(f"bounds of {name} are for {given} kernels, but there are {len(host)}")
     return _run([piece] for piece in _cut(_Piece(host, weight, boxes, task)))
 
@@ -169,7 +174,7 @@ class _Piece(NamedTuple):
 
     kernels: np.ndarray
     weights: np.ndarray | None
-    boxes: dict[str, Box]
+    boxes: dict[str, HostBox]
     task: _Task
 
 
@@ -181,7 +186,7 @@ def _cut(whole: _Piece) -> list[_Piece]:
         here = slice(start, start + rows)
         weights = whole.weights if whole.weights is None or whole.weights.ndim == 2 else whole.weights[here]
         boxes = {
-            name: box if box.lower.shape[-1] == 1 else Box(*(side[:, here] for side in box))
+            name: box if box[0].shape[-1] == 1 else (box[0][:, here], box[1][:, here])
             for name, box in whole.boxes.items()
         }
         return whole._replace(kernels=whole.kernels[here], weights=weights, boxes=boxes)
@@ -216,21 +221,20 @@ def _fit_piece(piece: _Piece, x64: bool) -> FitResult:
             whole = np.broadcast_to(weights, piece.kernels.shape)
             weights = jnp.asarray(np.pad(whole, ((0, padding), (0, 0), (0, 0))), kernels.dtype)
         boxes = {
-            name: Box(*(_pad_bound(side, padding).astype(kernels.dtype) for side in box))
+            name: Box(*(jnp.asarray(_pad_bound(side, padding), kernels.dtype) for side in box))
             for name, box in piece.boxes.items()
         }
-        result = fit_block(kernels, weights, boxes, *piece.task)
+        result = fit_block(kernels, weights, boxes, *piece.task[:3])
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], result)
 
 
-def _pad_bound(side: Array, padding: int) -> np.ndarray:
-    host = np.asarray(side)
-    return host if host.shape[-1] == 1 else np.pad(host, ((0, 0), (0, padding)), mode="edge")
+def _pad_bound(side: np.ndarray, padding: int) -> np.ndarray:
+    return side if side.shape[-1] == 1 else np.pad(side, ((0, 0), (0, padding)), mode="edge")
 
 
-def _host_boxes(bounds: Bounds | None, task: _Task, host: np.ndarray) -> dict[str, Box]:
-    boxes = resolve_bounds(bounds, task.families, host.shape[1:], np.float64)
-    return {name: Box(*(np.asarray(side) for side in box)) for name, box in boxes.items()}
+def _host_boxes(bounds: Bounds | None, task: _Task) -> dict[str, HostBox]:
+    boxes = resolve_bounds(bounds, task.families, task.shape)
+    return {name: (np.asarray(box.lower), np.asarray(box.upper)) for name, box in boxes.items()}
 
 
 def _task(shape: tuple[int, ...], wanted: str, families: Families, config: FitConfig) -> _Task:
@@ -240,21 +244,22 @@ def _task(shape: tuple[int, ...], wanted: str, families: Families, config: FitCo
             f"kernels must be [{', '.join(wanted.split())}], got shape {tuple(shape)}; "
             "for a depthwise Conv2d weight pass weight[:, 0]"
         )
-    if not all(MIN_SIZE <= side <= MAX_SIZE for side in shape[-2:]):
+    height, width = shape[-2:]
+    if not all(MIN_SIZE <= side <= MAX_SIZE for side in (height, width)):
         raise ValueError(f"kernel sides must be {MIN_SIZE} to {MAX_SIZE} taps, got shape {tuple(shape)}")
     unknown = [name for name in families if isinstance(name, str) and name not in FAMILY]
     if unknown or not families or isinstance(families, str):
         given = families if isinstance(families, str) else ", ".join(map(str, unknown)) or "none"
         raise ValueError(f"families must be a sequence out of {', '.join(FAMILY)}, got {given}")
     wanted_families = dict.fromkeys(FAMILY[f] if isinstance(f, str) else f for f in families)
-    reasons = {family: why_unidentifiable(family, shape[-2:]) for family in wanted_families}
+    reasons = {family: why_unidentifiable(family, (height, width)) for family in wanted_families}
     if len({family.name for family in reasons}) < len(reasons):
         raise ValueError(f"two families share a name: {', '.join(f.name for f in reasons)}")
     kept = tuple(family for family, reason in reasons.items() if reason is None)
     omitted = tuple((family.name, reason) for family, reason in reasons.items() if reason is not None)
     if not kept:
         raise ValueError(f"no family left to fit: {'; '.join(reason for _, reason in omitted)}")
-    return _Task(kept, omitted, config)
+    return _Task(kept, omitted, config, (height, width))
 
 
 def _check_weights(weights: ArrayLike | None, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -263,7 +268,7 @@ def _check_weights(weights: ArrayLike | None, shapes: Sequence[tuple[int, ...]])
     if np.shape(weights) not in shapes:
         wanted = " or ".join(str(shape) for shape in shapes)
         raise ValueError(f"weights must have shape {wanted}, got {np.shape(weights)}")
-    if not isinstance(weights, jax.core.Tracer):
+    if not isinstance(weights, Tracer):
         host = np.asarray(weights)
         if not (np.isfinite(host) & (host >= 0)).all():
             raise ValueError("weights must be finite and not negative; 0 leaves a tap out")

@@ -90,7 +90,7 @@ def fit_block(
     return FitResult(
         models=families,
         omitted=omitted,
-        shape=kernels.shape[1:],
+        shape=(kernels.shape[1], kernels.shape[2]),
         profile=config.profile,
         criterion=config.criterion,
         family=jnp.where(unit.fitted, choice, -1).astype(jnp.int8),
@@ -141,7 +141,7 @@ def _normalise(kernels: Images, weights: Images | None) -> _Unit:
 def _fit_family(
     unit: _Unit, weights: Images | None, box: Box | None, family: Family, config: FitConfig
 ) -> _FamilyFit:
-    model, shape = family.model, unit.images.shape[:2]
+    model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
     dtype = unit.images.dtype
     if weights is not None:
         # A kernel without any weight is not fitted, but must not divide by nothing.
@@ -196,7 +196,7 @@ def _score(
     # A perfect fit has no finite likelihood; below rounding one fit is as good as another.
     floor = float(jnp.finfo(unexplained.dtype).eps) ** 2 * taps
     if config.criterion == "cv":
-        shape = residual.shape[:2]
+        shape = (residual.shape[0], residual.shape[1])
         point = list(found.point)
         changes = slopes(family.model, point, gains, (shape[1], shape[0]))
         columns = [
@@ -255,7 +255,8 @@ def _search(
             wide = jnp.moveaxis(array, 0, -2)
             return wide.reshape(*wide.shape[:-2], -1)
 
-        found = batched(*jax.tree.map(widen, (kernels, weights, box), tuple(in_batched)))
+        wide = jax.tree.map(widen, (kernels, weights, box), tuple(in_batched))
+        found = batched(*wide)
         split = jax.tree.map(
             lambda leaf: jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], axis_size, -1), -2, 0), found
         )
@@ -265,8 +266,8 @@ def _search(
 
 
 def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
-    names = Effort._fields[:-1]
-    effort = Effort(*(value for name, value in asdict(config).items() if name in names), tolerance)
+    chosen = {name: value for name, value in asdict(config).items() if name in Effort._fields}
+    effort = Effort(**chosen, tolerance=tolerance)
     if "log_ratio" in model.names:
         return effort._replace(starts=2 * config.starts, finalists=2 * config.finalists)
     return effort

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import ArrayLike
 
 from dogfit.families import Family, search_bounds
@@ -28,9 +28,11 @@ _NAMES = {
 
 
 def resolve_bounds(
-    bounds: Bounds | None, families: Sequence[Family], shape: tuple[int, int], dtype: Any
+    bounds: Bounds | None, families: Sequence[Family], shape: tuple[int, int]
 ) -> dict[str, Box]:
     """Boxes `[p, 1]` or `[p, n]` of the families that have bounds of their own, by family name.
+
+    Of NumPy arrays, but where the caller's values are traced.
 
     Raises:
       ValueError: for a parameter that no family has, or bounds that are not inside the family's own.
@@ -53,7 +55,7 @@ def resolve_bounds(
         shared = {k: v for k, v in bounds.items() if not isinstance(v, Mapping) and k in own[family.name]}
         wanted = {**shared, **bounds.get(family.name, {})}
         if wanted:
-            boxes[family.name] = _box(family, own[family.name], wanted, shape, dtype)
+            boxes[family.name] = _box(family, own[family.name], wanted, shape)
     return boxes
 
 
@@ -63,9 +65,7 @@ def _parameter_names(family: Family) -> list[str]:
     return [_NAMES.get(name, "") for name in family.model.names]
 
 
-def _box(
-    family: Family, names: list[str], wanted: Mapping[str, Any], shape: tuple[int, int], dtype: Any
-) -> Box:
+def _box(family: Family, names: list[str], wanted: Mapping[str, Any], shape: tuple[int, int]) -> Box:
     lows, highs = [], []
     defaults = zip(family.model.names, names, *search_bounds(family.model, shape), strict=True)
     for search_name, name, least, greatest in defaults:
@@ -78,14 +78,14 @@ def _box(
             _check(f"{family.name}: {name}", low, high, least, greatest, log)
         lows.append(low)
         highs.append(high)
-    lows, highs = ([jnp.atleast_1d(jnp.asarray(v, dtype)) for v in side] for side in (lows, highs))
-    rows = jnp.broadcast_shapes(*(v.shape for v in (*lows, *highs)))
-    return Box(*(jnp.stack([jnp.broadcast_to(v, rows) for v in side]) for side in (lows, highs)))
+    xp = jnp if any(isinstance(value, Tracer) for value in (*lows, *highs)) else np
+    rows = np.broadcast_shapes((1,), *(np.shape(value) for value in (*lows, *highs)))
+    return Box(*(xp.stack([xp.broadcast_to(value, rows) for value in side]) for side in (lows, highs)))
 
 
 def _finite(name: str, value: ArrayLike, log: bool) -> Any:
     """The value as it is searched; checked where it is known when traced."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return jnp.log(value) if log else value
     array = np.asarray(value, np.float64)
     if array.ndim > 1 or not np.isfinite(array).all() or (log and (array <= 0).any()):
@@ -94,7 +94,7 @@ def _finite(name: str, value: ArrayLike, log: bool) -> Any:
 
 
 def _check(what: str, low: Any, high: Any, least: float, greatest: float, log: bool) -> None:
-    if isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer):
+    if isinstance(low, Tracer) or isinstance(high, Tracer):
         return
     slack = 1e-6 * (1 + abs(least) + abs(greatest))
     if np.any(low > high):

@@ -14,7 +14,8 @@
 | unclear | any | the best fit explains less than `least_r2` |
 | unfitted | none | constant or non-finite kernel |
 
-Derivatives of a DoG and elliptic families go by the rules of the family they extend. `on` means a positive middle.
+Derivatives of a DoG and elliptic families go by the rules of the family they extend. `on` means a
+positive middle.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ does not. Matrices are dictionaries of their lower triangle, `{(row, column): Fl
 import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -17,7 +17,7 @@ Batch = Float[Array, " b"]
 Symmetric = Mapping[tuple[int, int], Batch]
 
 
-def total(values: Iterable[Batch]) -> Batch:
+def total(values: Iterable[Any]) -> Any:
     """Sum of a non-empty sequence of arrays."""
     return functools.reduce(operator.add, values)
 

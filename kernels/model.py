@@ -246,7 +246,7 @@ def _half_matrices(e1: Batch, e2: Batch) -> dict[tuple[str, ...], Matrix]:
     def half(diagonal: Batch, along: dict[str, Batch]) -> Matrix:
         return 0.5 * (diagonal + along["e1"]), 0.5 * along["e2"], 0.5 * (diagonal - along["e1"])
 
-    out = {(): half(s0, {k: s1 * e[k] for k in e})}
+    out: dict[tuple[str, ...], Matrix] = {(): half(s0, {k: s1 * e[k] for k in e})}
     for i in e:
         along = {k: s2 * e[i] * e[k] + (s1 if i == k else 0.0) for k in e}
         out[(i,)] = half(s1 * e[i], along)

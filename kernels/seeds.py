@@ -109,16 +109,14 @@ def _grid(model: GaussianModel, shape: tuple[int, int], sigma: float, ratio: flo
     terms = tuple(
         tuple((t, -kappa if model.tied and t[0] else 1.0) for t in function) for function in model.terms
     )
-    columns = np.stack(
-        [
-            sum(
-                weight * np.einsum("xm,yn->mnxy", profiles[0, w, i], profiles[1, w, j])
-                for (w, i, j), weight in function
-            ).reshape(x.size, y.size, -1)
-            for function in terms
-        ],
-        axis=-2,
-    )
+    images = [
+        total(
+            weight * np.einsum("xm,yn->mnxy", profiles[0, w, i], profiles[1, w, j])
+            for (w, i, j), weight in function
+        )
+        for function in terms
+    ]
+    columns = np.stack([image.reshape(x.size, y.size, -1) for image in images], axis=-2)
     constants = [math.log(sigma)]
     constants += [math.log(ratio)] * model.two_widths + [kappa] * model.tied
     return _Grid((x, y), tuple(constants), profiles, terms, _whitening(columns))
@@ -343,4 +341,5 @@ def _custom_seeds(
         return lax.scan(keep_better, first, part[:, 1:].T)[0]
 
     parts = jnp.moveaxis(padded.reshape(nodes.shape[0], count, each), 1, 0)
-    return _best(*lax.map(best_of_part, parts), count)
+    points, energies = lax.map(best_of_part, parts)
+    return _best(points, energies, count)
