@@ -28,7 +28,8 @@ __all__ = ["Problem", "Reference", "basis", "bounds", "draw", "orthonormal", "pr
 
 NARROW = 0.6  # widths below it get starts where the integral of a derivative over a tap vanishes
 NARROW_OFFSETS = (-0.5, -0.49, -0.45, -0.35, -0.2, -0.1, 0.0, 0.1, 0.2, 0.35, 0.45, 0.49, 0.5)
-DENSE_TAPS = 100  # beyond, elliptic starts are sheared round fits alone
+FEWER_OFFSETS = (-0.45, -0.2, 0.0, 0.2, 0.45, 0.5)  # for large kernels
+DENSE_TAPS = 100  # in larger kernels elliptic starts are sheared round fits alone
 SHEARS = [
     (0.0, 0.0),
     *((r * np.cos(a), r * np.sin(a)) for r in (0.4, 0.8, 1.09) for a in np.arange(8) * np.pi / 4),
@@ -235,7 +236,7 @@ class Reference:
         """Tied narrow widths: their difference changes its shape within hundredths of a tap and of kappa."""
         if not FAMILY[self.family].tied or self.profile != "integrated" or self.low[2] > np.log(NARROW):
             return
-        offsets = CORNER_OFFSETS if self.weights.size <= DENSE_TAPS else NARROW_OFFSETS
+        offsets = CORNER_OFFSETS if self.weights.size <= DENSE_TAPS else FEWER_OFFSETS
         lines = [tap_line(offsets, self.low[i], self.high[i], self.shape[1 - i]) for i in (0, 1)]
         low, high = self.low[4], self.high[4]
         for wider, ratio, kappa in itertools.product((0, 0.15), (0, 0.17, 0.4, 1.0), CORNER_KAPPAS):

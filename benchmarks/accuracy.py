@@ -1,0 +1,247 @@
+"""Share of kernels fitted as well as dense multi-start SciPy fits them, per family, profile and size.
+
+    python benchmarks/accuracy.py                                       six families, integrated; then cached
+    python benchmarks/accuracy.py --kernels 20 --drawn 10 --sizes 7     a quick look
+    python benchmarks/accuracy.py --profiles sampled discrete --families d1 d1_elliptic
+
+A kernel counts as hit when its cost (sum of squared residuals) is at most 1.001 times the reference's plus
+1e-4 of the kernel's energy; the reference is `tests/scipy_reference.py`, float64, in the same bounds. Real
+kernels come from `../shared/data/kernels`, where that size exists; drawn ones are random members of the
+family itself, with noise of 0 to 30 % of their standard deviation. The eight master key filters are 7x7.
+"""
+
+import argparse
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from scipy_families import FAMILY, PROFILES, basis  # noqa: E402
+from scipy_reference import Reference  # noqa: E402
+
+DATA = ROOT.parent / "shared" / "data"
+FAMILIES = ("gaussian", "dog", "d1", "d2", "dog_d1", "dog_d2")
+SIZES = (3, 5, 7, 9, 31)
+SOURCES = ("real", "drawn", "master")
+# Best-family R² that each of the master key filters must reach.
+MASTER_R2 = (0.945, 0.935, 0.910, 0.966, 0.885, 0.910, 0.995, 0.997)
+CHUNK = 10  # kernels of a task, and of a cached file
+
+
+class Cell(NamedTuple):
+    """One entry of the table."""
+
+    profile: str
+    family: str
+    source: str
+    size: int
+
+
+def real_kernels(size: int, count: int) -> np.ndarray:
+    """Random kernels of trained networks `[n, k, k]`, none if there are none of that size."""
+    files = sorted((DATA / "kernels").glob("*.safetensors"))
+    layers = [t for file in files for t in load_file(file).values() if t.shape[1:] == (size, size)]
+    kernels = np.concatenate(layers) if layers else np.zeros((0, size, size), np.float32)
+    centred = kernels - kernels.mean(axis=(1, 2), keepdims=True)
+    kernels = kernels[np.abs(centred).max(axis=(1, 2)) > 1e-6]
+    return kernels[np.random.default_rng(0).permutation(len(kernels))[:count]]
+
+
+def drawn_kernels(family: str, profile: str, size: int, count: int) -> np.ndarray:
+    """Random members of a family with noise `[n, k, k]`."""
+    rng = np.random.default_rng([size, *family.encode()])
+    model, out = FAMILY[family], []
+    for _ in range(count):
+        narrow = 0.65 if profile == "sampled" else 0.4
+        x = [*rng.uniform(-size / 4, size / 4, 2), rng.uniform(np.log(narrow), np.log(size / 3))]
+        x += [rng.uniform(np.log(1.3), np.log(4.0))] if model.widths == 2 else []
+        x += [rng.uniform(0.3, 1.0)] if model.tied else []
+        x += [*rng.uniform(-0.8, 0.8, 2)] if model.elliptic else []
+        if profile == "discrete":
+            x[:2] = np.round(2 * np.array(x[:2])) / 2
+        columns = basis(family, np.array(x), size, profile)
+        columns = columns / np.linalg.norm(columns, axis=0)
+        image = columns @ rng.normal(size=columns.shape[1])
+        image += rng.uniform(0, 0.3) * image.std() * rng.normal(size=image.shape)
+        out.append(image.reshape(size, size))
+    return np.array(out, np.float32).reshape(-1, size, size)
+
+
+def master_key_filters() -> np.ndarray:
+    path = DATA / "master_key_filters.json"
+    if not path.exists():
+        return np.zeros((0, 7, 7), np.float32)
+    return np.array(json.loads(path.read_text())["filters"], np.float32)
+
+
+def kernels_of(cell: Cell, options: argparse.Namespace) -> np.ndarray:
+    if cell.source == "real":
+        return real_kernels(cell.size, options.kernels)
+    if cell.source == "drawn":
+        return drawn_kernels(cell.family, cell.profile, cell.size, options.drawn)
+    return master_key_filters() if cell.size == 7 else np.zeros((0, cell.size, cell.size), np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _reference(family: str, size: int, profile: str) -> Reference:
+    return Reference(family, size, profile=profile)
+
+
+def _reference_fits(task: tuple[Cell, np.ndarray, Path]) -> tuple[np.ndarray, np.ndarray]:
+    """SciPy's cost `[n]` and search point `[n, p]` of a few kernels; kept in a file."""
+    cell, kernels, path = task
+    if not path.exists():
+        reference = _reference(cell.family, cell.size, cell.profile)
+        cost, x = zip(*(reference.fit(kernel) for kernel in kernels), strict=True)
+        beside = path.with_name(f"{path.stem}-{os.getpid()}.npz")
+        np.savez(beside, cost=cost, x=x)
+        beside.replace(path)
+    with np.load(path) as found:
+        return found["cost"], found["x"]
+
+
+def tasks_of(cell: Cell, kernels: np.ndarray, cache: Path) -> list[tuple[Cell, np.ndarray, Path]]:
+    sources = [(ROOT / "tests" / f"scipy_{name}.py").read_bytes() for name in ("families", "reference")]
+    tasks = []
+    for start in range(0, len(kernels), CHUNK):
+        piece = kernels[start : start + CHUNK].astype(np.float64)
+        identity = f"{cell.family} {cell.profile}".encode()
+        key = hashlib.sha256(b"".join([*sources, identity, piece.tobytes()])).hexdigest()[:20]
+        tasks.append((cell, piece, cache / f"reference-{key}.npz"))
+    return tasks
+
+
+class Outcome(NamedTuple):
+    """Fits of one cell beside the reference's, in units of each kernel's energy."""
+
+    hit: np.ndarray
+    cost: np.ndarray
+    best: np.ndarray
+    x: np.ndarray
+
+
+def compare(kernels: np.ndarray, cost: np.ndarray, best: np.ndarray, x: np.ndarray) -> Outcome:
+    centred = kernels - kernels.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
+    best = best / np.sum(centred**2, axis=(1, 2))
+    return Outcome(cost <= 1.001 * best + 1e-4, cost, best, x)
+
+
+def identified(family: str, size: int) -> bool:
+    """Whether the size leaves enough taps to test the family."""
+    from dogfit.families import FAMILY as FITTED
+    from dogfit.families import why_unidentifiable
+
+    return why_unidentifiable(FITTED[family], (size, size)) is None
+
+
+def unexplained(cell: Cell, kernels: np.ndarray, thorough: bool) -> np.ndarray:
+    """Share of each kernel's energy that `dogfit` leaves, `[n]`."""
+    import dogfit
+
+    config = replace(dogfit.THOROUGH if thorough else dogfit.FitConfig(), profile=cell.profile)
+    result = dogfit.fit_kernels(kernels, [cell.family], config=config)
+    return 1.0 - np.asarray(result.r2_by_family[:, 0], np.float64)
+
+
+def share(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "–"
+    return f"{100 * outcome.hit.mean():.1f} % ({len(outcome.hit)})"
+
+
+def print_table(options: argparse.Namespace, outcomes: dict[Cell, Outcome]) -> None:
+    heads = [("real", k) for k in options.sizes if k <= 9] + [("drawn", k) for k in options.sizes]
+    heads += [("master", 7)] * (7 in options.sizes)
+    print("| profile | family | " + " | ".join(f"{source} {k}x{k}" for source, k in heads) + " |")
+    print("|---" * (len(heads) + 2) + "|")
+    for profile in options.profiles:
+        for family in options.families:
+            found = [outcomes.get(Cell(profile, family, source, k)) for source, k in heads]
+            cells = [
+                share(outcome) if identified(family, k) else "not identifiable"
+                for outcome, (_, k) in zip(found, heads, strict=True)
+            ]
+            print(f"| {profile} | {family} | " + " | ".join(cells) + " |")
+
+
+def print_master(options: argparse.Namespace, outcomes: dict[Cell, Outcome]) -> None:
+    """Best family's R² of each master key filter beside what it has to reach."""
+    print("\n| master key filter | " + " | ".join(str(i + 1) for i in range(8)) + " |\n" + "|---" * 9 + "|")
+    print("| to be reached | " + " | ".join(f"{r2:.3f}" for r2 in MASTER_R2) + " |")
+    for profile in options.profiles:
+        cells = [Cell(profile, family, "master", 7) for family in options.families]
+        costs = [outcomes[cell].cost for cell in cells if cell in outcomes]
+        if costs:
+            print(f"| {profile} | " + " | ".join(f"{1 - c:.3f}" for c in np.min(costs, axis=0)) + " |")
+
+
+def print_misses(outcomes: dict[Cell, Outcome]) -> None:
+    for cell, outcome in outcomes.items():
+        for i in np.flatnonzero(~outcome.hit):
+            point = np.array2string(outcome.x[i], precision=3, suppress_small=True)
+            print(
+                f"{' '.join(map(str, cell))} #{i}: {outcome.cost[i]:.5f} for {outcome.best[i]:.5f} at {point}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--families", nargs="+", choices=list(FAMILY), default=FAMILIES)
+    parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=("integrated",))
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
+    parser.add_argument("--kernels", type=int, default=200, help="real kernels of each size")
+    parser.add_argument("--drawn", type=int, default=60, help="drawn kernels of each family and size")
+    parser.add_argument("--thorough", action="store_true", help="search with dogfit.THOROUGH")
+    parser.add_argument("--misses", action="store_true", help="list every miss")
+    parser.add_argument("--reference-only", action="store_true", help="compute and cache, compare nothing")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    wanted = itertools.product(options.profiles, options.families, options.sources, options.sizes)
+    cells = [Cell(*cell) for cell in wanted if not (cell[0] == "discrete" and FAMILY[cell[1]].elliptic)]
+    kernels = {cell: kernels_of(cell, options) for cell in cells if identified(cell.family, cell.size)}
+    kernels = {cell: piece for cell, piece in kernels.items() if len(piece)}
+    tasks = {cell: tasks_of(cell, piece, options.cache) for cell, piece in kernels.items()}
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    context, outcomes = multiprocessing.get_context("spawn"), {}
+    with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
+        fits = {
+            cell: [pool.submit(_reference_fits, task) for task in tasks[cell]]
+            for cell in cells
+            if cell in tasks
+        }
+        for cell, futures in fits.items():
+            start = time.perf_counter()
+            best, x = (np.concatenate(part) for part in zip(*(f.result() for f in futures), strict=True))
+            if options.reference_only:
+                print(*cell, f"{len(best)} kernels, {time.perf_counter() - start:.0f} s", flush=True)
+                continue
+            cost = unexplained(cell, kernels[cell], options.thorough)
+            outcomes[cell] = compare(kernels[cell], cost, best, x)
+    if outcomes:
+        print_table(options, outcomes)
+        print_master(options, outcomes)
+    if options.misses:
+        print_misses(outcomes)
+
+
+if __name__ == "__main__":
+    main()
