@@ -55,16 +55,16 @@ class NativeEffort(NamedTuple):
       starts: most seeds that are refined, at most `MAX_STARTS`.
       steps: most evaluations for a start.
       apart: widths within which a seed stands for those of neighbouring widths.
-      margin: share of the best seed's energy below which a seed is no start.
+      margin: share of the best energy known below which a seed is no start.
       hope: a start is given up where so many times the promise of its next step is less than it lacks.
       tolerance: energy (of 1) promised by a further step below which a start has converged.
     """
 
-    starts: int = 12
+    starts: int = 24
     steps: int = 40
-    apart: float = 0.6
-    margin: float = 0.5
-    hope: float = 4.0
+    apart: float = 0.4
+    margin: float = 0.65
+    hope: float = 12.0
     tolerance: float = 1e-7
 
 

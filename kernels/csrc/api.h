@@ -6,6 +6,7 @@
 namespace dogfit {
 
 constexpr int kMaxSize = 51;       // taps on a side
+constexpr int kReach = 4;          // taps that a Gaussian of 0.3 taps reaches, as seeds need it
 constexpr int kMaxParameters = 5;  // x0, y0, log sigma, log ratio, surround weight
 
 // How the two widths of a model share their linear weights.
@@ -28,7 +29,7 @@ struct Effort {
   int starts;       // most starts of a kernel
   int steps;        // most evaluations of a start
   float apart;      // widths within which a seed stands for those of neighbouring widths
-  float margin;     // share of the best seed's energy below which a seed is no start
+  float margin;     // share of the best energy known below which a seed is no start
   float hope;       // a start is given up when this times its promise does not make up for what it lacks
   float tolerance;  // energy promised by a further step below which a start has converged
 };
@@ -37,19 +38,24 @@ struct Effort {
 struct SeedPlane {
   enum Kind : int { kOrder, kLaplacian, kPair, kTied } kind;
   int model;
-  int basis;           // functions solved for
-  int second;          // which of the level's second widths
+  int order, basis;  // of the model; functions solved for
+  int second;        // which of the level's second widths
   float log_ratio, kappa;
-  int variant;         // neighbours differ by one
+  int variant;  // neighbours differ by one
   int stride;
   const float* white;  // per node: L and 1 / D of the Gram matrix's L D L', by rows
 };
 
+// One width, and a line of centres.
 struct SeedLevel {
-  float sigma;
+  float sigma, log_sigma;
+  int step;           // number of the width: neighbours differ by one
   int count, stride;  // centres in the line; step of the coarse line
   const float* line;
-  const float* profile[3];  // by order, [count, size]
+  int totals, second_totals;  // total orders of projections wanted, as bits
+  int length;                 // taps that a profile reaches
+  const int* start;           // first of them, per centre
+  const float* profile[3];    // by order, [count, length]
   int seconds;
   const float* second[4][3];  // [count / stride, size]
   int planes;
@@ -57,9 +63,8 @@ struct SeedLevel {
 };
 
 struct SeedTables {
-  int size;
-  int highest, second_highest;  // highest order of profiles that is wanted
-  int longest;        // most centres of a line
+  int longest;  // most centres of a line
+  int planes;   // most of a level
   int levels;
   const SeedLevel* level;
 };

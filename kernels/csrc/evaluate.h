@@ -42,8 +42,7 @@ struct Energy {
   using Vector = Lanes[kWidths][kGram + 1];  // weights of terms (i, total - i) of one total order
 
   int size;
-  Axis<kTop, kMax> axis[2][kWidths];
-  Lanes centred[2][kWidths][kGram + 1][kMax];
+  Profiles<kTop, kGram, kMax> profile[kWidths];
   // Inner products of profiles about their means, and of raw ones.
   Lanes about[2][kWidths][kWidths][kGram + 1][kGram + 1], plain[2][kWidths][kWidths][kGram + 1][kGram + 1];
   Lanes residual[kMax * kMax];
@@ -62,9 +61,7 @@ struct Energy {
       if constexpr (kWidths == 2) {
         if (w == 1) inverse_width = inverse * exponential(-point[3]);
       }
-      for (int a = 0; a < 2; ++a) {
-        axis[a][w].template compute<kGram>(point[a], inverse_width, taps(), centred[a][w]);
-      }
+      profile[w].compute(point, inverse_width, taps());
     }
     gain[0] = splat(1);
     if constexpr (kWidths == 2) gain[1] = splat(1);
@@ -77,13 +74,13 @@ struct Energy {
           for (int i = 0; i <= kGram; ++i) {
             Lanes sum[kGram + 1] = {};
             for (int u = 0; u < taps(); ++u) {
-              const Lanes p = centred[a][v][i][u];
+              const Lanes p = profile[v].centred[a][i][u];
               unrolled<0, kGram + 1>([&](auto j) __attribute__((always_inline)) {
-                sum[j] += p * centred[a][w][j][u];
+                sum[j] += p * profile[w].centred[a][j][u];
               });
             }
             unrolled<0, kGram + 1>([&](auto j) __attribute__((always_inline)) {
-              const Lanes raw = sum[j] + count * axis[a][v].mean[i] * axis[a][w].mean[j];
+              const Lanes raw = sum[j] + count * profile[v].mean[a][i] * profile[w].mean[a][j];
               about[a][v][w][i][j] = about[a][w][v][j][i] = sum[j];
               plain[a][v][w][i][j] = plain[a][w][v][j][i] = raw;
             });
@@ -136,8 +133,8 @@ struct Energy {
     for (int x = 0; x < n; ++x) {
       for (int y = 0; y < n; ++y) {
         const int tap = x * n + y;
-        const Lanes a = centred[0][0][0][x] * axis[1][0].raw[0][y] + axis[0][0].mean[0] * centred[1][0][0][y];
-        const Lanes b = centred[0][1][0][x] * axis[1][1].raw[0][y] + axis[0][1].mean[0] * centred[1][1][0][y];
+        const Lanes a = profile[0].centred[0][0][x] * profile[0].raw[1][0][y] + profile[0].mean[0][0] * profile[0].centred[1][0][y];
+        const Lanes b = profile[1].centred[0][0][x] * profile[1].raw[1][0][y] + profile[1].mean[0][0] * profile[1].centred[1][0][y];
         narrow[tap] = a;
         wide[tap] = b;
         square += a * a;
@@ -181,13 +178,13 @@ struct Energy {
         const Lanes value = kernel[x * n + y];
         for (int w = 0; w < kWidths; ++w) {
           unrolled<0, kOrder + 1>([&](auto i) __attribute__((always_inline)) {
-            rows[w][i] += axis[0][w].raw[i][x] * value;
+            rows[w][i] += profile[w].raw[0][i][x] * value;
           });
         }
       }
       for (int w = 0; w < kWidths; ++w) {
         unrolled<0, kOrder + 1>([&](auto i) __attribute__((always_inline)) {
-          solution[i] += gain[w] * rows[w][i] * axis[1][w].raw[kOrder - i][y];
+          solution[i] += gain[w] * rows[w][i] * profile[w].raw[1][kOrder - i][y];
         });
       }
     }
@@ -249,10 +246,10 @@ struct Energy {
     Lanes column[kWidths][kOrder + 1][kMax], about_column[kWidths][kOrder + 1][kMax];
     for (int w = 0; w < kWidths; ++w) {
       for (int i = 0; i <= kOrder; ++i) {
-        const Lanes u = gain[w] * weight[w][i], mean = u * axis[0][w].mean[i];
+        const Lanes u = gain[w] * weight[w][i], mean = u * profile[w].mean[0][i];
         for (int y = 0; y < n; ++y) {
-          column[w][i][y] = u * axis[1][w].raw[kOrder - i][y];
-          about_column[w][i][y] = mean * centred[1][w][kOrder - i][y];
+          column[w][i][y] = u * profile[w].raw[1][kOrder - i][y];
+          about_column[w][i][y] = mean * profile[w].centred[1][kOrder - i][y];
         }
       }
     }
@@ -268,7 +265,7 @@ struct Energy {
         Lanes value = kernel[x * n + y] - constant;
         for (int w = 0; w < kWidths; ++w) {
           unrolled<0, kOrder + 1>([&](auto i) __attribute__((always_inline)) {
-            value -= centred[0][w][i][x] * column[w][i][y];
+            value -= profile[w].centred[0][i][x] * column[w][i][y];
           });
         }
         residual[x * n + y] = value;
@@ -287,7 +284,7 @@ struct Energy {
         for (int x = 0; x < n; ++x) {
           const Lanes value = residual[x * n + y];
           unrolled<0, kTop + 1>([&](auto i) __attribute__((always_inline)) {
-            sum[i] += axis[0][w].raw[i][x] * value;
+            sum[i] += profile[w].raw[0][i][x] * value;
           });
         }
         unrolled<0, kTop + 1>([&](auto i) __attribute__((always_inline)) { rows[i][y] = sum[i]; });
@@ -298,7 +295,7 @@ struct Energy {
         for (int y = 0; y < n; ++y) {
           const Lanes value = rows[i][y];
           unrolled<least, kTop + 1 - i>([&](auto j) __attribute__((always_inline)) {
-            sum[j] += value * axis[1][w].raw[j][y];
+            sum[j] += value * profile[w].raw[1][j][y];
           });
         }
         unrolled<least, kTop + 1 - i>([&](auto j) __attribute__((always_inline)) {

@@ -40,50 +40,59 @@ DOGFIT_INLINE Cumulative cumulative(Lanes z, Lanes square, Lanes exponent) {
   return {value, nonlinear};
 }
 
-// Profiles of orders 0 to TOP along one axis: raw, and about their means over the taps.
-template <int TOP, int MAX>
-struct Axis {
-  Lanes raw[TOP + 1][MAX];
-  Lanes mean[TOP + 1];
+// Profiles of orders 0 to TOP along x and y: raw, and about their means over the taps.
+template <int TOP, int CENTRED, int MAX>
+struct Profiles {
+  Lanes raw[2][TOP + 1][MAX];
+  Lanes centred[2][CENTRED + 1][MAX];  // sum to zero over the taps
+  Lanes mean[2][TOP + 1];
 
-  // `centred` (orders 0 to CENTRED, `[CENTRED + 1][MAX]`) sum to zero over the taps. Of a Gaussian much
-  // wider than the kernel almost all is constant, and goes before it can cancel the other digits.
-  template <int CENTRED>
-  DOGFIT_INLINE void compute(Lanes center, Lanes inverse_width, int size, Lanes (*centred)[MAX]) {
-    const Lanes first = (splat(-0.5f * size) - center) * inverse_width;
-    const Lanes final = (splat(0.5f * size) - center) * inverse_width;
-    const Mask wide = (absolute(first) < 1.0f) & (absolute(final) < 1.0f);
-    Lanes before[TOP + 1], start[TOP + 1], flat_before = splat(0), flat_start = splat(0);
+  // Of a Gaussian much wider than the kernel almost all is constant. That part goes before it can cancel
+  // the digits of the rest. Both axes in one loop: two chains of dependent operations side by side.
+  DOGFIT_INLINE void compute(const Lanes* center, Lanes inverse_width, int size) {
+    Lanes before[2][TOP + 1], start[2][TOP + 1], flat_before[2], flat_start[2];
+    Mask wide[2];
+    for (int a = 0; a < 2; ++a) {
+      wide[a] = (0.5f * size + absolute(center[a])) * inverse_width < 1.0f;
+    }
     for (int edge = 0; edge <= size; ++edge) {
-      const Lanes z = (splat(edge - 0.5f * size) - center) * inverse_width;
-      const Lanes square = z * z, exponent = exponential(-0.5f * square);
-      const Cumulative c = cumulative(z, square, exponent);
-      const Lanes flat = select(wide, c.nonlinear, c.value);
-      Lanes now[TOP + 1];
-      now[0] = c.value;
-      now[1] = exponent * kInverseRootTwoPi;
-      unrolled<1, TOP>([&](auto n) __attribute__((always_inline)) {
-        now[n + 1] = -z * now[n] - (n - 1.0f) * now[n - 1];
-      });
-      if (edge == 0) {
-        for (int n = 0; n <= TOP; ++n) start[n] = now[n];
-        flat_start = flat;
-      } else {
-        unrolled<0, TOP + 1>([&](auto n) __attribute__((always_inline)) {
-          raw[n][edge - 1] = now[n] - before[n];
+      unrolled<0, 2>([&](auto a) __attribute__((always_inline)) {
+        const Lanes z = (splat(edge - 0.5f * size) - center[a]) * inverse_width;
+        const Lanes square = z * z, exponent = exponential(-0.5f * square);
+        const Cumulative c = cumulative(z, square, exponent);
+        const Lanes flat = select(wide[a], c.nonlinear, c.value);
+        Lanes now[TOP + 1];
+        now[0] = c.value;
+        now[1] = exponent * kInverseRootTwoPi;
+        unrolled<1, TOP>([&](auto n) __attribute__((always_inline)) {
+          now[n + 1] = -z * now[n] - (n - 1.0f) * now[n - 1];
         });
-        centred[0][edge - 1] = flat - flat_before;
-      }
-      for (int n = 0; n <= TOP; ++n) before[n] = now[n];
-      flat_before = flat;
+        if (edge == 0) {
+          unrolled<0, TOP + 1>([&](auto n) __attribute__((always_inline)) { start[a][n] = now[n]; });
+          flat_start[a] = flat;
+        } else {
+          unrolled<1, TOP + 1>([&](auto n) __attribute__((always_inline)) {
+            raw[a][n][edge - 1] = now[n] - before[a][n];
+          });
+          centred[a][0][edge - 1] = flat - flat_before[a];
+        }
+        unrolled<0, TOP + 1>([&](auto n) __attribute__((always_inline)) { before[a][n] = now[n]; });
+        flat_before[a] = flat;
+      });
     }
     const float share = 1.0f / size;
-    for (int n = 0; n <= TOP; ++n) mean[n] = (before[n] - start[n]) * share;
-    const Lanes flat_mean = (flat_before - flat_start) * share;
-    for (int u = 0; u < size; ++u) {
-      centred[0][u] -= flat_mean;
-      raw[0][u] = centred[0][u] + mean[0];
-      for (int n = 1; n <= CENTRED; ++n) centred[n][u] = raw[n][u] - mean[n];
+    for (int a = 0; a < 2; ++a) {
+      unrolled<0, TOP + 1>([&](auto n) __attribute__((always_inline)) {
+        mean[a][n] = (before[a][n] - start[a][n]) * share;
+      });
+      const Lanes flat_mean = (flat_before[a] - flat_start[a]) * share;
+      for (int u = 0; u < size; ++u) {
+        centred[a][0][u] -= flat_mean;
+        raw[a][0][u] = centred[a][0][u] + mean[a][0];
+        unrolled<1, CENTRED + 1>([&](auto n) __attribute__((always_inline)) {
+          centred[a][n][u] = raw[a][n][u] - mean[a][n];
+        });
+      }
     }
   }
 };

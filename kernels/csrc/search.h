@@ -93,7 +93,7 @@ class Climber {
   DOGFIT_INLINE Mask finished() const {
     const Ascent<P>& a = ascent_;
     const Mask settled = (a.promise <= problem_.effort.tolerance) | (evaluations_ >= float(problem_.effort.steps));
-    const Mask hopeless = (evaluations_ >= 2.0f) & (a.energy + problem_.effort.hope * a.promise < best_energy_);
+    const Mask hopeless = (a.energy + problem_.effort.hope * a.promise < best_energy_);
     const Lanes inverse_sigma = exponential(-a.point[2]);
     Lanes apart = splat(0);
     for (int p = 0; p < P; ++p) {
@@ -161,8 +161,8 @@ class Climber {
       for (int a = 0; a < P; ++a) best_point_[a][lane] = job.point[a] = ascent_.point[a][lane];
     }
     const Starts& mine = starts(job.row);
-    // A seed's energy is not far below what its ascent reaches.
-    if (++job.start < mine.count) {
+    // Seeds come best first, and what an ascent can add has its limits.
+    if (++job.start < mine.count && mine.item[job.start].energy >= problem_.effort.margin * best_energy_[lane]) {
       begin_start(lane);
       return true;
     }
@@ -265,15 +265,11 @@ bool with_energy(int size, const Model& model, const Action& action) {
 bool find_starts(const Problem& problem, const Chunk& chunk, Starts* starts) {
   const SeedTables& tables = *problem.seeds;
   const int taps = problem.size * problem.size;
-  int planes = 0;
-  for (int l = 0; l < tables.levels; ++l) {
-    if (tables.level[l].planes > planes) planes = tables.level[l].planes;
-  }
-  Buffer<Lanes> kernel(taps), memory(SeedWork::vectors(tables, planes, problem.model_count));
+  Buffer<Lanes> kernel(taps), memory(SeedWork::vectors(tables, problem.model_count));
   Buffer<Candidates> found(int64_t(problem.model_count) * kLanes);
   if (!kernel || !memory || !found) return false;
   SeedWork work;
-  work.place(memory.get(), tables, planes);
+  work.place(memory.get(), tables);
   for (int row = 0; row < chunk.rows; row += kLanes) {
     for (int t = 0; t < taps; ++t) {
       for (int lane = 0; lane < kLanes; ++lane) {

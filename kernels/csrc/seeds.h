@@ -15,7 +15,7 @@ constexpr int kStarts = 24;  // most starts
 
 struct Candidate {
   float energy, x, y;
-  int16_t level, plane;
+  int8_t level, plane, step, variant;
 };
 
 struct Candidates {
@@ -23,15 +23,15 @@ struct Candidates {
   Candidate item[kKept];
 
   void offer(const Candidate& candidate) {
-    if (count < kKept) {
-      item[count++] = candidate;
-      return;
-    }
+    if (count < kKept) item[count++] = candidate;
+    else if (const int least = find_least(); candidate.energy > item[least].energy) item[least] = candidate;
+  }
+  int find_least() const {
     int least = 0;
     for (int i = 1; i < count; ++i) {
       if (item[i].energy < item[least].energy) least = i;
     }
-    if (candidate.energy > item[least].energy) item[least] = candidate;
+    return least;
   }
 };
 
@@ -72,52 +72,81 @@ struct SeedWork {
   Lanes* energies;  // [planes][3][longest + 2]
   Lanes* best;      // [models]
 
-  static int64_t vectors(const SeedTables& tables, int planes, int models) {
-    return (6 * 5 + 3 * planes) * int64_t(tables.longest + 2) + models;
+  static int64_t vectors(const SeedTables& tables, int models) {
+    return (6 * 5 + 3 * tables.planes) * int64_t(tables.longest + 2) + models;
   }
-  void place(Lanes* memory, const SeedTables& tables, int planes) {
+  void place(Lanes* memory, const SeedTables& tables) {
     const int row = tables.longest + 2;
     for (auto& n : node) n = memory, memory += row;
     for (auto& s : second) {
       for (auto& n : s) n = memory, memory += row;
     }
-    energies = memory, memory += 3 * planes * row;
+    energies = memory, memory += 3 * tables.planes * row;
     best = memory;
   }
 };
 
-// Projections at centre m in x: out[ij][n] = sum over x, y of P_i(m, x) W(x, y) P_j(n, y).
-template <int SIZE, int HIGHEST>
-DOGFIT_INLINE void project_line(const Lanes* kernel, int runtime_size, const float* const* profile, int m,
-                                int count, Lanes* const* out) {
+// Projections at centre m in x: out[ij][n] = sum over x, y of P_i(m, x) W(x, y) P_j(n, y), for i + j out of
+// TOTALS. LENGTH is the number of taps that profiles reach (0: all of them), from `start`.
+template <int SIZE, int TOTALS, int LENGTH>
+DOGFIT_INLINE void project_line(const Lanes* kernel, int runtime_size, const float* const* profile,
+                                const int* start, int m, int count, Lanes* const* out) {
+  constexpr int highest = TOTALS & 4 ? 2 : TOTALS & 2 ? 1 : 0;
   const int size = SIZE ? SIZE : runtime_size;
-  Lanes rows[HIGHEST + 1][SIZE ? SIZE : kMaxSize];
+  const int length = LENGTH ? LENGTH : size;
+  const Lanes* from = LENGTH ? kernel + start[m] * size : kernel;
+  Lanes rows[highest + 1][SIZE ? SIZE : kMaxSize];
   for (int y = 0; y < size; ++y) {
-    Lanes sum[HIGHEST + 1] = {};
-    for (int x = 0; x < size; ++x) {
-      unrolled<0, HIGHEST + 1>([&](auto i) __attribute__((always_inline)) {
-        sum[i] += profile[i][m * size + x] * kernel[x * size + y];
+    Lanes sum[highest + 1] = {};
+    for (int x = 0; x < length; ++x) {
+      const Lanes value = from[x * size + y];
+      unrolled<0, highest + 1>([&](auto i) __attribute__((always_inline)) {
+        sum[i] += profile[i][m * length + x] * value;
       });
     }
-    unrolled<0, HIGHEST + 1>([&](auto i) __attribute__((always_inline)) { rows[i][y] = sum[i]; });
+    unrolled<0, highest + 1>([&](auto i) __attribute__((always_inline)) { rows[i][y] = sum[i]; });
   }
+  const float* at[3] = {profile[0], profile[1], profile[2]};
   for (int n = 0; n < count; ++n) {
-    Lanes sum[(HIGHEST + 1) * (HIGHEST + 2) / 2] = {};
-    for (int y = 0; y < size; ++y) {
-      unrolled<0, HIGHEST + 1>([&](auto total) __attribute__((always_inline)) {
+    Lanes sum[6] = {};
+    const int first = LENGTH ? start[n] : 0;
+    for (int y = 0; y < length; ++y) {
+      unrolled<0, highest + 1>([&](auto total) __attribute__((always_inline)) {
         constexpr int order = total;
-        unrolled<0, order + 1>([&](auto j) __attribute__((always_inline)) {
-          sum[order * (order + 1) / 2 + j] += rows[order - j][y] * profile[j][n * size + y];
-        });
+        if constexpr (TOTALS >> order & 1) {
+          unrolled<0, order + 1>([&](auto j) __attribute__((always_inline)) {
+            sum[order * (order + 1) / 2 + j] += rows[order - j][first + y] * at[j][y];
+          });
+        }
       });
     }
-    for (int e = 0; e < (HIGHEST + 1) * (HIGHEST + 2) / 2; ++e) out[e][n] = sum[e];
+    unrolled<0, highest + 1>([&](auto order) __attribute__((always_inline)) { at[order] += length; });
+    unrolled<0, 6>([&](auto e) __attribute__((always_inline)) {
+      if constexpr (TOTALS >> (e < 1 ? 0 : e < 3 ? 1 : 2) & 1) out[e][n] = sum[e];
+    });
   }
 }
 
+template <int SIZE, int TOTALS>
+DOGFIT_INLINE void project_line(const Lanes* kernel, int size, const float* const* profile, const int* start,
+                                int length, int m, int count, Lanes* const* out) {
+  if (length == kReach) project_line<SIZE, TOTALS, kReach>(kernel, size, profile, start, m, count, out);
+  else project_line<SIZE, TOTALS, 0>(kernel, size, profile, start, m, count, out);
+}
+
+template <int SIZE>
+DOGFIT_INLINE void project_line(const Lanes* kernel, int size, int totals, const float* const* profile,
+                                const int* start, int length, int m, int count, Lanes* const* out) {
+  if (totals == 1) project_line<SIZE, 1>(kernel, size, profile, start, length, m, count, out);
+  else if (totals == 2) project_line<SIZE, 2>(kernel, size, profile, start, length, m, count, out);
+  else if (totals == 4) project_line<SIZE, 4>(kernel, size, profile, start, length, m, count, out);
+  else project_line<SIZE, 7>(kernel, size, profile, start, length, m, count, out);
+}
+
 // Energies of a plane along one line of nodes.
-DOGFIT_INLINE void plane_energies(const SeedPlane& plane, int order, const SeedWork& work, int count,
-                                  const float* white, Lanes* out) {
+DOGFIT_INLINE void plane_energies(const SeedPlane& plane, const SeedWork& work, int count, const float* white,
+                                  Lanes* out) {
+  const int order = plane.order;
   Lanes* const* c = work.node + order * (order + 1) / 2;
   Lanes* const* d = work.second[plane.second] + order * (order + 1) / 2;
   const int s = plane.stride;
@@ -192,7 +221,8 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
         for (unsigned set = bits(here[n] >= most); set; set &= set - 1) {
           const int lane = __builtin_ctz(set);
           found[lane * problem.model_count + plane.model].offer(
-              {here[n][lane], x, level.line[n * plane.stride], int16_t(l), int16_t(p)});
+              {here[n][lane], x, level.line[n * plane.stride], int8_t(l), int8_t(p), int8_t(level.step),
+               int8_t(plane.variant)});
         }
       }
     };
@@ -200,30 +230,21 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
       Lanes* rows = work.energies + 3 * p * row_length;
       for (int i = 0; i < 3 * row_length; ++i) rows[i] = splat(-1);
     }
+    const int coarse_count = (level.count + level.stride - 1) / level.stride;
     for (int m = 0; m < level.count; ++m) {
-      if (tables.highest == 2) project_line<SIZE, 2>(kernel, size, level.profile, m, level.count, work.node);
-      else if (tables.highest == 1) project_line<SIZE, 1>(kernel, size, level.profile, m, level.count, work.node);
-      else project_line<SIZE, 0>(kernel, size, level.profile, m, level.count, work.node);
-      const bool coarse = m % level.stride == 0;
-      const int coarse_count = (level.count + level.stride - 1) / level.stride;
-      for (int s = 0; coarse && s < level.seconds; ++s) {
-        const int at = m / level.stride;
-        if (tables.second_highest == 2) {
-          project_line<SIZE, 2>(kernel, size, level.second[s], at, coarse_count, work.second[s]);
-        } else if (tables.second_highest == 1) {
-          project_line<SIZE, 1>(kernel, size, level.second[s], at, coarse_count, work.second[s]);
-        } else {
-          project_line<SIZE, 0>(kernel, size, level.second[s], at, coarse_count, work.second[s]);
-        }
+      project_line<SIZE>(kernel, size, level.totals, level.profile, level.start, level.length, m, level.count,
+                         work.node);
+      for (int s = 0; m % level.stride == 0 && s < level.seconds; ++s) {
+        project_line<SIZE>(kernel, size, level.second_totals, level.second[s], nullptr, 0, m / level.stride,
+                           coarse_count, work.second[s]);
       }
       for (int p = 0; p < level.planes; ++p) {
         const SeedPlane& plane = level.plane[p];
         if (m % plane.stride) continue;
         const int line = m / plane.stride, count = plane.stride == 1 ? level.count : coarse_count;
-        const int order = problem.models[plane.model].order;
         Lanes* rows = work.energies + 3 * p * row_length;
         const float* white = plane.white + int64_t(line) * count * (plane.basis * (plane.basis + 1) / 2);
-        plane_energies(plane, order, work, count, white, rows + line % 3 * row_length + 1);
+        plane_energies(plane, work, count, white, rows + line % 3 * row_length + 1);
         if (line > 0) peaks(p, line - 1, count);
         if (line == count - 1) {
           Lanes* next = rows + (line + 1) % 3 * row_length;
@@ -242,30 +263,53 @@ struct Start {
 };
 
 // The most promising maxima, best first, without those that a better one next to them will stand for.
-inline int choose_starts(const SeedTables& tables, const Effort& effort, Candidates& found, Start* out) {
-  int chosen = 0;
+inline int choose_starts(const SeedTables& tables, const Effort& effort, const Candidates& found, Start* out) {
+  // A heap of energies, whose bits order as they do, each with its place in the low bits.
+  constexpr int32_t place = 127;
+  static_assert(kKept <= place);
+  int32_t heap[kKept];
+  int count = 0;
   float best = 0;
-  while (chosen < effort.starts && chosen < kStarts) {
-    int top = -1;
-    for (int i = 0; i < found.count; ++i) {
-      if (found.item[i].energy >= 0 && (top < 0 || found.item[i].energy > found.item[top].energy)) top = i;
+  for (int i = 0; i < found.count; ++i) best = found.item[i].energy > best ? found.item[i].energy : best;
+  for (int i = 0; i < found.count; ++i) {
+    if (!(found.item[i].energy >= effort.margin * best)) continue;
+    int32_t key;
+    __builtin_memcpy(&key, &found.item[i].energy, sizeof key);
+    heap[count++] = (key & ~place) | i;
+  }
+  auto sink = [&](int at) {
+    const int32_t key = heap[at];
+    for (int child; (child = 2 * at + 1) < count; at = child) {
+      if (child + 1 < count && heap[child + 1] > heap[child]) ++child;
+      if (heap[child] <= key) break;
+      heap[at] = heap[child];
     }
-    if (top < 0 || found.item[top].energy < effort.margin * best) break;
-    const Candidate& a = found.item[top];
-    if (chosen == 0) best = a.energy;
+    heap[at] = key;
+  };
+  for (int i = count / 2 - 1; i >= 0; --i) sink(i);
+  struct {
+    float x, y, near;
+    int step, variant;
+  } chosen[kStarts];
+  int starts = 0;
+  while (count > 0 && starts < effort.starts) {
+    const Candidate& a = found.item[heap[0] & place];
+    heap[0] = heap[--count];
+    sink(0);
+    bool fresh = true;
+    for (int i = 0; i < starts && fresh; ++i) {
+      const auto& b = chosen[i];
+      const int steps = a.step - b.step, variants = a.variant - b.variant;
+      fresh = __builtin_fabsf(a.x - b.x) > b.near || __builtin_fabsf(a.y - b.y) > b.near || steps * steps > 1 ||
+              variants * variants > 1;
+    }
+    if (!fresh) continue;
     const SeedLevel& level = tables.level[a.level];
     const SeedPlane& plane = level.plane[a.plane];
-    out[chosen++] = {a.energy, {a.x, a.y, __builtin_logf(level.sigma), plane.log_ratio, plane.kappa}};
-    const float near = effort.apart * level.sigma;
-    for (int i = 0; i < found.count; ++i) {
-      Candidate& b = found.item[i];
-      const int levels = b.level - a.level;
-      const int variants = tables.level[b.level].plane[b.plane].variant - plane.variant;
-      const bool same = __builtin_fabsf(b.x - a.x) <= near && __builtin_fabsf(b.y - a.y) <= near;
-      if (i == top || (levels * levels <= 1 && variants * variants <= 1 && same)) b.energy = -1;
-    }
+    chosen[starts] = {a.x, a.y, effort.apart * level.sigma, a.step, a.variant};
+    out[starts++] = {a.energy, {a.x, a.y, level.log_sigma, plane.log_ratio, plane.kappa}};
   }
-  return chosen;
+  return starts;
 }
 
 }  // namespace

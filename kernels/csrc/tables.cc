@@ -6,52 +6,58 @@
 namespace dogfit {
 namespace {
 
-constexpr double kLevelStep = 1.37;  // ratio of neighbouring widths
-constexpr double kWidest = 0.75;     // of the kernel's size
+constexpr double kLevelStep = 1.8;  // ratio of neighbouring widths
+constexpr double kWidest = 0.75;    // of the kernel's size
+constexpr double kNarrow = 0.4;     // width up to which a Gaussian is a matter of single taps
 
 // Widths of the surround, in widths of the centre. The limit of equal widths needs no grid of its own: the
 // pair is then a Gaussian and its Laplacian.
-const std::vector<double> kPairRatios = {1.7, 3.0, 7.0};
-const std::vector<double> kTiedRatios = {1.3, 2.2, 5.0};
-const std::vector<double> kKappas = {0.4, 0.75, 1.0};
+constexpr double kPairRatios[] = {1.7, 3.0, 7.0};
+constexpr double kTiedRatios[] = {1.3, 2.2, 5.0};
+constexpr double kKappas[] = {0.4, 0.75, 1.0};
 
-// Centres tried at one width, symmetric about the middle.
-std::vector<double> centers(double sigma, int size) {
-  std::vector<double> offsets;
-  if (sigma < 0.35) offsets = {0.0, 0.25};
-  else if (sigma < 0.5) offsets = {0.0, 0.25};
+// A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
+// integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes around those
+// places, for that order alone.
+constexpr double kNarrowOffsets[] = {-0.35, 0.0, 0.35, 0.5};
+constexpr double kFirstOffsets[] = {-0.22, -0.08, 0.08, 0.22};
+constexpr double kSecondOffsets[] = {0.485, 0.515};
+
+// These offsets from the centre of each tap, as far as they lie inside; symmetric about the middle.
+template <size_t N>
+std::vector<double> around_taps(const double (&offsets)[N], int size) {
   std::vector<double> line;
-  const double half = 0.5 * size;
-  if (!offsets.empty()) {
-    // Between two edges lies a tap; both edges belong to the line.
-    for (int tap = 0; tap < size; ++tap) {
-      const double middle = tap - half + 0.5;
-      line.push_back(middle - 0.5);
-      for (auto o = offsets.rbegin(); o != offsets.rend(); ++o) line.push_back(middle - *o);
-      for (double o : offsets) {
-        if (o > 0) line.push_back(middle + o);
-      }
+  for (int tap = -1; tap <= size; ++tap) {
+    for (double offset : offsets) {
+      const double center = tap + 0.5 + offset - 0.5 * size;
+      if (std::abs(center) <= 0.5 * size) line.push_back(center);
     }
-    line.push_back(half);
-    return line;
   }
-  const double spacing = std::min(std::max(0.5 * sigma, 0.25), 0.17 * size);
-  const int steps = 2 * static_cast<int>(std::ceil(0.5 * size / spacing));
-  for (int i = 0; i <= steps; ++i) line.push_back((i - 0.5 * steps) * (size / static_cast<double>(steps)));
   return line;
 }
 
-// Scaled profiles of one order at one width, `[line, size]`.
-void profiles(int order, double sigma, const std::vector<double>& line, int size, float* out) {
+// Centres tried at one width for all models, an odd number, so that every second one is symmetric as well.
+std::vector<double> centers(double sigma, int size) {
+  if (sigma < kNarrow) return around_taps(kNarrowOffsets, size);
+  const double spacing = std::min(std::max(0.7 * sigma, 0.3), 0.17 * size);
+  const int half = static_cast<int>(std::ceil(0.5 * size / spacing));
+  std::vector<double> line;
+  for (int i = -half; i <= half; ++i) line.push_back(0.5 * size * i / half);
+  return line;
+}
+
+// Scaled profiles of one order at one width, `[line, length]`, at the taps from `start`.
+void profiles(int order, double sigma, const std::vector<double>& line, int size, const int* start, int length,
+              float* out) {
   auto edge = [&](double z) {
     if (order == 0) return 0.5 * std::erf(z * std::sqrt(0.5));
     const double density = std::exp(-0.5 * z * z) / std::sqrt(2.0 * M_PI);
     return order == 1 ? density : -z * density;
   };
   for (size_t c = 0; c < line.size(); ++c) {
-    for (int u = 0; u < size; ++u) {
-      const double low = (u - 0.5 * size - line[c]) / sigma, high = (u + 1 - 0.5 * size - line[c]) / sigma;
-      out[c * size + u] = static_cast<float>(edge(high) - edge(low));
+    for (int i = 0; i < length; ++i) {
+      const double left = start[c] + i - 0.5 * size - line[c];
+      out[c * length + i] = static_cast<float>(edge((left + 1) / sigma) - edge(left / sigma));
     }
   }
 }
@@ -63,13 +69,14 @@ struct Term {
 };
 using Function = std::vector<Term>;
 
-std::vector<Function> functions(const SeedPlane& plane, int order) {
+std::vector<Function> functions(const SeedPlane& plane) {
   std::vector<Function> out;
   if (plane.kind == SeedPlane::kLaplacian) return {{{0, 0, 1.0}}, {{2, 0, 1.0}, {0, 2, 1.0}}};
   if (plane.kind == SeedPlane::kPair) return {{{0, 0, 1.0}}, {{3, 3, 1.0}}};
-  for (int i = order; i >= 0; --i) {
-    Function f = {{i, order - i, 1.0}};
-    if (plane.kind == SeedPlane::kTied) f.push_back({3 + i, 3 + order - i, -plane.kappa});
+  for (int i = plane.order; i >= 0; --i) {
+    const int j = plane.order - i;
+    Function f = {{i, j, 1.0}};
+    if (plane.kind == SeedPlane::kTied) f.push_back({3 + i, 3 + j, -plane.kappa});
     out.push_back(f);
   }
   return out;
@@ -79,6 +86,24 @@ std::vector<Function> functions(const SeedPlane& plane, int order) {
 struct Sums {
   double about[6][6], means[6][6];
 };
+
+Sums sum_products(const float* const* rows, int count, int size) {
+  Sums out = {};
+  for (int i = 0; i < count; ++i) {
+    for (int j = 0; j <= i; ++j) {
+      double product = 0, sum_i = 0, sum_j = 0;
+      for (int u = 0; u < size; ++u) {
+        product += static_cast<double>(rows[i][u]) * rows[j][u];
+        sum_i += rows[i][u];
+        sum_j += rows[j][u];
+      }
+      const double means = sum_i * sum_j / size;
+      out.about[i][j] = out.about[j][i] = product - means;
+      out.means[i][j] = out.means[j][i] = means;
+    }
+  }
+  return out;
+}
 
 // L and 1 / D of the Gram matrix at every node, `[count, count, q (q + 1) / 2]` by rows.
 void whiten(const std::vector<Function>& basis, const std::vector<Sums>& sums, float* out) {
@@ -124,71 +149,55 @@ float* Tables::keep(std::size_t count) {
 }
 
 Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
-  double low = 1e30, high = 0;
-  tables_.highest = tables_.second_highest = 0;
+  double low = 1e30, high = -1e30;
   for (const Model& model : models) {
     low = std::min<double>(low, model.lower[2]);
     high = std::max<double>(high, model.upper[2]);
-    tables_.highest = std::max(tables_.highest, model.pairing == Pairing::kFree ? 2 : model.order);
-    if (model.pairing == Pairing::kTied) tables_.second_highest = std::max(tables_.second_highest, model.order);
   }
   high = std::max(low, std::min(high, std::log(kWidest * size)));
   const int steps = static_cast<int>(std::ceil((high - low) / std::log(kLevelStep) - 1e-6));
-  for (int i = 0; i <= steps; ++i) {
-    add_level(static_cast<float>(std::exp(steps ? low + (high - low) * i / steps : low)), models);
+  // The widest first: they have the fewest nodes, and a good energy early spares maxima that cannot win.
+  for (int i = steps; i >= 0; --i) {
+    const double sigma = std::exp(steps ? low + (high - low) * i / steps : low);
+    add_level(sigma, i, centers(sigma, size), -1, models);
   }
-  tables_.size = size;
+  if (low < std::log(kNarrow)) {
+    add_level(std::exp(low), 0, around_taps(kFirstOffsets, size), 1, models);
+    add_level(std::exp(low), 0, around_taps(kSecondOffsets, size), 2, models);
+  }
+  tables_ = {};
   tables_.levels = static_cast<int>(levels_.size());
   tables_.level = levels_.data();
-  tables_.longest = 0;
-  for (const SeedLevel& level : levels_) tables_.longest = std::max(tables_.longest, level.count);
+  for (const SeedLevel& level : levels_) {
+    tables_.longest = std::max(tables_.longest, level.count);
+    tables_.planes = std::max(tables_.planes, level.planes);
+  }
 }
 
-void Tables::add_level(float sigma, const std::vector<Model>& models) {
-  SeedLevel level = {};
-  const std::vector<double> line = centers(sigma, size_);
-  level.sigma = sigma;
-  level.count = static_cast<int>(line.size());
-  level.stride = 2;
-  std::vector<double> coarse;
-  for (size_t i = 0; i < line.size(); i += level.stride) coarse.push_back(line[i]);
-  float* kept = keep(line.size());
-  std::copy(line.begin(), line.end(), kept);
-  level.line = kept;
-  for (int order = 0; order < 3; ++order) {
-    float* p = keep(line.size() * size_);
-    profiles(order, sigma, line, size_, p);
-    level.profile[order] = p;
-  }
-  std::vector<double> ratios;
+std::vector<SeedPlane> Tables::list_planes(int only_order, const std::vector<Model>& models,
+                                           std::vector<double>& ratios) const {
   auto second = [&](double ratio) {
-    for (size_t i = 0; i < ratios.size(); ++i) {
-      if (ratios[i] == ratio) return static_cast<int>(i);
-    }
-    const int index = static_cast<int>(ratios.size());
-    ratios.push_back(ratio);
-    for (int order = 0; order < 3; ++order) {
-      float* p = keep(coarse.size() * size_);
-      profiles(order, sigma * ratio, coarse, size_, p);
-      level.second[index][order] = p;
-    }
-    return index;
+    const auto index = std::find(ratios.begin(), ratios.end(), ratio) - ratios.begin();
+    if (index == static_cast<std::ptrdiff_t>(ratios.size())) ratios.push_back(ratio);
+    return static_cast<int>(index);
   };
-  planes_.emplace_back();
-  std::vector<SeedPlane>& planes = planes_.back();
+  std::vector<SeedPlane> planes;
   for (size_t m = 0; m < models.size(); ++m) {
     SeedPlane plane = {};
     plane.model = static_cast<int>(m);
+    plane.order = models[m].order;
+    plane.basis = models[m].pairing == Pairing::kFree ? 2 : plane.order + 1;
     plane.stride = 1;
+    if (only_order >= 0 && (plane.order != only_order || models[m].pairing != Pairing::kSingle)) continue;
     if (models[m].pairing == Pairing::kSingle) {
       plane.kind = SeedPlane::kOrder;
       planes.push_back(plane);
     } else if (models[m].pairing == Pairing::kFree) {
       plane.kind = SeedPlane::kLaplacian;
-      plane.log_ratio = static_cast<float>(std::log(1.15));
+      plane.log_ratio = std::log(1.15f);
       planes.push_back(plane);
       plane.kind = SeedPlane::kPair;
-      plane.stride = level.stride;
+      plane.stride = 2;
       for (double ratio : kPairRatios) {
         ++plane.variant;
         plane.second = second(ratio);
@@ -197,7 +206,7 @@ void Tables::add_level(float sigma, const std::vector<Model>& models) {
       }
     } else {
       plane.kind = SeedPlane::kTied;
-      plane.stride = level.stride;
+      plane.stride = 2;
       for (double ratio : kTiedRatios) {
         for (double kappa : kKappas) {
           plane.second = second(ratio);
@@ -209,35 +218,65 @@ void Tables::add_level(float sigma, const std::vector<Model>& models) {
       }
     }
   }
+  return planes;
+}
+
+void Tables::add_level(double sigma, int step, const std::vector<double>& line, int only_order,
+                       const std::vector<Model>& models) {
+  std::vector<double> ratios, coarse;
+  planes_.push_back(list_planes(only_order, models, ratios));
+  std::vector<SeedPlane>& planes = planes_.back();
+  if (planes.empty()) return;
+  const int count = static_cast<int>(line.size());
+  SeedLevel level = {};
+  level.sigma = static_cast<float>(sigma);
+  level.log_sigma = static_cast<float>(std::log(sigma));
+  level.step = step;
+  level.count = count;
+  level.stride = 2;
+  level.length = sigma < kNarrow && size_ > kReach ? kReach : size_;
+  float* kept = keep(count);
+  starts_.emplace_back(count);
+  for (int c = 0; c < count; ++c) {
+    kept[c] = static_cast<float>(line[c]);
+    const int first = static_cast<int>(std::lround(line[c] + 0.5 * (size_ - level.length)));
+    starts_.back()[c] = std::min(std::max(first, 0), size_ - level.length);
+    if (c % level.stride == 0) coarse.push_back(line[c]);
+  }
+  level.line = kept;
+  level.start = starts_.back().data();
+  const std::vector<int> whole(count, 0);
+  const float* full[3];  // at all taps
+  for (int order = 0; order < 3; ++order) {
+    float* reached = keep(count * level.length);
+    float* all = keep(count * size_);
+    profiles(order, sigma, line, size_, level.start, level.length, reached);
+    profiles(order, sigma, line, size_, whole.data(), size_, all);
+    level.profile[order] = reached;
+    full[order] = all;
+  }
   level.seconds = static_cast<int>(ratios.size());
+  for (int s = 0; s < level.seconds; ++s) {
+    for (int order = 0; order < 3; ++order) {
+      float* p = keep(coarse.size() * size_);
+      profiles(order, sigma * ratios[s], coarse, size_, whole.data(), size_, p);
+      level.second[s][order] = p;
+    }
+  }
   for (SeedPlane& plane : planes) {
-    const std::vector<Function> basis = functions(plane, models[plane.model].order);
+    level.totals |= plane.kind == SeedPlane::kLaplacian ? 5 : 1 << plane.order;
+    if (plane.stride > 1) level.second_totals |= 1 << plane.order;
     std::vector<Sums> sums;
-    for (int c = 0; c < level.count; c += plane.stride) {
-      Sums s = {};
-      const float* rows[6] = {};
+    for (int c = 0; c < count; c += plane.stride) {
+      const float* rows[6];
       for (int order = 0; order < 3; ++order) {
-        rows[order] = level.profile[order] + c * size_;
+        rows[order] = full[order] + c * size_;
         if (plane.stride > 1) rows[3 + order] = level.second[plane.second][order] + c / plane.stride * size_;
       }
-      for (int i = 0; i < (plane.stride > 1 ? 6 : 3); ++i) {
-        for (int j = 0; j <= i; ++j) {
-          double product = 0, sum_i = 0, sum_j = 0;
-          for (int u = 0; u < size_; ++u) {
-            product += static_cast<double>(rows[i][u]) * rows[j][u];
-            sum_i += rows[i][u];
-            sum_j += rows[j][u];
-          }
-          const double means = sum_i * sum_j / size_;
-          s.about[i][j] = s.about[j][i] = product - means;
-          s.means[i][j] = s.means[j][i] = means;
-        }
-      }
-      sums.push_back(s);
+      sums.push_back(sum_products(rows, plane.stride > 1 ? 6 : 3, size_));
     }
-    plane.basis = static_cast<int>(basis.size());
     float* white = keep(sums.size() * sums.size() * plane.basis * (plane.basis + 1) / 2);
-    whiten(basis, sums, white);
+    whiten(functions(plane), sums, white);
     plane.white = white;
   }
   level.planes = static_cast<int>(planes.size());

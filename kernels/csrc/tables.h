@@ -16,10 +16,15 @@ class Tables {
 
  private:
   float* keep(std::size_t count);
-  void add_level(float sigma, const std::vector<Model>& models);
+  // Planes of all models, or of those of one width and this order; adds the ratios of widths they need.
+  std::vector<SeedPlane> list_planes(int only_order, const std::vector<Model>& models,
+                                     std::vector<double>& ratios) const;
+  void add_level(double sigma, int step, const std::vector<double>& line, int only_order,
+                 const std::vector<Model>& models);
 
   int size_;
   std::deque<std::vector<float>> storage_;
+  std::deque<std::vector<int>> starts_;
   std::deque<std::vector<SeedPlane>> planes_;
   std::vector<SeedLevel> levels_;
   SeedTables tables_;
