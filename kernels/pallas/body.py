@@ -1,0 +1,317 @@
+"""The search for one block of kernels, from seeds to result, as the inside of a kernel.
+
+Every lane runs its own search: it takes up starts in the order of their seeds' energy, climbs from each by
+Newton steps, and moves on as soon as a start has converged or cannot win any more. There is one loop and in
+it one evaluation of the model, so that no lane waits for another between starts; the block ends when its
+last lane does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from dogfit.kernels.linalg import Symmetric, descent_solve, total
+from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.pallas.lanes import Lanes, slopes
+
+# Any object that is indexed like an array and read or written there: a Pallas reference.
+Ref = Any
+# A tile of nodes times the block's taps: [nodes, taps] -> [nodes, *lanes].
+Project = Callable[[Float[Array, "nodes taps"]], Float[Array, "nodes ..."]]
+
+# Smallest curvature trusted, for kernels of unit energy, and what is added to it at first.
+_LEAST_PIVOT = 1e-5
+_FIRST_DAMPING = 1e-3
+_SMALLEST = 1e-30
+# Energy that refining a seed may add, at most, for it to be worth a start.
+_HOPE = 0.1
+# Steps promise too little where the energy is not quadratic yet: how often the promise may be kept.
+_TRUST = 4.0
+# What a start must end within of the best one to agree with it.
+_AGREEMENT = 1e-3
+
+
+class Plan(NamedTuple):
+    """Static numbers of a search.
+
+    Attributes:
+      size: taps along a side.
+      slots: seeds per kernel.
+      bits: bits of a packed energy that hold the node's number.
+      starts: most seeds that are refined.
+      steps: most evaluations from one start.
+      tolerance: energy (of 1) promised by a further step below which a start has converged.
+    """
+
+    size: int
+    slots: int
+    bits: int
+    starts: int
+    steps: int
+    tolerance: float
+
+
+class Tables(NamedTuple):
+    """References to what all blocks share; see `dictionary.Dictionary`."""
+
+    lower: Ref
+    upper: Ref
+    columns: Ref
+    first: Ref
+    slot: Ref
+    start: Ref
+    length: Ref
+    numbers: Ref
+
+
+class _State(NamedTuple):
+    """Of each lane: the climb it is on, and the best one it has finished."""
+
+    point: tuple[Lanes, ...]
+    trial: tuple[Lanes, ...]
+    energy: Lanes
+    predicted: Lanes
+    promise: Lanes
+    damping: Lanes
+    derivatives: tuple[Lanes, ...]
+    left: Int[Array, "..."]
+    seed: Lanes
+    best_point: tuple[Lanes, ...]
+    best_energy: Lanes
+    best_promise: Lanes
+    agreeing: Int[Array, "..."]
+    starts: Int[Array, "..."]
+    steps: Int[Array, "..."]
+
+
+def search_block(
+    taps: Ref,
+    tables: Tables,
+    found: Ref,
+    counts: Ref,
+    seeds: Ref,
+    project: Project,
+    model: GaussianModel,
+    plan: Plan,
+) -> None:
+    """Search for the optimum of every kernel of a block.
+
+    Args:
+      taps: `[taps, *lanes]` centred kernels of unit energy, x first.
+      tables: dictionary and bounds.
+      found: `[p + 1, *lanes]` float, written: the best point, and what a further step promised.
+      counts: `[2, *lanes]` int32, written: evaluations, and starts that agree with the best.
+      seeds: `[slots * (p + 1), *lanes]`, work space: per slot the energy of its best node, and its point.
+      project: see `Project`.
+      model: round, of integrated profiles.
+      plan: static numbers.
+    """
+    n = len(model.names)
+    zero = 0.0 * taps[0]
+    _find_seeds(tables, seeds, project, zero, n, plan)
+    bounds = [(tables.lower[a], tables.upper[a]) for a in range(n)]
+
+    def image(u: Any, v: int) -> Lanes:
+        return taps[u * plan.size + v]
+
+    def unfinished(carry: tuple[Bool[Array, ""], _State]) -> Bool[Array, ""]:
+        return carry[0]
+
+    def advance(carry: tuple[Bool[Array, ""], _State]) -> tuple[Bool[Array, ""], _State]:
+        state = _next_start(seeds, carry[1], bounds, plan)
+        state = _climb(image, state, bounds, model, plan)
+        return jnp.max(_searching(state, plan).astype(jnp.int32)) > 0, state
+
+    point = tuple(zero for _ in range(n))
+    none, far = zero.astype(jnp.int32), zero + 2.0
+    state = _State(
+        point=point,
+        trial=point,
+        energy=-far,
+        predicted=far,
+        promise=far,
+        damping=zero,
+        derivatives=(zero,) * (n + n * (n + 1) // 2),
+        left=none,
+        seed=far,
+        best_point=point,
+        best_energy=-far,
+        best_promise=far,
+        agreeing=none,
+        starts=none,
+        steps=none,
+    )
+    _, state = lax.while_loop(unfinished, advance, (jnp.bool_(True), state))
+    for a in range(n):
+        found[a] = state.best_point[a]
+    found[n] = state.best_promise
+    counts[0] = state.steps
+    counts[1] = state.agreeing
+
+
+def _find_seeds(tables: Tables, seeds: Ref, project: Project, zero: Lanes, n: int, plan: Plan) -> None:
+    """Best node of every slot. Energies order like their bits, so a node's number rides in the low ones."""
+    low_bits = (1 << plan.bits) - 1
+    rows = n + 1
+
+    def clear(slot: Int[Array, ""], carry: int) -> int:
+        seeds[slot * rows] = zero - 1.0
+        return carry
+
+    lax.fori_loop(0, plan.slots, clear, 0)
+
+    def grid(g: Int[Array, ""], carry: int) -> int:
+        first = tables.first[g]
+
+        def tile(t: Int[Array, ""], best: Int[Array, "..."]) -> Int[Array, "..."]:
+            energies = total(project(tables.columns[t, q]) ** 2 for q in range(tables.columns.shape[1]))
+            node = lax.broadcasted_iota(jnp.int32, energies.shape, 0) + (t - first) * energies.shape[0]
+            packed = (lax.bitcast_convert_type(energies, jnp.int32) & ~low_bits) | node
+            return jnp.maximum(best, jnp.max(packed, axis=0))
+
+        best = lax.fori_loop(first, tables.first[g + 1], tile, zero.astype(jnp.int32))
+        energy = lax.bitcast_convert_type(best & ~low_bits, jnp.float32)
+        node = (best & low_bits).astype(jnp.float32)
+        start, length = tables.start[g], tables.length[g]
+        width = length.astype(jnp.float32)
+        row = jnp.floor((node + 0.5) / width)
+        column = node - row * width
+
+        def decode(i: Int[Array, ""], centre: tuple[Lanes, Lanes]) -> tuple[Lanes, Lanes]:
+            here, value = i.astype(jnp.float32), tables.numbers[start + (n - 2) + i]
+            return jnp.where(row == here, value, centre[0]), jnp.where(column == here, value, centre[1])
+
+        centre = lax.fori_loop(0, length, decode, (zero, zero))
+        point = [*centre, *(zero + tables.numbers[start + a] for a in range(n - 2))]
+        at = tables.slot[g] * rows
+        better = energy > seeds[at]
+        for a, value in enumerate([energy, *point]):
+            seeds[at + a] = jnp.where(better, value, seeds[at + a])
+        return carry
+
+    lax.fori_loop(0, tables.slot.shape[0], grid, 0)
+
+
+def _searching(state: _State, plan: Plan) -> Bool[Array, "..."]:
+    """Lanes with a climb to go on with, or a seed left that may win."""
+    return (state.left > 0) | ((state.starts < plan.starts) & (state.seed + _HOPE > state.best_energy))
+
+
+def _next_start(seeds: Ref, state: _State, bounds: list[tuple[Any, Any]], plan: Plan) -> _State:
+    """Lanes between climbs take up the best seed below their last one, if it may win."""
+    n = len(bounds)
+    rows = n + 1
+
+    def consider(slot: Int[Array, ""], best: tuple[Lanes, ...]) -> tuple[Lanes, ...]:
+        energy = seeds[slot * rows]
+        better = (energy < state.seed) & (energy > best[0])
+        values = (energy, *(seeds[slot * rows + 1 + a] for a in range(n)))
+        return _choose(better, values, best)
+
+    nothing = 0.0 * state.energy
+    seed, *point = lax.fori_loop(0, plan.slots, consider, (nothing - 1.0, *([nothing] * n)))
+    point = [jnp.clip(x, low, high) for x, (low, high) in zip(point, bounds, strict=True)]
+    free = (state.left <= 0) & _searching(state, plan)
+    takes = free & (seed >= 0) & (seed + _HOPE > state.best_energy)
+    return state._replace(
+        point=_choose(takes, point, state.point),
+        trial=_choose(takes, point, state.trial),
+        energy=jnp.where(takes, -2.0, state.energy),
+        damping=jnp.where(takes, _FIRST_DAMPING, state.damping),
+        promise=jnp.where(takes, 2.0, state.promise),
+        left=jnp.where(takes, plan.steps, state.left),
+        seed=jnp.where(free, seed, state.seed),
+        starts=state.starts + takes.astype(jnp.int32),
+    )
+
+
+def _climb(
+    image: Callable[[int, int], Lanes],
+    state: _State,
+    bounds: list[tuple[Any, Any]],
+    model: GaussianModel,
+    plan: Plan,
+) -> _State:
+    """One evaluation for every lane that is on a climb, and what follows from it: as in `newton`."""
+    here = slopes(image, list(state.trial), model, plan.size)
+    active = state.left > 0
+    gain = here.energy - state.energy
+    accepted = active & (gain >= 0)  # False for a non-finite trial
+    agreement = gain / jnp.maximum(state.predicted, _SMALLEST)
+    damping = state.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0))
+    damping = jnp.where(accepted, damping, 4.0 * jnp.maximum(state.damping, 1e-2))
+    energy = jnp.where(accepted, here.energy, state.energy)
+    point = _choose(accepted, state.trial, state.point)
+    pairs = [(a, b) for a in range(len(bounds)) for b in range(a + 1)]
+    fresh = (*here.gradient, *(here.hessian[pair] for pair in pairs))
+    derivatives = _choose(accepted, fresh, state.derivatives)
+    gradient, entries = derivatives[: len(bounds)], derivatives[len(bounds) :]
+    hessian = dict(zip(pairs, entries, strict=True))
+    trial, predicted, promise = _ascent_step(point, gradient, hessian, damping, bounds, model)
+
+    hopeless = energy + _TRUST * promise + _AGREEMENT < state.best_energy
+    ends = active & ((promise <= plan.tolerance) | hopeless | (state.left == 1))
+    lead = energy - state.best_energy
+    wins = ends & (lead > 0)
+    agrees = ends & (jnp.abs(lead) <= _AGREEMENT)
+    return state._replace(
+        point=point,
+        trial=trial,
+        energy=energy,
+        predicted=predicted,
+        promise=promise,
+        damping=damping,
+        derivatives=derivatives,
+        left=jnp.where(ends, 0, state.left - active.astype(jnp.int32)),
+        best_point=_choose(wins, point, state.best_point),
+        best_energy=jnp.where(wins, energy, state.best_energy),
+        best_promise=jnp.where(wins, promise, state.best_promise),
+        agreeing=jnp.where(ends & (lead > _AGREEMENT), 1, state.agreeing + agrees.astype(jnp.int32)),
+        steps=state.steps + active.astype(jnp.int32),
+    )
+
+
+def _choose(which: Bool[Array, "..."], new: Sequence[Lanes], old: Sequence[Lanes]) -> tuple[Lanes, ...]:
+    return tuple(jnp.where(which, a, b) for a, b in zip(new, old, strict=True))
+
+
+def _ascent_step(
+    point: Sequence[Lanes],
+    gradient: Sequence[Lanes],
+    hessian: Symmetric,
+    damping: Lanes,
+    bounds: list[tuple[Any, Any]],
+    model: GaussianModel,
+) -> tuple[tuple[Lanes, ...], Lanes, Lanes]:
+    """Next point inside the box, the gain predicted there, and the gain an undamped step promises.
+
+    What sits on a bound and pushes outwards is held, the rest moves freely.
+    """
+    held = [
+        ((x <= low) & (slope < 0)) | ((x >= high) & (slope > 0))
+        for x, slope, (low, high) in zip(point, gradient, bounds, strict=True)
+    ]
+    slope = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
+    matrix = {
+        (a, b): jnp.where(held[a] | held[b], 1.0 if a == b else 0.0, -value)
+        for (a, b), value in hessian.items()
+    }
+    step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)
+    excess = jnp.full_like(damping, 1.0)
+    for x, longest in zip(step, model.longest, strict=True):
+        excess = jnp.maximum(excess, jnp.abs(x) * (1.0 / longest))
+    shrink = 1.0 / excess
+    scales = model.scale(list(point))
+    trial = tuple(
+        jnp.clip(x + s * shrink * unit, low, high)
+        for x, s, unit, (low, high) in zip(point, step, scales, bounds, strict=True)
+    )
+    moved = [(t - x) / unit for t, x, unit in zip(trial, point, scales, strict=True)]
+    predicted = total(2.0 * s * m for s, m in zip(slope, moved, strict=True)) + total(
+        (1.0 if a == b else 2.0) * value * moved[a] * moved[b] for (a, b), value in hessian.items()
+    )
+    undamped = descent_solve(matrix, slope, 0.0 * damping, _LEAST_PIVOT)
+    return trial, predicted, total(s * x for s, x in zip(slope, undamped, strict=True))
