@@ -126,7 +126,7 @@ def _normalise(kernels: Images, weights: Images | None) -> _Unit:
     mean = jnp.sum(counted * scaled, axis=(0, 1)) / everything
     # Weights count relatively: as many taps as have any.
     relative = counted * (taps / everything)[None, None, :]
-    centred = jnp.sqrt(relative) * (scaled - mean[None, None, :]) if weights is not None else scaled - mean
+    centred = jnp.sqrt(relative) * (scaled - mean[None, None, :])
     energy = jnp.sum(centred**2, axis=(0, 1))
     # Equal up to rounding.
     varied = energy > taps * (4 * float(jnp.finfo(kernels.dtype).eps)) ** 2

@@ -159,12 +159,12 @@ class TermImages:
             else:
                 smeared = jnp.sum(self._line_weights[None, None, :, None] * x[:, None] * y[None, :], axis=2)
                 # Profiles are scaled by the short axis, terms by the mean one.
-                self._images[term] = smeared * self._stretch ** (i + j)
+                self._images[term] = smeared * (self._stretch ** (i + j))[None, None, :]
         return self._images[term]
 
     def combine(self, combination: Combination) -> Float[Array, "kx ky b"]:
         """Image of a combination."""
-        return total(weight * self.image(term) for term, weight in combination.items())
+        return total(weight[None, None, :] * self.image(term) for term, weight in combination.items())
 
 
 def raise_order(model: Combination, along_x: int, along_y: int, weight: Batch | float = 1.0) -> Combination:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -33,8 +34,8 @@ class Optimum(NamedTuple):
 class Box(NamedTuple):
     """Bounds of the search, `[p, b]`, or `[p, 1]` where all kernels share them."""
 
-    lower: Float[Array, "p #b"]
-    upper: Float[Array, "p #b"]
+    lower: Float[Array, "p #b"] | Float[np.ndarray, "p #b"]
+    upper: Float[Array, "p #b"] | Float[np.ndarray, "p #b"]
 
 
 class _State(NamedTuple):
