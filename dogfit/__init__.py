@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.checkpoints import load_kernels
+    from dogfit.composite import Composite, fit_composites
     from dogfit.errors import DogfitError, HubError, InputError
     from dogfit.families import FAMILIES, Family, custom_family
     from dogfit.fit import fit_kernel, fit_kernels, fit_stream
@@ -24,6 +25,7 @@ _HOME = {
     "THOROUGH": "dogfit.fit_config",
     "Autoencoder": "dogfit.autoencoder",
     "AutoencoderConfig": "dogfit.autoencoder",
+    "Composite": "dogfit.composite",
     "DogfitError": "dogfit.errors",
     "Family": "dogfit.families",
     "FitConfig": "dogfit.fit_config",
@@ -34,6 +36,7 @@ _HOME = {
     "SearchRange": "dogfit.kernels.custom",
     "Status": "dogfit.fit_result",
     "custom_family": "dogfit.families",
+    "fit_composites": "dogfit.composite",
     "fit_kernel": "dogfit.fit",
     "fit_kernels": "dogfit.fit",
     "fit_stream": "dogfit.fit",
@@ -47,6 +50,7 @@ __all__ = [
     "THOROUGH",
     "Autoencoder",
     "AutoencoderConfig",
+    "Composite",
     "DogfitError",
     "Family",
     "FitConfig",
@@ -57,6 +61,7 @@ __all__ = [
     "SearchRange",
     "Status",
     "custom_family",
+    "fit_composites",
     "fit_kernel",
     "fit_kernels",
     "fit_stream",

@@ -26,6 +26,7 @@ HOUSE = (
     "autoencoder",
     "nulls",
     "labels",
+    "composite",
     "fit",
     "fit_block",
     "fit_bounds",
