@@ -17,10 +17,11 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from dogfit.families import FAMILIES, FAMILY, Family, why_unidentifiable
-from dogfit.fit_block import block_rows, fit_block
+from dogfit.fit_block import fit_block
 from dogfit.fit_bounds import Bounds, resolve_bounds
 from dogfit.fit_config import DEFAULT, FitConfig
 from dogfit.fit_result import FitResult, concatenate
+from dogfit.fit_search import block_rows
 from dogfit.kernels.newton import Box
 
 MIN_SIZE, MAX_SIZE = 3, 51

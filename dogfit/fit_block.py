@@ -1,24 +1,22 @@
 """The compiled pass: a block of kernels with every family, seeded, refined and selected."""
 
 import functools
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.families import Family, basis_images, search_bounds, to_parameters, with_profile
+from dogfit.families import Family, basis_images, to_parameters, with_profile
 from dogfit.fit_config import FitConfig
 from dogfit.fit_result import FitResult, Status
-from dogfit.kernels.derivatives import Model, slopes
+from dogfit.fit_search import Images, Search, search_models, tolerance_of
+from dogfit.kernels.derivatives import slopes
 from dogfit.kernels.linalg import leverages, project, total
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import whiten
-from dogfit.kernels.search import Effort, Found, search_optimum
-
-Images = Float[Array, "h w b"]
+from dogfit.kernels.search import Found
 
 
 class _Unit(NamedTuple):
@@ -43,13 +41,7 @@ class _FamilyFit(NamedTuple):
     score: Float[Array, " b"]
     status: Int[Array, " b"]
     held: Bool[Array, "b s"]
-    steps: Int[Array, " b"]
-    agreeing: Int[Array, " b"]
-
-
-def block_rows() -> int:
-    """Kernels that step together: cache-sized on a CPU, enough to fill an accelerator elsewhere."""
-    return 64 if jax.default_backend() == "cpu" else 8192
+    found: Found
 
 
 @functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))
@@ -71,8 +63,14 @@ def fit_block(
     """
     weight = None if weights is None else lax.transpose(weights, (1, 2, 0))
     unit = _normalise(lax.transpose(kernels, (1, 2, 0)), weight)
+    weight = _relative(weight, unit)
     profiled = [with_profile(family, config.profile) for family in families]
-    fits = [_fit_family(unit, weight, boxes.get(f.name), f, config) for f in profiled]
+    searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
+    founds = search_models(lax.stop_gradient(unit.images), weight, searches, config)
+    fits = [
+        _fit_family(unit, weight, search.bounds(unit.images), family, config, found)
+        for family, search, found in zip(profiled, searches, founds, strict=True)
+    ]
 
     r2_by_family = 1.0 - jnp.stack([fit.unexplained for fit in fits], axis=1)
     r2_by_family = jnp.where(unit.fitted[:, None], r2_by_family, jnp.nan)
@@ -105,8 +103,9 @@ def fit_block(
             for f, fit in zip(families, fits, strict=True)
         },
         held={f.name: fit.held for f, fit in zip(families, fits, strict=True)},
-        steps=jnp.stack([fit.steps for fit in fits], axis=1),
-        agreeing=jnp.stack([fit.agreeing for fit in fits], axis=1),
+        promise=jnp.stack([fit.found.promise for fit in fits], axis=1),
+        steps=jnp.stack([fit.found.steps for fit in fits], axis=1),
+        agreeing=jnp.stack([fit.found.agreeing for fit in fits], axis=1),
         weights=weights,
     )
 
@@ -138,21 +137,21 @@ def _normalise(kernels: Images, weights: Images | None) -> _Unit:
     return _Unit(images, mean * scale, scale * jnp.sqrt(energy), jnp.maximum(taps, 1.0), status)
 
 
-def _fit_family(
-    unit: _Unit, weights: Images | None, box: Box | None, family: Family, config: FitConfig
-) -> _FamilyFit:
-    model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    dtype = unit.images.dtype
-    if weights is not None:
-        # A kernel without any weight is not fitted, but must not divide by nothing.
-        empty = jnp.sum(weights, axis=(0, 1)) <= 0
-        weights = jnp.where(empty[None, None, :], 1.0, weights)
-        weights = weights * (unit.taps / jnp.sum(weights, axis=(0, 1)))[None, None, :]
-    narrowed = box is not None
-    if box is None:
-        box = Box(*(jnp.asarray(side, dtype)[:, None] for side in search_bounds(model, shape)))
-    found = _search(lax.stop_gradient(unit.images), weights, box, model, config, narrowed)
+def _relative(weights: Images | None, unit: _Unit) -> Images | None:
+    """Weights as they count: relatively, as many taps as have any."""
+    if weights is None:
+        return None
+    # A kernel without any weight is not fitted, but must not divide by nothing.
+    empty = jnp.sum(weights, axis=(0, 1)) <= 0
+    weights = jnp.where(empty[None, None, :], 1.0, weights)
+    return weights * (unit.taps / jnp.sum(weights, axis=(0, 1)))[None, None, :]
 
+
+def _fit_family(
+    unit: _Unit, weights: Images | None, box: Box, family: Family, config: FitConfig, found: Found
+) -> _FamilyFit:
+    """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
+    model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
     columns = basis_images(model, found.point, shape)
     solved = project(unit.images, [whiten(column, weights) for column in columns])
     unexplained = jnp.sum(solved.residual**2, axis=(0, 1))
@@ -168,11 +167,11 @@ def _fit_family(
     # A centre that only ever takes the seeds' places is at no bound.
     held = held & jnp.asarray(model.movable)[None, :]
     # Ten times the tolerance: rows stop one step after it is met, or when rounding stops the ascent.
-    done = found.promise <= 10 * _tolerance(dtype)
+    done = found.promise <= 10 * tolerance_of(unit.images.dtype)
     settled = jnp.where(jnp.any(held, axis=1), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
     status = jnp.where(done, settled, jnp.int8(Status.MAX_STEPS))
     score = _score(unit, weights, family, config, found, unexplained, solved.residual, solved.weights)
-    return _FamilyFit(values, unexplained, score, status, held, found.steps, found.agreeing)
+    return _FamilyFit(values, unexplained, score, status, held, found)
 
 
 def _mean(image: Images, weights: Images | None) -> Float[Array, " b"]:
@@ -215,59 +214,3 @@ def _score(
     # The noise level is a parameter too (Hurvich and Tsai, 1989); more parameters than taps bear: never.
     spare = taps - free - 2
     return jnp.where(spare > 0, likelihood + 2 * (free + 1) * taps / jnp.where(spare > 0, spare, 1), jnp.inf)
-
-
-def _tolerance(dtype: Any) -> float:
-    """Energy (of 1) below which a further step is not worth taking."""
-    return 1e-7 if dtype == jnp.float32 else 1e-14
-
-
-def _search(
-    unit: Images, weights: Images | None, box: Box, model: Model, config: FitConfig, narrowed: bool
-) -> Found:
-    """Optimum of one family for a block; `vmap` widens the block instead of nesting loops."""
-    effort = _effort(model, config, _tolerance(unit.dtype))
-
-    def search(kernels: Images, weights: Images | None, box: Box) -> Found:
-        x_first = (1, 0, 2)
-        return search_optimum(
-            lax.transpose(kernels, x_first),
-            box,
-            model,
-            effort,
-            block=min(block_rows(), kernels.shape[-1]),
-            weights=None if weights is None else lax.transpose(weights, x_first),
-            narrowed=narrowed,
-        )
-
-    batched = jax.custom_batching.custom_vmap(search)
-
-    @batched.def_vmap
-    def _(axis_size: int, in_batched: Any, kernels: Array, weights: Array | None, box: Box):
-        rows = kernels.shape[-1]
-
-        def widen(array: Array, is_batched: bool) -> Array:
-            if not is_batched:
-                if array.shape[-1] == 1 != rows:
-                    return array
-                array = jnp.broadcast_to(array[None], (axis_size, *array.shape))
-            array = jnp.broadcast_to(array, (*array.shape[:-1], rows))
-            wide = jnp.moveaxis(array, 0, -2)
-            return wide.reshape(*wide.shape[:-2], -1)
-
-        wide = jax.tree.map(widen, (kernels, weights, box), tuple(in_batched))
-        found = batched(*wide)
-        split = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], axis_size, -1), -2, 0), found
-        )
-        return split, jax.tree.map(lambda _: True, split)
-
-    return batched(unit, weights, box)
-
-
-def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
-    chosen = {name: value for name, value in asdict(config).items() if name in Effort._fields}
-    effort = Effort(**chosen, tolerance=tolerance)
-    if "log_ratio" in model.names:
-        return effort._replace(starts=2 * config.starts, finalists=2 * config.finalists)
-    return effort

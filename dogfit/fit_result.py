@@ -52,7 +52,7 @@ MESSAGES = {
     jax.tree_util.register_dataclass,
     data_fields=[
         "family", "r2", "rmse", "status", "r2_by_family", "score_by_family", "status_by_family",
-        "parameters", "held", "steps", "agreeing", "weights",
+        "parameters", "held", "promise", "steps", "agreeing", "weights",
     ],
     meta_fields=["models", "omitted", "shape", "profile", "criterion"],
 )  # fmt: skip
@@ -91,6 +91,8 @@ class FitResult:
     """Per family; names and units in `dogfit.families.FAMILY[name].parameters`."""
     held: dict[str, Bool[Array, "n s"]]
     """Per family, which search parameters (`Family.model.names`) sit on a bound."""
+    promise: Float[Array, "n f"]
+    """Share of the kernel's energy that one more step promised: how far from an optimum."""
     steps: Int[Array, "n f"]
     """Model evaluations spent on each family."""
     agreeing: Int[Array, "n f"]

@@ -30,6 +30,7 @@ HOUSE = (
     "fit",
     "fit_block",
     "fit_bounds",
+    "fit_search",
     "fit_result",
     "fit_config",
     "families",

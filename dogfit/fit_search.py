@@ -1,0 +1,159 @@
+"""Which engine searches, how hard, and how the search behaves under `vmap`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from dogfit.families import search_bounds
+from dogfit.fit_config import FitConfig
+from dogfit.kernels import native
+from dogfit.kernels.derivatives import Model
+from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.newton import Box
+from dogfit.kernels.search import Effort, Found, search_optimum
+
+Images = Float[Array, "h w b"]
+
+
+class Search(NamedTuple):
+    """One model to search, and bounds narrower than its own, if any."""
+
+    model: Model
+    narrowed: Box | None
+
+    def bounds(self, images: Images) -> Box:
+        """The bounds that hold."""
+        if self.narrowed is not None:
+            return self.narrowed
+        own = search_bounds(self.model, (images.shape[0], images.shape[1]))
+        return Box(*(jnp.asarray(side, images.dtype)[:, None] for side in own))
+
+
+def block_rows() -> int:
+    """Kernels that step together: cache-sized on a CPU, enough to fill an accelerator elsewhere."""
+    return 64 if jax.default_backend() == "cpu" else 8192
+
+
+def tolerance_of(dtype: Any) -> float:
+    """Energy (of 1) below which a further step is not worth taking."""
+    return 1e-7 if dtype == jnp.float32 else 1e-14
+
+
+def search_models(
+    images: Images, weights: Images | None, searches: Sequence[Search], config: FitConfig
+) -> list[Found]:
+    """Optima of models for a block of unit kernels; `vmap` widens the block instead of nesting loops.
+
+    Raises:
+      ValueError: if the engine asked for cannot do what is asked of it, with the reason.
+    """
+    compiled = [_native_model(search, images, weights, config) for search in searches]
+    together = tuple(model for model in compiled if model is not None)
+    found = iter(_search_native(images, together, config)) if together else iter(())
+    return [
+        _search_xla(images, weights, search, config) if model is None else next(found)
+        for search, model in zip(searches, compiled, strict=True)
+    ]
+
+
+def _native_model(
+    search: Search, images: Images, weights: Images | None, config: FitConfig
+) -> native.NativeModel | None:
+    """The model as the compiled search knows it, or None if that is not to be used."""
+    if config.engine == "xla":
+        return None
+    reason = _why_not_native(search, images, weights)
+    if reason is None:
+        assert isinstance(search.model, GaussianModel)
+        return native.NativeModel(search.model.order, search.model.two_widths, search.model.tied)
+    if config.engine == "native":
+        raise ValueError(f"engine native cannot make this fit: {reason}")
+    return None
+
+
+def _why_not_native(search: Search, images: Images, weights: Images | None) -> str | None:
+    model = search.model
+    if jax.default_backend() != "cpu":
+        return "it is for CPUs"
+    if not isinstance(model, GaussianModel) or model.elliptic or model.profile != "integrated":
+        return "it knows round Gaussian families with integrated profiles only"
+    if weights is not None or search.narrowed is not None:
+        return "it knows neither weights nor bounds"
+    if images.dtype != jnp.float32 or images.shape[0] != images.shape[1]:
+        return f"it fits square kernels in float32, not {images.shape[:2]} in {images.dtype}"
+    return native.why_not()
+
+
+def _search_native(
+    images: Images, models: tuple[native.NativeModel, ...], config: FitConfig
+) -> tuple[Found, ...]:
+    effort = native.NativeEffort(
+        starts=min(4 * config.starts + 4, native.MAX_STARTS), steps=config.last_steps
+    )
+
+    def search(images: Images) -> tuple[Found, ...]:
+        bounds = [
+            search_bounds(GaussianModel(*model), (images.shape[0], images.shape[1])) for model in models
+        ]
+        lower, upper = ([jnp.asarray(b[side], images.dtype) for b in bounds] for side in (0, 1))
+        return native.search_families(lax.transpose(images, (1, 0, 2)), models, lower, upper, effort)
+
+    return _widening(search)(images)
+
+
+def _search_xla(images: Images, weights: Images | None, given: Search, config: FitConfig) -> Found:
+    effort = _effort(given.model, config, tolerance_of(images.dtype))
+    x_first = (1, 0, 2)
+
+    def search(images: Images, weights: Images | None, box: Box) -> Found:
+        return search_optimum(
+            lax.transpose(images, x_first),
+            box,
+            given.model,
+            effort,
+            block=min(block_rows(), images.shape[-1]),
+            weights=None if weights is None else lax.transpose(weights, x_first),
+            narrowed=given.narrowed is not None,
+        )
+
+    return _widening(search)(images, weights, given.bounds(images))
+
+
+def _widening(search: Any) -> Any:
+    """A search that `vmap` gives more kernels at once: all its arrays have the batch last."""
+    batched = jax.custom_batching.custom_vmap(search)
+
+    @batched.def_vmap
+    def _(axis_size: int, in_batched: Any, images: Array, *others: Any):
+        rows = images.shape[-1]
+
+        def widen(array: Array, is_batched: bool) -> Array:
+            if not is_batched:
+                if array.shape[-1] == 1 != rows:
+                    return array
+                array = jnp.broadcast_to(array[None], (axis_size, *array.shape))
+            array = jnp.broadcast_to(array, (*array.shape[:-1], rows))
+            wide = jnp.moveaxis(array, 0, -2)
+            return wide.reshape(*wide.shape[:-2], -1)
+
+        wide = jax.tree.map(widen, (images, *others), tuple(in_batched))
+        found = batched(*wide)
+        split = jax.tree.map(
+            lambda leaf: jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], axis_size, -1), -2, 0), found
+        )
+        return split, jax.tree.map(lambda _: True, split)
+
+    return batched
+
+
+def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
+    chosen = {name: value for name, value in asdict(config).items() if name in Effort._fields}
+    effort = Effort(**chosen, tolerance=tolerance)
+    if "log_ratio" in model.names:
+        return effort._replace(starts=2 * config.starts, finalists=2 * config.finalists)
+    return effort
