@@ -14,9 +14,11 @@ from dogfit.fit_result import FitResult, Status
 from dogfit.fit_search import Images, Search, search_models, tolerance_of
 from dogfit.kernels.derivatives import slopes
 from dogfit.kernels.linalg import leverages, project, total
+from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import whiten
 from dogfit.kernels.search import Found
+from dogfit.pose import Pose, pose_of
 
 
 class _Unit(NamedTuple):
@@ -62,13 +64,19 @@ def fit_block(
       families: static, as are `omitted` and `config`.
     """
     weight = None if weights is None else lax.transpose(weights, (1, 2, 0))
-    unit = _normalise(lax.transpose(kernels, (1, 2, 0)), weight)
+    images = lax.transpose(kernels, (1, 2, 0))
+    pose = None
+    # Bounds and bases of a caller's own belong to the kernels as they are.
+    if not boxes and all(isinstance(family.model, GaussianModel) for family in families):
+        pose = pose_of(images, weight)
+        images, weight = pose.apply(images), None if weight is None else pose.apply(weight)
+    unit = _normalise(images, weight)
     weight = _relative(weight, unit)
     profiled = [with_profile(family, config.profile) for family in families]
     searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
     founds = search_models(lax.stop_gradient(unit.images), weight, searches, config)
     fits = [
-        _fit_family(unit, weight, search.bounds(unit.images), family, config, found)
+        _fit_family(unit, weight, pose, search.bounds(unit.images), family, config, found)
         for family, search, found in zip(profiled, searches, founds, strict=True)
     ]
 
@@ -148,7 +156,13 @@ def _relative(weights: Images | None, unit: _Unit) -> Images | None:
 
 
 def _fit_family(
-    unit: _Unit, weights: Images | None, box: Box, family: Family, config: FitConfig, found: Found
+    unit: _Unit,
+    weights: Images | None,
+    pose: Pose | None,
+    box: Box,
+    family: Family,
+    config: FitConfig,
+    found: Found,
 ) -> _FamilyFit:
     """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
@@ -157,21 +171,22 @@ def _fit_family(
     unexplained = jnp.sum(solved.residual**2, axis=(0, 1))
     means = [_mean(column, weights) for column in columns]
     offset = -total(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
-    values = to_parameters(
-        model,
-        found.point,
-        unit.mean + unit.amplitude * offset,
-        [unit.amplitude * gain for gain in solved.weights],
-    )
-    held = ((found.point <= box.lower) | (found.point >= box.upper)).T
+    held = (found.point <= box.lower) | (found.point >= box.upper)
     # A centre that only ever takes the seeds' places is at no bound.
-    held = held & jnp.asarray(model.movable)[None, :]
+    held = held & jnp.asarray(model.movable)[:, None]
+    point, gains, held_as_given = found.point, solved.weights, held
+    if pose is not None and isinstance(model, GaussianModel):
+        point, gains = pose.undo_point(model, point), pose.undo_gains(model, gains)
+        held_as_given = pose.undo_held(model, held)
+    values = to_parameters(
+        model, point, unit.mean + unit.amplitude * offset, [unit.amplitude * gain for gain in gains]
+    )
     # Ten times the tolerance: rows stop one step after it is met, or when rounding stops the ascent.
     done = found.promise <= 10 * tolerance_of(unit.images.dtype)
-    settled = jnp.where(jnp.any(held, axis=1), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
+    settled = jnp.where(jnp.any(held, axis=0), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
     status = jnp.where(done, settled, jnp.int8(Status.MAX_STEPS))
     score = _score(unit, weights, family, config, found, unexplained, solved.residual, solved.weights)
-    return _FamilyFit(values, unexplained, score, status, held, found)
+    return _FamilyFit(values, unexplained, score, status, held_as_given.T, found)
 
 
 def _mean(image: Images, weights: Images | None) -> Float[Array, " b"]:

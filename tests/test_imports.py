@@ -31,6 +31,7 @@ HOUSE = (
     "fit_block",
     "fit_bounds",
     "fit_search",
+    "pose",
     "fit_result",
     "fit_config",
     "families",
