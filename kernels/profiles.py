@@ -88,13 +88,17 @@ def discrete_profiles(
     taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
     offset = 0.5 * xp.round(2.0 * (taps[:, None] - center[None, :]))
     on_edge = xp.abs(offset[0] % 1.0 - 0.5) < 0.25
-    # Inverse Fourier transform by the trapezoidal rule, exact but for images one period (seven widths) away.
+    # Inverse Fourier transform by the trapezoidal rule, as far as the spectrum of a wide Gaussian reaches:
+    # exact but for images one period, at least seven widths, away.
     half = 4 * size + 8
-    angle = xp.arange(half + 1, dtype=center.dtype)[:, None] * (math.pi / half)
-    weight = xp.asarray([0.5, *[1.0] * (half - 1), 0.5], dtype=center.dtype)[:, None] / half
+    step = xp.minimum(1.0, 12.0 / (math.pi * sigma)) * (math.pi / half)
+    angle = xp.arange(half + 1, dtype=center.dtype)[:, None] * step[None, :]
+    weight = (
+        xp.asarray([0.5, *[1.0] * (half - 1), 0.5], dtype=center.dtype)[:, None] * (step / math.pi)[None, :]
+    )
     decay = 2.0 * sigma[None, :] * xp.sin(0.5 * angle)
     spectrum = weight * xp.exp(-0.5 * decay**2)
-    phase = angle[:, :, None] * offset[None]
+    phase = angle[:, None, :] * offset[None]
     waves = (xp.cos(phase), -xp.sin(phase), -xp.cos(phase), xp.sin(phase))
     profiles = []
     for n in range(max_order + 1):
