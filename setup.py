@@ -10,7 +10,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("kernels", "csrc")
-FLAGS = ["-std=c++17", "-O2", "-g0", "-Wall", "-Wextra", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 # One source, compiled per instruction set and chosen when it runs: a wheel must run on any processor.
 INSTRUCTIONS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -30,7 +39,7 @@ class BuildNative(build_ext):
             )
 
         with ThreadPoolExecutor() as pool:
-            ext.extra_objects = sum(pool.map(compile_one, INSTRUCTIONS), [])
+            ext.extra_objects = [path for paths in pool.map(compile_one, INSTRUCTIONS) for path in paths]
         super().build_extension(ext)
 
 

@@ -52,7 +52,7 @@ class NativeEffort(NamedTuple):
     """How hard to search; static.
 
     Attributes:
-      starts: most seeds that are refined, at most `MAX_STARTS`.
+      starts: most seeds that are refined, at most `MAX_STARTS`; twice as many for tied models.
       steps: most evaluations for a start.
       apart: widths within which a seed stands for those of neighbouring widths.
       margin: share of the best energy known below which a seed is no start.
@@ -62,10 +62,13 @@ class NativeEffort(NamedTuple):
 
     starts: int = 24
     steps: int = 40
-    apart: float = 0.4
+    apart: float = 0.3
     margin: float = 0.65
     hope: float = 12.0
     tolerance: float = 1e-7
+
+
+DEFAULT_EFFORT = NativeEffort()
 
 
 def available() -> bool:
@@ -136,7 +139,7 @@ def search_families(
     models: tuple[NativeModel, ...],
     lower: list[Float[Array, " p"]],
     upper: list[Float[Array, " p"]],
-    effort: NativeEffort = NativeEffort(),
+    effort: NativeEffort = DEFAULT_EFFORT,
     *,
     only: str = "",
 ) -> tuple[Found, ...]:
@@ -168,6 +171,8 @@ def search_families(
             _like(kernels, (count, rows), jnp.int32),
             _like(kernels, (count, rows), jnp.int32),
         ),
+        # A caller that merges the new axis with the batch is faster.
+        vmap_method="sequential",
     )
     point, promise, steps, agreeing = call(
         kernels,

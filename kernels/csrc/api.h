@@ -26,7 +26,7 @@ struct Model {
 };
 
 struct Effort {
-  int starts;       // most starts of a kernel
+  int starts;       // most starts of a kernel; twice as many for tied models
   int steps;        // most evaluations of a start
   float apart;      // widths within which a seed stands for those of neighbouring widths
   float margin;     // share of the best energy known below which a seed is no start

@@ -281,7 +281,9 @@ bool find_starts(const Problem& problem, const Chunk& chunk, Starts* starts) {
     for (int lane = 0; lane < kLanes && row + lane < chunk.rows; ++lane) {
       for (int m = 0; m < problem.model_count; ++m) {
         Starts& mine = starts[int64_t(row + lane) * problem.model_count + m];
-        mine.count = choose_starts(tables, problem.effort, found.get()[lane * problem.model_count + m], mine.item);
+        const int most = problem.effort.starts * (problem.models[m].pairing == Pairing::kTied ? 2 : 1);
+        mine.count = choose_starts(tables, problem.effort, most < kStarts ? most : kStarts,
+                                   found.get()[lane * problem.model_count + m], mine.item);
       }
     }
   }

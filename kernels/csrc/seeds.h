@@ -10,8 +10,8 @@
 namespace dogfit {
 namespace {
 
-constexpr int kKept = 96;    // maxima kept per kernel and model before the choice
-constexpr int kStarts = 24;  // most starts
+constexpr int kKept = 126;   // maxima kept per kernel and model before the choice
+constexpr int kStarts = 48;  // most starts
 
 struct Candidate {
   float energy, x, y;
@@ -263,7 +263,8 @@ struct Start {
 };
 
 // The most promising maxima, best first, without those that a better one next to them will stand for.
-inline int choose_starts(const SeedTables& tables, const Effort& effort, const Candidates& found, Start* out) {
+inline int choose_starts(const SeedTables& tables, const Effort& effort, int most, const Candidates& found,
+                         Start* out) {
   // A heap of energies, whose bits order as they do, each with its place in the low bits.
   constexpr int32_t place = 127;
   static_assert(kKept <= place);
@@ -292,7 +293,7 @@ inline int choose_starts(const SeedTables& tables, const Effort& effort, const C
     int step, variant;
   } chosen[kStarts];
   int starts = 0;
-  while (count > 0 && starts < effort.starts) {
+  while (count > 0 && starts < most) {
     const Candidate& a = found.item[heap[0] & place];
     heap[0] = heap[--count];
     sink(0);

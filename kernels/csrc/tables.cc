@@ -7,14 +7,17 @@ namespace dogfit {
 namespace {
 
 constexpr double kLevelStep = 1.8;  // ratio of neighbouring widths
+constexpr double kTiedStep = 1.4;   // the same where the surround's weight is searched
 constexpr double kWidest = 0.75;    // of the kernel's size
 constexpr double kNarrow = 0.4;     // width up to which a Gaussian is a matter of single taps
 
 // Widths of the surround, in widths of the centre. The limit of equal widths needs no grid of its own: the
 // pair is then a Gaussian and its Laplacian.
 constexpr double kPairRatios[] = {1.7, 3.0, 7.0};
-constexpr double kTiedRatios[] = {1.3, 2.2, 5.0};
-constexpr double kKappas[] = {0.4, 0.75, 1.0};
+constexpr double kNearRatio = 1.15;
+constexpr double kTiedRatios[] = {1.1, 1.5, 2.5, 5.0};
+constexpr double kKappas[] = {0.35, 0.65, 0.85, 1.0};
+constexpr double kNearKappas[] = {0.4, 0.65, 0.78, 0.84, 0.9, 0.95, 1.0};
 
 // A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
 // integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes around those
@@ -22,6 +25,8 @@ constexpr double kKappas[] = {0.4, 0.75, 1.0};
 constexpr double kNarrowOffsets[] = {-0.35, 0.0, 0.35, 0.5};
 constexpr double kFirstOffsets[] = {-0.22, -0.08, 0.08, 0.22};
 constexpr double kSecondOffsets[] = {0.485, 0.515};
+// Differences of two derivatives of nearly one width do so at both, and as the surround's weight changes.
+constexpr double kTiedOffsets[] = {-0.35, -0.2, -0.08, 0.0, 0.08, 0.2, 0.35, 0.485, 0.5, 0.515};
 
 // These offsets from the centre of each tap, as far as they lie inside; symmetric about the middle.
 template <size_t N>
@@ -155,15 +160,20 @@ Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
     high = std::max<double>(high, model.upper[2]);
   }
   high = std::max(low, std::min(high, std::log(kWidest * size)));
-  const int steps = static_cast<int>(std::ceil((high - low) / std::log(kLevelStep) - 1e-6));
   // The widest first: they have the fewest nodes, and a good energy early spares maxima that cannot win.
-  for (int i = steps; i >= 0; --i) {
-    const double sigma = std::exp(steps ? low + (high - low) * i / steps : low);
-    add_level(sigma, i, centers(sigma, size), -1, models);
-  }
+  auto add_levels = [&](double ratio, int stride, For purpose) {
+    const int steps = static_cast<int>(std::ceil((high - low) / std::log(ratio) - 1e-6));
+    for (int i = steps; i >= 0; --i) {
+      const double sigma = std::exp(steps ? low + (high - low) * i / steps : low);
+      add_level(sigma, i, centers(sigma, size), stride, purpose, models);
+    }
+  };
+  add_levels(kLevelStep, 2, For::kFree);
+  add_levels(kTiedStep, 1, For::kTied);
   if (low < std::log(kNarrow)) {
-    add_level(std::exp(low), 0, around_taps(kFirstOffsets, size), 1, models);
-    add_level(std::exp(low), 0, around_taps(kSecondOffsets, size), 2, models);
+    add_level(std::exp(low), 0, around_taps(kFirstOffsets, size), 2, For::kFirst, models);
+    add_level(std::exp(low), 0, around_taps(kSecondOffsets, size), 2, For::kSecond, models);
+    add_level(std::exp(low), 0, around_taps(kTiedOffsets, size), 1, For::kTiedNear, models);
   }
   tables_ = {};
   tables_.levels = static_cast<int>(levels_.size());
@@ -174,8 +184,8 @@ Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
   }
 }
 
-std::vector<SeedPlane> Tables::list_planes(int only_order, const std::vector<Model>& models,
-                                           std::vector<double>& ratios) const {
+std::vector<SeedPlane> Tables::list_planes(For purpose, int stride, const std::vector<Model>& models,
+                                           std::vector<double>& ratios) {
   auto second = [&](double ratio) {
     const auto index = std::find(ratios.begin(), ratios.end(), ratio) - ratios.begin();
     if (index == static_cast<std::ptrdiff_t>(ratios.size())) ratios.push_back(ratio);
@@ -188,43 +198,45 @@ std::vector<SeedPlane> Tables::list_planes(int only_order, const std::vector<Mod
     plane.order = models[m].order;
     plane.basis = models[m].pairing == Pairing::kFree ? 2 : plane.order + 1;
     plane.stride = 1;
-    if (only_order >= 0 && (plane.order != only_order || models[m].pairing != Pairing::kSingle)) continue;
-    if (models[m].pairing == Pairing::kSingle) {
-      plane.kind = SeedPlane::kOrder;
-      planes.push_back(plane);
-    } else if (models[m].pairing == Pairing::kFree) {
-      plane.kind = SeedPlane::kLaplacian;
-      plane.log_ratio = std::log(1.15f);
-      planes.push_back(plane);
-      plane.kind = SeedPlane::kPair;
-      plane.stride = 2;
-      for (double ratio : kPairRatios) {
-        ++plane.variant;
+    const bool tied = models[m].pairing == Pairing::kTied, free = models[m].pairing == Pairing::kFree;
+    if (tied != (purpose == For::kTied || purpose == For::kTiedNear)) continue;
+    if (purpose == For::kFirst && (free || plane.order != 1)) continue;
+    if (purpose == For::kSecond && (free || plane.order != 2)) continue;
+    auto add = [&](SeedPlane::Kind kind, double ratio, double kappa) {
+      plane.kind = kind;
+      plane.log_ratio = static_cast<float>(std::log(ratio));
+      plane.kappa = static_cast<float>(kappa);
+      if (kind == SeedPlane::kPair || kind == SeedPlane::kTied) {
         plane.second = second(ratio);
-        plane.log_ratio = static_cast<float>(std::log(ratio));
-        planes.push_back(plane);
+        plane.stride = stride;
       }
+      planes.push_back(plane);
+      ++plane.variant;
+    };
+    if (purpose == For::kTiedNear) {
+      for (double kappa : kNearKappas) add(SeedPlane::kTied, kTiedRatios[0], kappa);
+      continue;
+    }
+    if (free) {
+      add(SeedPlane::kLaplacian, kNearRatio, 0.0);
+      for (double ratio : kPairRatios) add(SeedPlane::kPair, ratio, 0.0);
     } else {
-      plane.kind = SeedPlane::kTied;
-      plane.stride = 2;
-      for (double ratio : kTiedRatios) {
-        for (double kappa : kKappas) {
-          plane.second = second(ratio);
-          plane.log_ratio = static_cast<float>(std::log(ratio));
-          plane.kappa = static_cast<float>(kappa);
-          planes.push_back(plane);
-          ++plane.variant;
-        }
+      add(SeedPlane::kOrder, kNearRatio, 0.0);
+    }
+    for (double ratio : kTiedRatios) {
+      plane.variant += 2;  // no neighbour of the last
+      for (double kappa : kKappas) {
+        if (tied) add(SeedPlane::kTied, ratio, kappa);
       }
     }
   }
   return planes;
 }
 
-void Tables::add_level(double sigma, int step, const std::vector<double>& line, int only_order,
+void Tables::add_level(double sigma, int step, const std::vector<double>& line, int stride, For purpose,
                        const std::vector<Model>& models) {
   std::vector<double> ratios, coarse;
-  planes_.push_back(list_planes(only_order, models, ratios));
+  planes_.push_back(list_planes(purpose, stride, models, ratios));
   std::vector<SeedPlane>& planes = planes_.back();
   if (planes.empty()) return;
   const int count = static_cast<int>(line.size());
@@ -233,7 +245,7 @@ void Tables::add_level(double sigma, int step, const std::vector<double>& line, 
   level.log_sigma = static_cast<float>(std::log(sigma));
   level.step = step;
   level.count = count;
-  level.stride = 2;
+  level.stride = stride;
   level.length = sigma < kNarrow && size_ > kReach ? kReach : size_;
   float* kept = keep(count);
   starts_.emplace_back(count);
@@ -265,15 +277,16 @@ void Tables::add_level(double sigma, int step, const std::vector<double>& line, 
   }
   for (SeedPlane& plane : planes) {
     level.totals |= plane.kind == SeedPlane::kLaplacian ? 5 : 1 << plane.order;
-    if (plane.stride > 1) level.second_totals |= 1 << plane.order;
+    const bool two = plane.kind == SeedPlane::kPair || plane.kind == SeedPlane::kTied;
+    if (two) level.second_totals |= 1 << plane.order;
     std::vector<Sums> sums;
     for (int c = 0; c < count; c += plane.stride) {
       const float* rows[6];
       for (int order = 0; order < 3; ++order) {
         rows[order] = full[order] + c * size_;
-        if (plane.stride > 1) rows[3 + order] = level.second[plane.second][order] + c / plane.stride * size_;
+        if (two) rows[3 + order] = level.second[plane.second][order] + c / plane.stride * size_;
       }
-      sums.push_back(sum_products(rows, plane.stride > 1 ? 6 : 3, size_));
+      sums.push_back(sum_products(rows, two ? 6 : 3, size_));
     }
     float* white = keep(sums.size() * sums.size() * plane.basis * (plane.basis + 1) / 2);
     whiten(functions(plane), sums, white);

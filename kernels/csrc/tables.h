@@ -16,10 +16,14 @@ class Tables {
 
  private:
   float* keep(std::size_t count);
-  // Planes of all models, or of those of one width and this order; adds the ratios of widths they need.
-  std::vector<SeedPlane> list_planes(int only_order, const std::vector<Model>& models,
-                                     std::vector<double>& ratios) const;
-  void add_level(double sigma, int step, const std::vector<double>& line, int only_order,
+  // Which models a grid is for: those whose weights are free, those of one width and order 1 or 2, tied ones,
+  // tied ones near the limit of equal widths.
+  enum class For { kFree, kFirst, kSecond, kTied, kTiedNear };
+
+  // Planes for the models that a grid is for; adds the ratios of widths they need.
+  static std::vector<SeedPlane> list_planes(For purpose, int stride, const std::vector<Model>& models,
+                                            std::vector<double>& ratios);
+  void add_level(double sigma, int step, const std::vector<double>& line, int stride, For purpose,
                  const std::vector<Model>& models);
 
   int size_;
