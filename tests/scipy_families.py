@@ -49,11 +49,13 @@ def shape_of(size):
 
 
 def scaled_profiles(center, sigma, size, orders, profile="integrated"):
-    """sigma**n times the n-th derivative of a 1-D unit-mass Gaussian at each tap, `[orders, size]`."""
+    """sigma**n times the n-th derivative of 1-D unit-mass Gaussians at each tap, `[orders, ..., size]`."""
+    center, sigma = np.asarray(center, np.float64)[..., None], np.asarray(sigma, np.float64)[..., None]
     if profile == "discrete":
-        s = sigma**2
-        stencil = stencils(float(center), size, orders)
-        return sigma ** np.arange(orders)[:, None] * (stencil @ ive(np.arange(stencil.shape[-1]), s))
+        stencil = np.stack([stencils(c, size, orders) for c in center.ravel()])
+        smooth = ive(np.arange(stencil.shape[-1]), sigma**2).reshape(len(stencil), 1, -1, 1)
+        out = np.moveaxis((stencil @ smooth)[..., 0], 1, 0).reshape(orders, *center.shape[:-1], size)
+        return out * np.stack([sigma**n for n in range(orders)])
     integrated = profile == "integrated"
     points = np.arange(size + 1) - size / 2 if integrated else np.arange(size) - (size - 1) / 2
     z = (points - center) / sigma
@@ -178,51 +180,67 @@ def elliptic_images(center, sigma, e, shape, orders, profile):
     return out
 
 
-def responses(family, center, sigma, e, shape, profile, slopes=True):
-    """Columns of one width `[q, taps]`; derivatives by x0, y0, log sigma[, e1, e2] `[3 or 5, q, taps]`."""
-    orders = family.order + (3 if slopes else 2)
+def terms_of_order(family, order, count, x, sigma, shape, profile):
+    """Derivatives of each total order from `order` on, `[order + 1, b, taps]`, the order along y rising."""
+    total = order + count
     if family.elliptic:
-        images = elliptic_images(center, sigma, e, shape, orders, profile)
+        settings = zip(x[:, :2], sigma, x[:, -2:], strict=True)
+        images = np.stack([elliptic_images(c, s, e, shape, total, profile) for c, s, e in settings], axis=2)
     else:
-        px = scaled_profiles(center[0], sigma, shape[1], orders, profile)
-        py = scaled_profiles(center[1], sigma, shape[0], orders, profile)
-        images = py[None, :, :, None] * px[:, None, None, :]
-    images = images.reshape(orders, orders, -1)
-    i, j = np.array(family.terms).T
-    value = images[i, j]
+        px = scaled_profiles(x[:, 0], sigma, shape[1], total, profile)
+        py = scaled_profiles(x[:, 1], sigma, shape[0], total, profile)
+    levels = []
+    for n in range(order, total):
+        j = np.arange(n + 1)
+        level = images[n - j, j] if family.elliptic else py[j][..., None] * px[n - j][:, :, None]
+        levels.append(level.reshape(n + 1, len(x), -1))
+    return levels
+
+
+def responses(family, x, sigma, shape, profile, slopes=True):
+    """Columns of one width `[q, b, taps]`; derivatives by x0, y0, log sigma[, e1, e2] `[p, q, b, taps]`."""
+    order = family.order
     if not slopes:
-        return value, None
-    metric = shear_matrix(e) if family.elliptic else np.eye(2)[None]
-    second = np.stack([images[i + 2, j], 2 * images[i + 1, j + 1], images[i, j + 2]])
-    heat = np.tensordot(metric.reshape(-1, 4)[:, [0, 1, 3]], second, 1)
-    first = [-images[i + 1, j] / sigma, -images[i, j + 1] / sigma, family.order * value + heat[0]]
-    return value, np.stack([*first, *(0.5 * heat[1:])])
+        return terms_of_order(family, order, 2, x, sigma, shape, profile)[0], None
+    value, first, second = terms_of_order(family, order, 3, x, sigma, shape, profile)
+    along = -first / sigma[:, None]
+    if not family.elliptic:
+        return value, np.stack([along[:-1], along[1:], order * value + second[:-2] + second[2:]])
+    heat = []
+    for metric in np.stack([shear_matrix(e) for e in x[:, -2:]], axis=1):
+        xx, xy, yy = metric[:, 0, 0, None], metric[:, 0, 1, None], metric[:, 1, 1, None]
+        heat.append(xx * second[:-2] + 2 * xy * second[1:-1] + yy * second[2:])
+    return value, np.stack([along[:-1], along[1:], order * value + heat[0], 0.5 * heat[1], 0.5 * heat[2]])
 
 
 def columns(name, x, size, profile="integrated", slopes=True):
-    """Columns solved for linearly, offset left out, `[taps, q]`, and derivatives by x, `[p, taps, q]`."""
+    """Columns solved for linearly at points `[b, p]`, offset left out, and their derivatives by the points.
+
+    Returns `[b, taps, q]` and `[b, p, taps, q]`.
+    """
     family, shape = FAMILY[name], shape_of(size)
-    sigma, e = np.exp(x[2]), x[-2:] if family.elliptic else None
-    value, by = responses(family, x[:2], sigma, e, shape, profile, slopes)
+    sigma = np.exp(x[:, 2])
+    value, by = responses(family, x, sigma, shape, profile, slopes)
     if family.widths == 2:
-        wide, by_wide = responses(family, x[:2], sigma * np.exp(x[3]), e, shape, profile, slopes)
+        wide, by_wide = responses(family, x, sigma * np.exp(x[:, 3]), shape, profile, slopes)
+        kappa = x[:, 4, None] if family.tied else None
         if slopes:
             by_ratio = by_wide[2:3]
             if family.tied:
-                own = [-x[4] * by_ratio, -wide[None]]
-                by = by - x[4] * by_wide
+                own = [-kappa * by_ratio, -wide[None]]
+                by = by - kappa * by_wide
             else:
                 own = [np.concatenate([np.zeros_like(by_ratio), by_ratio], axis=1)]
                 by = np.concatenate([by, by_wide], axis=1)
             by = np.concatenate([by[:3], *own, by[3:]])
-        value = value - x[4] * wide if family.tied else np.concatenate([value, wide])
-    return value.T, by.swapaxes(1, 2) if slopes else None
+        value = value - kappa * wide if family.tied else np.concatenate([value, wide])
+    return value.transpose(1, 2, 0), by.transpose(2, 0, 3, 1) if slopes else None
 
 
 def basis(family, x, size, profile="integrated"):
     """Columns that are solved for linearly, offset included, `[taps, q]`."""
-    value, _ = columns(family, x, size, profile, slopes=False)
-    return np.concatenate([np.ones((len(value), 1)), value], axis=1)
+    value, _ = columns(family, np.asarray(x)[None], size, profile, slopes=False)
+    return np.concatenate([np.ones((value.shape[1], 1)), value[0]], axis=1)
 
 
 def bounds(name, size, profile="integrated"):

@@ -38,22 +38,23 @@ CORNER_KAPPAS = (0.35, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.84, 0.88, 0.92, 0.96, 1
 CORNER_OFFSETS = np.union1d(np.arange(-10, 11) / 20, (-0.475, -0.025, 0.025, 0.475))
 KAPPAS = (0.2, 0.5, 0.8, 1.0)
 CORNER_STARTS = 8
-FIRST_STEPS, FINALISTS = 7, 12
+FIRST_STEPS, FINALISTS = 10, 12
 STARTS = {"gaussian": 24, "d1": 24, "d2": 24, "dog": 40, "dog_d1": 48, "dog_d2": 48}
 
 
 def factor(centred):
-    """Left singular vectors, and what turns them into the pseudo-inverse, for the columns that matter."""
-    scale = np.linalg.norm(centred, axis=0)
+    """Left singular vectors `[..., taps, q]` of columns, and what turns them into the pseudo-inverse."""
+    scale = np.linalg.norm(centred, axis=-2, keepdims=True)
     # A derivative whose support left the window is all rounding: it explains nothing.
     scale[scale == 0] = 1.0
     u, s, vt = np.linalg.svd(centred / scale, full_matrices=False)
-    kept = s > 1e-10 * s[0]
-    return u[:, kept], vt[kept].T / s[kept] / scale[:, None]
+    kept = s > 1e-10 * s[..., :1]
+    inverse = np.divide(1, s, out=np.zeros_like(s), where=kept)
+    return u * kept[..., None, :], vt.swapaxes(-1, -2) * inverse[..., None, :] / scale.swapaxes(-1, -2)
 
 
 def orthonormal(columns):
-    """Orthonormal basis of the centred columns (the offset is projected out)."""
+    """Orthonormal basis of the centred columns (the offset is projected out), zero where they coincide."""
     return factor(columns[:, 1:] - columns[:, 1:].mean(axis=0))[0]
 
 
@@ -66,7 +67,7 @@ class Grid(NamedTuple):
     parts: tuple
     """Per column, its separable parts (weight, profiles along y `[y, h]`, along x `[x, w]`)."""
     whitening: np.ndarray
-    """Inverse Cholesky factor of the Gram matrix `[y, x, q, q]`."""
+    """Inverse Cholesky factor of the Gram matrix, `[q, q, y, x]`."""
 
 
 def tap_line(offsets, low, high, taps):
@@ -105,8 +106,7 @@ def grid(name, shape, profile, weights, tail, lines):
 
     def along(axis, width):
         taps = shape[1 - axis]
-        rows = [scaled_profiles(c, width, taps, orders, profile) for c in lines[axis]]
-        return np.stack(rows, axis=1)
+        return scaled_profiles(lines[axis], np.full(len(lines[axis]), width), taps, orders, profile)
 
     widths = [sigma] if family.widths == 1 else [sigma, sigma * np.exp(tail[1])]
     px, py = zip(*((along(0, width), along(1, width)) for width in widths), strict=True)
@@ -127,14 +127,17 @@ def grid(name, shape, profile, weights, tail, lines):
     scale = 1 / np.sqrt(np.maximum(np.einsum("...ii->...i", gram), 1e-30))
     correlation = gram * scale[..., :, None] * scale[..., None, :] + 1e-8 * np.eye(len(parts))
     whitening = np.linalg.inv(np.linalg.cholesky(correlation)) * scale[..., None, :]
+    whitening = np.ascontiguousarray(np.moveaxis(whitening, (-2, -1), (0, 1)))
     return Grid(*lines, tuple(tail), parts, whitening)
 
 
 def grid_energies(grid, image):
     """Explained energy of a centred, weighted kernel `[h, w]` at the nodes, `[y, x]`."""
     projections = [sum(c * (y @ image @ x.T) for c, y, x in part) for part in grid.parts]
-    white = np.einsum("yxab,byx->ayx", grid.whitening, np.stack(projections))
-    return np.sum(white**2, axis=0)
+    energies = 0.0
+    for row in grid.whitening:
+        energies = energies + sum(w * p for w, p in zip(row, projections, strict=True)) ** 2
+    return energies
 
 
 def best_nodes(grid, energies, count, apart):
@@ -170,32 +173,36 @@ class Dense(NamedTuple):
 
 
 class Problem:
-    """Projected residual of one kernel, and its Jacobian, in the free parameters."""
+    """Projected residual of one kernel, and its Jacobian."""
 
     def __init__(self, reference, target):
         self.reference, self.target = reference, target
-        self.at = None
+        self.at = self.found = None
 
-    def _look(self, x):
+    def look(self, x):
+        """Residuals `[b, taps]` and Jacobians `[b, taps, p]` at points `[b, p]`."""
+        r = self.reference
+        value, slopes = columns(r.family, x, r.shape, r.profile)
+        slopes = r.centred(slopes)
+        u, inverse = factor(r.centred(value))
+        projection = self.target @ u
+        residual = self.target - np.einsum("btq,bq->bt", u, projection)
+        gains = inverse @ projection[..., None]
+        moved = (slopes @ gains[:, None])[..., 0]
+        moved -= moved @ u @ u.swapaxes(1, 2)
+        turned = np.einsum("bptq,bt->bpq", slopes, residual) @ inverse @ u.swapaxes(1, 2)
+        return residual, -(moved + turned).swapaxes(1, 2)
+
+    def look_at(self, x):
         if self.at is None or not np.array_equal(x, self.at):
-            r = self.reference
-            value, slopes = columns(r.family, x, r.shape, r.profile)
-            self.slopes = r.centred(slopes)
-            self.u, self.inverse = factor(r.centred(value))
-            self.projection = self.u.T @ self.target
-            self.r = self.target - self.u @ self.projection
-            self.at = x.copy()
+            self.at, self.found = x.copy(), [part[0] for part in self.look(x[None])]
+        return self.found
 
     def residual(self, x):
-        self._look(x)
-        return self.r
+        return self.look_at(x)[0]
 
     def jacobian(self, x):
-        self._look(x)
-        moved = self.slopes @ (self.inverse @ self.projection)
-        moved -= (moved @ self.u) @ self.u.T
-        turned = (self.slopes.swapaxes(1, 2) @ self.r) @ self.inverse @ self.u.T
-        return -(moved + turned).T
+        return self.look_at(x)[1]
 
 
 class Reference:
@@ -289,12 +296,9 @@ class Reference:
     def dense_group(self, log_sigma, tail, e, lines):
         centers = itertools.product(*lines)
         nodes = np.array([(x, y, log_sigma, *tail, *e) for x, y in centers])
-        bases = np.zeros((len(nodes), FAMILY[self.family].columns, self.weights.size), np.float32)
-        for rows, node in zip(bases, nodes, strict=True):
-            value, _ = columns(self.family, node, self.shape, self.profile, slopes=False)
-            u, _ = factor(self.centred(value))
-            rows[: u.shape[1]] = u.T
-        return Dense(nodes, bases)
+        value, _ = columns(self.family, nodes, self.shape, self.profile, slopes=False)
+        bases = factor(self.centred(value))[0].swapaxes(1, 2)
+        return Dense(nodes, bases.astype(np.float32))
 
     def candidates(self, target):
         """Starts that explain most, best first."""
@@ -323,34 +327,61 @@ class Reference:
             found.append((energies[best], group.nodes[best]))
         found = sorted(found, key=lambda item: -item[0])[: self.starts]
         problem, own = Problem(self.round, target), Problem(self, target)
-        near = [self.round.climb(problem, x, steps=FIRST_STEPS) for x in self.round.candidates(target)]
+        near = self.round.approach(problem, np.array(self.round.candidates(target)))
         for start in distinct(near):
             sheared = [np.append(start, e) for e in SHEARS]
-            energies = [1 - np.sum(own.residual(x) ** 2) for x in sheared]
+            energies = 1 - np.sum(own.look(np.array(sheared))[0] ** 2, axis=1)
             ranked = sorted(zip(energies, sheared, strict=True), key=lambda item: -item[0])
             found += [ranked[0], ranked[1], (energies[0], sheared[0])]
         return [x for _, x in sorted(found, key=lambda item: -item[0])]
 
-    def climb(self, problem, start, method="trf", steps=None):
-        """Cost and search point where `least_squares` stops."""
+    @functools.cached_property
+    def free(self):
         free = self.high > self.low
-        if self.profile == "discrete":
-            free[:2] = False
+        return free & (np.arange(len(free)) > 1) if self.profile == "discrete" else free
+
+    def approach(self, problem, starts):
+        """(cost, search point) of each start after a few damped Gauss-Newton steps, all at once."""
+        x = np.clip(starts, self.low, self.high)
+        residual, jacobian = problem.look(x)
+        cost, damping = np.sum(residual**2, axis=1), np.full(len(x), 0.01)
+        for _ in range(FIRST_STEPS):
+            slope = np.einsum("btp,bt->bp", jacobian, residual)
+            held = ~self.free | ((x <= self.low) & (slope > 0)) | ((x >= self.high) & (slope < 0))
+            slope[held] = 0
+            curvature = jacobian.swapaxes(1, 2) @ jacobian
+            curvature += (
+                np.eye(x.shape[1]) * (damping[:, None] * np.einsum("bpp->bp", curvature) + 1e-10)[:, None]
+            )
+            curvature[held[:, None, :] | held[:, :, None]] = 0
+            curvature += held[:, :, None] * np.eye(x.shape[1])
+            step = -np.linalg.solve(curvature, slope[..., None])[..., 0]
+            there = np.clip(x + np.clip(step, -0.7, 0.7), self.low, self.high)
+            new_residual, new_jacobian = problem.look(there)
+            new_cost = np.sum(new_residual**2, axis=1)
+            better = new_cost < cost
+            x[better], cost[better] = there[better], new_cost[better]
+            residual[better], jacobian[better] = new_residual[better], new_jacobian[better]
+            damping *= np.where(better, 0.2, 8.0)
+        return list(zip(cost, x, strict=True))
+
+    def climb(self, problem, start, method="trf"):
+        """Cost and search point where `least_squares` stops."""
         full = np.where(self.high > self.low, start, self.low)
 
         def at(x):
             point = full.copy()
-            point[free] = x
+            point[self.free] = x
             return point
 
-        inset = 1e-6 * (self.high - self.low)[free] if method == "trf" else 0.0
+        low, high = self.low[self.free], self.high[self.free]
+        inset = 1e-6 * (high - low) if method == "trf" else 0.0
         found = least_squares(
             lambda x: problem.residual(at(x)),
-            np.clip(full[free], self.low[free] + inset, self.high[free] - inset),
-            jac=lambda x: problem.jacobian(at(x))[:, free],
-            bounds=(self.low[free], self.high[free]),
+            np.clip(full[self.free], low + inset, high - inset),
+            jac=lambda x: problem.jacobian(at(x))[:, self.free],
+            bounds=(low, high),
             method=method,
-            max_nfev=steps,
             xtol=1e-10,
             ftol=1e-12,
             gtol=1e-10,
@@ -367,7 +398,7 @@ class Reference:
         """Least (weighted) squared error of `kernel` `[h, w]` about its mean, and its search point."""
         target, norm = self.normalised(kernel)
         problem = Problem(self, target)
-        near = [self.climb(problem, start, steps=FIRST_STEPS) for start in self.candidates(target)]
+        near = self.approach(problem, np.array(self.candidates(target)))
         finals = [self.climb(problem, x) for x in distinct(near)]
         cost, x = min(finals, key=lambda item: item[0])
         # `trf` stays inside the bounds: where the best fit lies on one, go there.
@@ -381,6 +412,7 @@ def distinct(found):
     """Search points of the best few that differ."""
     kept = []
     for cost, x in sorted(found, key=lambda item: item[0]):
-        if len(kept) < FINALISTS and all(np.abs(x - other).max() > 0.03 for _, other in kept):
+        apart = all(np.abs(x - other).max() > 0.03 for _, other in kept)
+        if not kept or (apart and len(kept) < FINALISTS and cost < 1.3 * kept[0][0] + 0.03):
             kept.append((cost, x))
     return [x for _, x in kept]
