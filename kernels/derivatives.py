@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.linalg import Batch, cholesky_solve, project, total
-from dogfit.kernels.model import Calculus, Combination, GaussianModel, TermImages
+from dogfit.kernels.model import Calculus, Combination, GaussianModel, TermImages, add
 from dogfit.kernels.products import Image, products_of, whiten
 
 Model = GaussianModel | CustomModel
@@ -134,10 +134,16 @@ def slopes(model: Model, point: list[Batch], gains: list[Batch], shape: tuple[in
         calculus = Calculus(model, point)
         parts = _parts(model, point, gains)
         images = TermImages(model, point, shape, model.order + 2)
-        return [
-            images.combine(parts.whole_by_kappa if name == "kappa" else calculus.first(parts.whole, name))
-            for name in model.names
-        ]
+        # The scale of the derivatives, which the search leaves to the gains.
+        own = {term: model.order * weight for term, weight in parts.whole.items()}
+
+        def change(name: str) -> Combination:
+            if name == "kappa":
+                return parts.whole_by_kappa
+            slope = calculus.first(parts.whole, name)
+            return add(slope, own) if name == "log_sigma" and model.order else slope
+
+        return [images.combine(change(name)) for name in model.names]
 
     def image(*position: Batch) -> Image:
         functions = model.images(list(position), shape)
