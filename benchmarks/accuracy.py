@@ -39,6 +39,7 @@ SIZES = (3, 5, 7, 9, 31)
 SOURCES = ("real", "drawn", "master")
 # Best-family R² that each of the master key filters must reach.
 MASTER_R2 = (0.945, 0.935, 0.910, 0.966, 0.885, 0.910, 0.995, 0.997)
+MOST = 500  # kernels of a size
 CHUNK = 10  # kernels of a task, and of a cached file
 
 
@@ -56,9 +57,11 @@ def real_kernels(size: int, count: int) -> np.ndarray:
     files = sorted((DATA / "kernels").glob("*.safetensors"))
     layers = [t for file in files for t in load_file(file).values() if t.shape[1:] == (size, size)]
     kernels = np.concatenate(layers) if layers else np.zeros((0, size, size), np.float32)
-    centred = kernels - kernels.mean(axis=(1, 2), keepdims=True)
-    kernels = kernels[np.abs(centred).max(axis=(1, 2)) > 1e-6]
-    return kernels[np.random.default_rng(0).permutation(len(kernels))[:count]]
+    kernels = kernels[np.abs(kernels).max(axis=(1, 2)) > 1e-6]
+    # A larger count adds kernels to those of a smaller one.
+    return kernels[
+        np.random.default_rng(0).choice(len(kernels), min(MOST, len(kernels)), replace=False)[:count]
+    ]
 
 
 def drawn_kernels(family: str, profile: str, size: int, count: int) -> np.ndarray:
