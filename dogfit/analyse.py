@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from dogfit.autoencoder import Autoencoder
+    from dogfit.fit_result import FitResult
 
 # As many nulls as kernels, within these: enough for a threshold at 1 %, and no more than shares need.
 NULL_KERNELS = (8_192, 32_768)
@@ -42,15 +43,14 @@ class Fits:
 
     @classmethod
     def of(
-        cls, kernels: Float[np.ndarray, "n k k"], families: Sequence[str], progress: Update, *, whole: bool
+        cls, kernels: Float[np.ndarray, "n k k"], config: RunConfig, progress: Update, *, whole: bool
     ) -> Self:
         """Fit kernels and label the fits; `whole` keeps more than R² and labels."""
         import polars as pl
 
-        from dogfit.fit import fit_kernels
         from dogfit.labels import label_fits
 
-        fit = fit_kernels(kernels, families, progress=progress)
+        fit = _fit(kernels, config, progress)
         frame = fit.table() if whole else pl.DataFrame({"r2": np.asarray(fit.r2)})
         frame = frame.with_columns(
             pl.Series("label", label_fits(fit, paper_r2(fit.size)).tolist(), dtype=pl.String)
@@ -85,6 +85,14 @@ class Fits:
         return Scores(name, kernels, layer, r2, np.asarray(self.frame["label"].to_list(), dtype=str))
 
 
+def _fit(kernels: np.ndarray, config: RunConfig, progress: Update | None = None) -> "FitResult":
+    from dogfit.fit import fit_kernels
+    from dogfit.fit_config import FitConfig
+
+    how = FitConfig(profile=config.profile, criterion=config.criterion)
+    return fit_kernels(kernels, config.families, config=how, progress=progress)
+
+
 def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
     """Why no kernel of a size can be fitted with any of the families, or None if one can."""
     from dogfit.families import FAMILY, why_unidentifiable
@@ -106,7 +114,7 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
     def fits(name: str, kernels: np.ndarray) -> Fits:
         def make() -> bytes:
             with progress.stage(f"fit {size}×{size} {name}", "kernels") as update:
-                return Fits.of(kernels, config.families, update, whole=name == "network").to_bytes()
+                return Fits.of(kernels, config, update, whole=name == "network").to_bytes()
 
         return Fits.from_bytes(work.stage(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
 
@@ -188,7 +196,6 @@ def _with_code(
 ) -> SizeResult:
     """The result with the autoencoder's code, stretches and reconstructions."""
     from dogfit.clusters import name_spectrum
-    from dogfit.fit import fit_kernels
     from dogfit.labels import label_fits
 
     def spread(values: np.ndarray, empty: float, dtype: type) -> np.ndarray:
@@ -203,7 +210,7 @@ def _with_code(
         code = np.asarray(autoencoder.encode(kernels))
         spectrum = name_spectrum(
             autoencoder,
-            lambda k: fit_kernels(k, config.families),
+            lambda k: _fit(k, config),
             lambda fit: label_fits(fit, paper_r2(size)),
         )
         index = np.asarray(spectrum.assign(code))

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -39,6 +39,12 @@ class RunConfig:
 
     families: Annotated[tuple[str, ...], _listed("NAME[,NAME...]", str)] = FAMILIES
     """Model families to fit, out of gaussian, dog, d1, d2, dog_d1, dog_d2, and each with _elliptic."""
+
+    profile: Literal["integrated", "sampled", "discrete"] = "integrated"
+    """How functions become taps: integrals over them, values at their centres, or discrete Gaussians."""
+
+    criterion: Literal["bic", "aicc", "cv"] = "bic"
+    """What chooses among families: BIC, AICc, or taps predicted from all others."""
 
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of the nulls, the autoencoder and k-means."""
@@ -89,5 +95,5 @@ class RunConfig:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers. Inputs are compared by content, not by path."""
-        names = ("sizes", "families", "seed", "steps", "null_rate", "autoencoder")
+        names = ("sizes", "families", "profile", "criterion", "seed", "steps", "null_rate", "autoencoder")
         return {name: value for name, value in asdict(self).items() if name in names}

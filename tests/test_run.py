@@ -192,7 +192,8 @@ def test_quiet_prints_nothing(finished, source, capsys):
 
 def test_ends_with_about_ten_lines(source, tmp_path, capsys):
     command = [str(source), "--out", str(tmp_path / "o"), "--sizes", "7", "--families", "gaussian"]
-    assert main([*command, "--no-autoencoder"]) == 0
+    how = {"profile": "sampled", "criterion": "aicc"}
+    assert main([*command, "--no-autoencoder", *(f"--{name}={value}" for name, value in how.items())]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert 5 <= len(lines) <= 12
@@ -203,6 +204,8 @@ def test_ends_with_about_ten_lines(source, tmp_path, capsys):
     assert summary["sizes"]["7"]["autoencoder"]["left_out"] == "left out on request"
     assert set(summary["sizes"]["7"]["families"]) == {"gaussian"}
     assert not (tmp_path / "o" / "autoencoder").exists()
+    settings = json.loads((tmp_path / "o" / "run.json").read_bytes())["config"]
+    assert {name: settings[name] for name in how} == how
 
 
 def test_several_models_are_compared(source, tmp_path, capsys):
@@ -279,15 +282,15 @@ def test_unusable_input_exits_with_3_and_leaves_nothing(kind, tmp_path, capsys):
 
 def test_a_size_that_cannot_be_fitted_is_unusable_alone_and_left_out_among_others(tmp_path, capsys):
     path = tmp_path / "wide.safetensors"
-    wide = np.random.default_rng(0).standard_normal((8, 1, 33, 33)).astype(np.float32)
+    wide = np.random.default_rng(0).standard_normal((8, 1, 53, 53)).astype(np.float32)
     save_file({"a.0.dwconv.weight": wide}, path)
     assert main([str(path), "--out", str(tmp_path / "out"), "--quiet"]) == 3
-    assert "33×33 kernels left out: sizes 3 to 31 can be fitted" in capsys.readouterr().err
+    assert "53×53 kernels left out: sizes 3 to 51 can be fitted" in capsys.readouterr().err
     save_file({"a.0.dwconv.weight": wide, "a.1.dwconv.weight": blobs(8, 5, 0)}, path)
     assert main([str(path), "--out", str(tmp_path / "out"), "--quiet", "--no-autoencoder"]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_bytes())
     assert list(summary["sizes"]) == ["5"]
-    assert any("33×33" in reason for reason in summary["left_out"])
+    assert any("53×53" in reason for reason in summary["left_out"])
     assert pl.read_parquet(tmp_path / "out" / "kernels.parquet").height == 8
 
 
