@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dogfit import initializers, uncertainty
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.checkpoints import load_kernels
     from dogfit.composite import Composite, fit_composites
@@ -11,10 +12,12 @@ if TYPE_CHECKING:
     from dogfit.families import FAMILIES, Family, custom_family
     from dogfit.fit import fit_kernel, fit_kernels, fit_stream
     from dogfit.fit_config import THOROUGH, FitConfig
+    from dogfit.fit_parquet import fit_parquet
     from dogfit.fit_result import FitResult, Status
     from dogfit.kernels.custom import SearchRange
     from dogfit.kernelset import KernelSet
     from dogfit.labels import LABELS, label_fits
+    from dogfit.penalty import dog_penalty
 
 __version__ = "0.1.0"
 
@@ -36,14 +39,17 @@ _HOME = {
     "SearchRange": "dogfit.kernels.custom",
     "Status": "dogfit.fit_result",
     "custom_family": "dogfit.families",
+    "dog_penalty": "dogfit.penalty",
     "fit_composites": "dogfit.composite",
     "fit_kernel": "dogfit.fit",
     "fit_kernels": "dogfit.fit",
+    "fit_parquet": "dogfit.fit_parquet",
     "fit_stream": "dogfit.fit",
     "label_fits": "dogfit.labels",
     "load_kernels": "dogfit.checkpoints",
     "train_autoencoder": "dogfit.autoencoder",
 }
+_MODULES = ("initializers", "uncertainty")
 __all__ = [
     "FAMILIES",
     "LABELS",
@@ -61,21 +67,27 @@ __all__ = [
     "SearchRange",
     "Status",
     "custom_family",
+    "dog_penalty",
     "fit_composites",
     "fit_kernel",
     "fit_kernels",
+    "fit_parquet",
     "fit_stream",
+    "initializers",
     "label_fits",
     "load_kernels",
     "train_autoencoder",
+    "uncertainty",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"dogfit.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'dogfit' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_HOME, *_MODULES])

@@ -1,0 +1,247 @@
+"""Initial depthwise kernels that are Gaussians, differences of Gaussians and their derivatives.
+
+They follow the contract of `jax.nn.initializers`: a factory returns `init(key, shape, dtype)`, for the shape
+`[h, w, 1, n]` that Flax gives the kernel of a convolution with one input channel per group.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn.initializers import Initializer, lecun_normal
+from jaxtyping import Array, Float, Int
+
+from dogfit.families import FAMILY, MAX_RATIO, MAX_SHAPE, MIN_RATIO, Family, render, with_profile
+from dogfit.fit import MAX_SIZE
+from dogfit.fit_result import FitResult
+
+Range = tuple[float, float]
+
+# Of the ranges of `Shapes`. Narrower than 0.3 taps, and wider than the widest kernel, widths look alike.
+_ALLOWED: Mapping[str, Range] = {
+    "sigma_px": (0.3, MAX_SIZE),
+    "surround_ratio": (MIN_RATIO, MAX_RATIO),
+    "surround_weight": (0.0, 1.0),
+    "second": (-1.0, 1.0),
+    "aspect": (1.0, math.exp(MAX_SHAPE)),
+}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Distributions that kernels are drawn from.
+
+    Angles are uniform, and signs even. All numbers are independent of each other.
+    """
+
+    families: Mapping[str, float] = field(
+        default_factory=lambda: {"gaussian": 1.0, "dog": 1.0, "d1": 1.0, "d2": 1.0}
+    )
+    """Names out of `dogfit.families.FAMILY`, each with its weight; weights need not sum to 1."""
+    sigma_px: Range = (0.5, 1.5)
+    """Width in taps, log-uniform."""
+    center_px: float = 0.5
+    """Centre in taps from the middle, uniform up to this far along x and y."""
+    surround_ratio: Range = (1.5, 3.0)
+    """Width of a surround to that of its centre, log-uniform."""
+    surround_weight: Range = (0.5, 1.0)
+    """Integral of a surround to that of its centre, uniform; they have opposite signs."""
+    second: Range = (-1.0, 1.0)
+    """Second derivatives: the gain across to that along the main axis, uniform. -1 is a saddle, 0 a bar, 1 a
+    ring."""
+    aspect: Range = (1.0, 2.0)
+    """Longer to shorter width of elliptic families, log-uniform."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.families if name not in FAMILY]:
+            raise ValueError(f"no family is called {unknown[0]!r}; choose from {', '.join(FAMILY)}")
+        weights = list(self.families.values())
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise ValueError(f"families need weights of 0 or more, not all 0, got {dict(self.families)}")
+        for name, (least, most) in _ALLOWED.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} must be a range within {least:g} to {most:g}, got ({low}, {high})")
+        if not 0 <= self.center_px < math.inf:
+            raise ValueError(f"center_px must be 0 or more, got {self.center_px}")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Kernels drawn from those of a fit, each as likely as the others.
+
+    Parameters are in taps, so they serve for kernels of another size too.
+    """
+
+    result: FitResult
+    """From `fit_kernels`."""
+    least_r2: float = 0.8
+    """Kernels that fit no better than this are left out."""
+    jitter: float = 0.0
+    """0: parameters as fitted (bootstrap). Else the standard deviation by which the centre is moved, in taps,
+    the angle turned, in radians, and the widths scaled, in units of their logarithm (smoothed bootstrap)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.jitter < math.inf:
+            raise ValueError(f"jitter must be 0 or more, got {self.jitter}")
+        if not len(self.rows):
+            raise ValueError(f"none of the {len(self.result)} fitted kernels has an R² of {self.least_r2}")
+
+    @property
+    def rows(self) -> Int[np.ndarray, " m"]:
+        """Kernels that may be drawn."""
+        return np.flatnonzero(np.asarray(self.result.r2) >= self.least_r2)
+
+
+def dog_derivative(
+    shapes: Shapes | Fitted | FitResult | None = None,
+    *,
+    noise: float = 0.0,
+    norm_of: Initializer | None = None,
+) -> Initializer:
+    """Initializer of depthwise kernels: Gaussians, differences of Gaussians and their derivatives.
+
+    Args:
+      shapes: where kernels are drawn from: given distributions, or the kernels of a fit (a `FitResult` alone
+        means `Fitted(result)`). `Shapes()` if None.
+      noise: norm of white noise that is added to each kernel, relative to the kernel's.
+      norm_of: initializer that lends its norms: each kernel gets the Frobenius norm of a kernel that this
+        one draws. `lecun_normal()` if None, the default of Flax: variance scaling by the fan-in, which is
+        h * w for a depthwise kernel.
+
+    Returns:
+      `init(key, shape, dtype)` for shapes `[h, w, 1, n]`; pure, deterministic in the key.
+
+    Raises:
+      ValueError: for noise below 0; when called, for a shape that is not of a depthwise kernel.
+
+    Example:
+      `nnx.Conv(64, 64, (7, 7), feature_group_count=64, kernel_init=dog_derivative(), rngs=rngs)`
+    """
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise must be 0 or more, got {noise}")
+    source = Shapes() if shapes is None else Fitted(shapes) if isinstance(shapes, FitResult) else shapes
+    lend = lecun_normal() if norm_of is None else norm_of
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = None, out_sharding: Any = None) -> Array:
+        if len(shape) != 4 or shape[2] != 1:
+            raise ValueError(
+                f"the shape must be [h, w, 1, n], that of a depthwise kernel, got {tuple(shape)}; "
+                "set feature_group_count to the number of input channels"
+            )
+        wanted = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
+        working = jnp.promote_types(wanted, jnp.float32)
+        drawn, noisy, normed = jax.random.split(key, 3)
+        height, width, _, count = shape
+        kernels = _unit(_draw(source, drawn, (height, width), count, working))
+        if noise:
+            white = jax.random.normal(noisy, kernels.shape, working) / math.sqrt(height * width)
+            kernels = _unit(kernels + noise * white)
+        lent = lend(normed, shape, working)
+        norms = jnp.sqrt(jnp.sum(lent**2, axis=(0, 1, 2)))
+        out = jnp.transpose(norms[:, None, None] * kernels, (1, 2, 0))[:, :, None].astype(wanted)
+        return out if out_sharding is None else jax.device_put(out, out_sharding)
+
+    return init
+
+
+def _unit(kernels: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
+    """Scaled before squaring; a kernel that lies outside its taps stays zero."""
+    largest = jnp.max(jnp.abs(kernels), axis=(1, 2), keepdims=True)
+    kernels = kernels / jnp.where(largest > 0, largest, 1.0)
+    norm = jnp.sqrt(jnp.sum(kernels**2, axis=(1, 2), keepdims=True))
+    return kernels / jnp.where(norm > 0, norm, 1.0)
+
+
+def _draw(
+    source: Shapes | Fitted, key: Array, size: tuple[int, int], count: int, dtype: Any
+) -> Float[Array, "n h w"]:
+    """Kernels of any norm."""
+    if isinstance(source, Fitted):
+        return _draw_fitted(source, key, size, count, dtype)
+    return _draw_shapes(source, key, size, count, dtype)
+
+
+def _draw_shapes(
+    shapes: Shapes, key: Array, size: tuple[int, int], count: int, dtype: Any
+) -> Float[Array, "n h w"]:
+    kinds = list(shapes.families)
+    choice, *keys = jax.random.split(key, 1 + len(kinds))
+    weights = jnp.asarray([shapes.families[name] for name in kinds], dtype)
+    kind = jax.random.choice(choice, len(kinds), (count,), p=weights / jnp.sum(weights))
+    images = [
+        render(FAMILY[name], _draw_parameters(FAMILY[name], shapes, one, count, dtype), size)
+        for name, one in zip(kinds, keys, strict=True)
+    ]
+    return _pick(images, kind)
+
+
+def _draw_parameters(
+    family: Family, shapes: Shapes, key: Array, count: int, dtype: Any
+) -> Float[Array, "n p"]:
+    keys = iter(jax.random.split(key, 12))
+
+    def uniform(low: float, high: float) -> Array:
+        return jax.random.uniform(next(keys), (count,), dtype, low, high)
+
+    def log_uniform(limits: Range) -> Array:
+        return jnp.exp(uniform(math.log(limits[0]), math.log(limits[1])))
+
+    sign = jnp.where(uniform(-1, 1) < 0, -1.0, 1.0).astype(dtype)
+    sigma, x0, y0 = (
+        log_uniform(shapes.sigma_px),
+        *(uniform(-shapes.center_px, shapes.center_px) for _ in range(2)),
+    )
+    weight = uniform(*shapes.surround_weight)
+    values = {
+        "offset": jnp.zeros_like(sign),
+        "amplitude": sign,
+        "amplitude_center": sign,
+        "amplitude_surround": -sign * weight,
+        "amplitude_1": sign,
+        "amplitude_2": sign * uniform(*shapes.second),
+        "theta_rad": uniform(-math.pi, math.pi),
+        "x0_px": x0,
+        "y0_px": y0,
+        "sigma_px": sigma,
+        "sigma_surround_px": sigma * log_uniform(shapes.surround_ratio),
+        "surround_weight": weight,
+        "aspect": log_uniform(shapes.aspect),
+        "phi_rad": uniform(-math.pi / 2, math.pi / 2),
+    }
+    return jnp.stack([values[name] for name in family.names], axis=1)
+
+
+def _draw_fitted(
+    fitted: Fitted, key: Array, size: tuple[int, int], count: int, dtype: Any
+) -> Float[Array, "n h w"]:
+    result, rows = fitted.result, fitted.rows
+    first, *keys = jax.random.split(key, 4)
+    row = jax.random.randint(first, (count,), 0, len(rows))
+    moved, turned, scaled = (fitted.jitter * jax.random.normal(one, (count, 2), dtype) for one in keys)
+    shift = {
+        "x0_px": moved[:, 0],
+        "y0_px": moved[:, 1],
+        "theta_rad": turned[:, 0],
+        "phi_rad": turned[:, 0],
+    }
+    images = []
+    for family in result.models:
+        parameters = jnp.asarray(np.asarray(result.parameters[family.name])[rows], dtype)
+        columns = jnp.moveaxis(parameters[row], 1, 0)
+        changed = [
+            # Both widths by one factor: the shape stays.
+            column * jnp.exp(scaled[:, 0]) if name.startswith("sigma") else column + shift.get(name, 0.0)
+            for name, column in zip(family.names, columns, strict=True)
+        ]
+        images.append(render(with_profile(family, result.profile), jnp.stack(changed, axis=1), size))
+    return _pick(images, jnp.asarray(np.asarray(result.family)[rows])[row])
+
+
+def _pick(images: list[Float[Array, "n h w"]], kind: Int[Array, " n"]) -> Float[Array, "n h w"]:
+    """Of each kernel the image of its kind."""
+    return jnp.take_along_axis(jnp.stack(images), kind[None, :, None, None].astype(jnp.int32), axis=0)[0]
