@@ -1,0 +1,185 @@
+"""Starts from the dictionary: their energies, their places, and the symmetry of both."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dogfit.kernels.custom import CustomModel, SearchRange
+from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.newton import Box
+from dogfit.kernels.products import whiten
+from dogfit.kernels.seeds import MAX_STARTS, center_line, find_seeds
+from scipy_reference import Reference, basis, bounds, orthonormal
+
+KX, KY, ROWS, COUNT = 7, 5, 12, 3
+QUICK = {"xla_backend_optimization_level": 0}
+MODELS = {
+    "dog": GaussianModel(0, two_widths=True),
+    "d2": GaussianModel(2),
+    "dog_d1": GaussianModel(1, two_widths=True, tied=True),
+    "d1_elliptic": GaussianModel(1, elliptic=True),
+}
+
+
+def unit_kernels(seed: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Whitened kernels of unit energy `[kx, ky, rows]`."""
+    image = jnp.asarray(np.random.default_rng(seed).normal(size=(KX, KY, ROWS)))
+    kernels = np.asarray(whiten(image, weights), float)
+    return kernels / np.linalg.norm(kernels, axis=(0, 1))
+
+
+def seeds_of(kernels, model, count=COUNT, weights=None, box=None):
+    run = jax.jit(lambda w, v, b: find_seeds(w, model, count, v, b), compiler_options=QUICK)
+    given = (kernels, weights) if box is None else (kernels, weights, Box(*box))
+    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), given)
+    seeds = run(*single, *[None] * (3 - len(single)))
+    return np.asarray(seeds.points, float), np.asarray(seeds.energies)
+
+
+def explained(kernel: np.ndarray, family: str, point: np.ndarray, profile: str = "integrated") -> float:
+    q = orthonormal(basis(family, point, (KY, KX), profile))
+    return float(np.sum((q.T @ kernel.T.ravel()) ** 2))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("size", [3, 4, 7, 31])
+def test_centres_are_symmetric_and_span_the_kernel(size, order):
+    for sigma in np.geomspace(0.3, 0.75 * size, 10):
+        line = center_line(float(sigma), size, order)
+        np.testing.assert_allclose(line, -line[::-1], rtol=0, atol=1e-12)
+        assert line.max() == size / 2
+        assert np.all(np.diff(line) > 0)
+        assert np.diff(line).max() <= max(sigma, 0.5) + 1e-12
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_seeds_carry_the_energy_at_their_node_best_first(family):
+    kernels = unit_kernels(7)
+    points, energies = seeds_of(kernels, MODELS[family])
+    assert points.shape == (COUNT, len(bounds(family, 7)[0]), ROWS)
+    assert energies.shape == (COUNT, ROWS)
+    assert np.all(np.isfinite(points))
+    assert np.all(np.diff(energies, axis=0) <= 0)
+    assert np.all((energies > 0) & (energies <= 1.001))
+    for s, b in itertools.product(range(COUNT), range(ROWS)):
+        wanted = explained(kernels[..., b], family, points[s, :, b])
+        # Coarse by design, and regularised where two Gaussians of nearly one width almost cancel.
+        assert wanted - 5e-3 <= energies[s, b] <= wanted + 1e-3
+    for one, other in itertools.combinations(points, 2):
+        assert np.all(np.abs(one - other).max(axis=0) > 1e-3)
+
+
+@pytest.mark.parametrize("profile", ["sampled", "discrete"])
+def test_seeds_of_other_profiles(profile):
+    kernels = unit_kernels(8)
+    points, energies = seeds_of(kernels, GaussianModel(1, profile=profile))
+    for s, b in itertools.product(range(COUNT), range(ROWS)):
+        wanted = explained(kernels[..., b], "d1", points[s, :, b], profile)
+        assert wanted - 5e-3 <= energies[s, b] <= wanted + 1e-3
+    least = np.log(0.6 if profile == "sampled" else 0.3)
+    assert points[:, 2].min() >= least - 1e-6
+    if profile == "discrete":
+        np.testing.assert_array_equal(2 * points[:, :2] % 1, 0)
+
+
+def test_weighted_taps_weigh_in_the_seeds():
+    weights = np.random.default_rng(9).uniform(0.2, 1, (KX, KY, ROWS))
+    weights[2, 1] = 0
+    kernels = unit_kernels(9, weights)
+    points, energies = seeds_of(kernels, MODELS["d2"], weights=weights)
+    for b in range(ROWS):
+        reference = Reference("d2", (KY, KX), weights=weights[..., b].T)
+        for s in range(COUNT):
+            columns = basis("d2", points[s, :, b], (KY, KX))[:, 1:]
+            q, _ = np.linalg.qr(reference.centred(columns))
+            wanted = np.sum((q.T @ kernels[..., b].T.ravel()) ** 2)
+            assert wanted - 5e-3 <= energies[s, b] <= wanted + 1e-3
+
+
+def test_mirrored_and_transposed_kernels_get_mirrored_and_transposed_seeds():
+    kernels = unit_kernels(10)[:5]
+    kernels -= kernels.mean(axis=(0, 1))
+    points, energies = seeds_of(kernels, MODELS["d2"])
+    mirrored, mirrored_energies = seeds_of(kernels[::-1], MODELS["d2"])
+    transposed, transposed_energies = seeds_of(kernels.swapaxes(0, 1), MODELS["d2"])
+    for other in (mirrored_energies, transposed_energies):
+        np.testing.assert_allclose(energies, other, atol=1e-3)
+    # Where two nodes are as good to the digits that a seed has, either may be taken.
+    alike = np.abs(mirrored - points * [[-1], [1], [1]]).max(axis=1) < 1e-6
+    assert alike.mean() > 0.8
+    alike = np.abs(transposed - points[:, [1, 0, 2]]).max(axis=1) < 1e-6
+    assert alike.mean() > 0.8
+
+
+def test_seeds_keep_near_a_box():
+    low, high = (side[:, None] for side in bounds("d1", (KY, KX)))
+    low, high = low.copy(), high.copy()
+    low[0], high[0] = 1.4, 1.6
+    low[2], high[2] = np.log(0.8), np.log(2.0)
+    points, energies = seeds_of(unit_kernels(11), GaussianModel(1), box=(low, high))
+    best = points[0]
+    assert np.all(np.abs(best[0] - 1.5) <= 0.6)
+    assert np.all((best[2] > np.log(0.8) - 0.41) & (best[2] < np.log(2.0) + 0.41))
+    assert np.all(energies[0] > 0)
+
+
+def test_a_box_of_each_kernel():
+    low, high = (np.repeat(side[:, None], ROWS, axis=1) for side in bounds("d1", (KY, KX)))
+    places = np.linspace(-2, 2, ROWS)
+    low[1], high[1] = places, places
+    points, _ = seeds_of(unit_kernels(12), GaussianModel(1), box=(low, high))
+    assert np.all(np.abs(points[0, 1] - places) <= 0.85)
+
+
+def bump(x, y, x0, width):
+    """A ridge across x."""
+    return (jnp.exp(-(((x - x0) / width) ** 2)) + 0 * y,)
+
+
+RIDGE = CustomModel(bump, (("x0", SearchRange(-3, 3, 7)), ("width", SearchRange(0.5, 2, 3))), 1)
+
+
+def test_nodes_of_a_range():
+    np.testing.assert_allclose(SearchRange(-1, 1, 5).values(), [-1, -0.5, 0, 0.5, 1])
+    assert SearchRange(-1, 3, 1).values() == [1.0]
+    assert RIDGE.nodes.shape == (2, 21)
+    for low, high, nodes in [(1, 1, 3), (2, 1, 3), (0, np.inf, 3), (np.nan, 1, 3)]:
+        with pytest.raises(ValueError, match="range must be finite with low < high"):
+            SearchRange(low, high, nodes)
+    with pytest.raises(ValueError, match="at least 1 node, got 0"):
+        SearchRange(0, 1, 0)
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_seeds_of_a_basis_of_ones_own_are_the_best_nodes(boxed):
+    kernels = unit_kernels(13)
+    box = (np.array([[-3.0], [0.7]]), np.array([[0.2], [2.0]])) if boxed else None
+    points, energies = seeds_of(kernels, RIDGE, count=1, box=box)
+    nodes = RIDGE.nodes if box is None else np.clip(RIDGE.nodes, *box)
+    x = np.arange(KX) - (KX - 1) / 2
+    for b in range(ROWS):
+        best = 0.0
+        for x0, width in nodes.T:
+            ridge = np.repeat(np.exp(-(((x - x0) / width) ** 2))[:, None], KY, axis=1)
+            ridge -= ridge.mean()
+            best = max(best, np.sum(ridge * kernels[..., b]) ** 2 / np.sum(ridge**2))
+        np.testing.assert_allclose(energies[0, b], best, atol=1e-5)
+    if box is not None:
+        assert np.all((points[0] >= box[0] - 1e-6) & (points[0] <= box[1] + 1e-6))
+
+
+def test_a_basis_of_the_wrong_shape_is_told():
+    model = CustomModel(lambda x, y, a: (a * x, y), (("a", SearchRange(0, 1, 2)),), 1)
+    with pytest.raises(ValueError, match=r"must return 1 images of shape \(5, 7\), one per gain, got .*, "):
+        model.images([jnp.ones(3)], (KX, KY))
+    flat = CustomModel(lambda x, y, a: (a * x[0] * y[0, 0],), (("a", SearchRange(0, 1, 2)),), 1)
+    with pytest.raises(ValueError, match=r"got \(7,\)"):
+        flat.images([jnp.ones(3)], (KX, KY))
+
+
+def test_as_many_starts_as_there_are_widths():
+    points, _ = seeds_of(unit_kernels(14), GaussianModel(0), count=MAX_STARTS)
+    assert all(len(set(points[:, 2, b])) == MAX_STARTS for b in range(ROWS))
