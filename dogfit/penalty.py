@@ -56,8 +56,8 @@ def dog_penalty(
     if reduce not in Reduction.__args__:
         raise ValueError(f"reduce must be one of {', '.join(Reduction.__args__)}, got {reduce!r}")
     weights = jnp.asarray(weights)
-    floor = max(_ZERO_TAP, float(jnp.finfo(weights.dtype).tiny))
     kernels = depthwise_kernels(weights)
+    floor = max(_ZERO_TAP, float(jnp.finfo(weights.dtype).tiny))
     if not len(kernels):
         raise ValueError(f"there is no kernel in weights of shape {weights.shape}")
     # Replaced before anything is computed from them, so that no gradient is a product with NaN.

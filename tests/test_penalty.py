@@ -1,0 +1,218 @@
+"""The penalty against fits, finite differences and NumPy; inside jit, vmap, shard_map and a training step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from dogfit.devices import data_mesh
+from dogfit.fit import fit_kernels
+from dogfit.penalty import QUICK, depthwise_kernels, dog_penalty
+from scipy_reference import draw
+
+SIZE, FAMILIES = 5, ("gaussian", "d1")
+
+
+def noisy_drawings(rows: int, noise: float, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    images = np.stack(
+        [
+            draw(
+                FAMILIES[row % 2],
+                SIZE,
+                x0=generator.uniform(-0.7, 0.7),
+                y0=generator.uniform(-0.7, 0.7),
+                sigma=generator.uniform(0.6, 1.2),
+                theta=generator.uniform(-3, 3),
+            )
+            for row in range(rows)
+        ]
+    )
+    images /= np.linalg.norm(images, axis=(1, 2), keepdims=True)
+    return images + noise / SIZE * generator.normal(size=images.shape)
+
+
+penalty = functools.partial(dog_penalty, families=FAMILIES)
+compiled = jax.jit(penalty, static_argnames="reduce")
+with_gradient = jax.jit(jax.value_and_grad(penalty), static_argnames="reduce")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> np.ndarray:
+    return noisy_drawings(16, 0.4).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def shares(kernels) -> np.ndarray:
+    return np.asarray(compiled(kernels, reduce="none"))
+
+
+class TestValue:
+    def test_is_the_least_unexplained_share_of_a_full_fit(self, kernels, shares):
+        fit = fit_kernels(kernels, FAMILIES)
+        np.testing.assert_allclose(shares, 1 - fit.r2_by_family.max(axis=1), atol=1e-5)
+        assert compiled(kernels) == pytest.approx(shares.mean(), abs=1e-6)
+        # The choice by BIC is another: it charges for parameters.
+        assert np.all(shares <= 1 - fit.r2 + 1e-5)
+
+    def test_energy_counts_kernels_by_their_energy(self, kernels, shares):
+        scaled = kernels * np.geomspace(0.01, 10, len(kernels), dtype=np.float32)[:, None, None]
+        energy = ((scaled - scaled.mean(axis=(1, 2), keepdims=True)) ** 2).sum(axis=(1, 2))
+        wanted = np.sum(energy * shares) / energy.sum()
+        assert compiled(scaled, reduce="energy") == pytest.approx(wanted, abs=1e-5)
+        assert compiled(1e-8 * scaled, reduce="energy") == pytest.approx(wanted, abs=1e-5)
+
+    def test_members_of_a_family_have_none(self):
+        assert compiled(noisy_drawings(16, 0.0).astype(np.float32)) < 1e-5
+
+    @pytest.mark.parametrize(
+        "turn",
+        [
+            lambda w: np.rot90(w, axes=(1, 2)),
+            lambda w: w.swapaxes(1, 2),
+            lambda w: w[:, ::-1],
+            lambda w: 3.0 - 1e3 * w,
+        ],
+        ids=["turned", "transposed", "mirrored", "of other gain and offset"],
+    )
+    def test_is_the_same_for_kernels(self, kernels, shares, turn):
+        np.testing.assert_allclose(compiled(turn(kernels).copy(), reduce="none"), shares, atol=2e-4)
+
+    def test_layouts_are_told_by_their_one(self, kernels, shares):
+        flax, torch = np.moveaxis(kernels, 0, -1)[:, :, None], kernels[:, None]
+        np.testing.assert_allclose(compiled(flax, reduce="none"), shares, atol=1e-6)
+        np.testing.assert_allclose(compiled(torch, reduce="none"), shares, atol=1e-6)
+        for oblong in (np.ones((6, 5, 1, 2)), np.ones((2, 1, 6, 5)), np.ones((2, 6, 5))):
+            assert depthwise_kernels(jnp.asarray(oblong)).shape == (2, 6, 5)
+
+    def test_low_precision_is_fitted_in_float32(self, kernels):
+        value, gradient = with_gradient(jnp.asarray(kernels, jnp.bfloat16))
+        assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+        assert value == pytest.approx(float(compiled(kernels)), abs=5e-3)
+
+
+class TestGradient:
+    def test_in_float64_against_differences(self):
+        """Displaced kernels are fitted anew: that templates may count as constant is what is tested."""
+        step, rows, ways = 1e-5, 3, 3
+
+        @jax.jit
+        def shares_and_gradient(kernels):
+            def summed(kernels):
+                each = dog_penalty(kernels, ["d1"], reduce="none")
+                return jnp.sum(each), each
+
+            gradient, each = jax.grad(summed, has_aux=True)(kernels)
+            return each, gradient
+
+        kernels = noisy_drawings(2 * rows, 0.4)[1::2]
+        directions = np.random.default_rng(1).normal(size=(ways, *kernels.shape))
+        moved = [kernels + sign * step * way for sign in (1, -1) for way in directions]
+        with jax.enable_x64(True):
+            shares, gradient = map(np.asarray, shares_and_gradient(np.concatenate([kernels, *moved])))
+        assert gradient.dtype == np.float64
+        ahead, behind = shares[rows:].reshape(2, ways, rows)
+        wanted = np.einsum("dnhw,nhw->dn", directions, gradient[:rows])
+        np.testing.assert_allclose((ahead - behind) / (2 * step), wanted, rtol=1e-5, atol=1e-7)
+        assert np.abs(wanted).max() > 0.1
+
+    @pytest.mark.parametrize("reduce", ["mean", "energy"])
+    def test_saves_nothing_by_scale_or_offset(self, kernels, reduce):
+        gradient = np.asarray(with_gradient(kernels, reduce=reduce)[1])
+        assert abs(np.sum(gradient * kernels)) < 1e-4 * np.abs(gradient).max()
+        assert np.abs(gradient.sum(axis=(1, 2))).max() < 1e-4 * np.abs(gradient).max()
+
+    def test_faint_kernels_are_pulled_gently_by_energy(self, kernels):
+        faint = kernels.copy()
+        faint[0] *= 1e-3
+        pull = {r: np.linalg.norm(with_gradient(faint, reduce=r)[1][0]) for r in ("mean", "energy")}
+        usual = {r: np.linalg.norm(with_gradient(kernels, reduce=r)[1][0]) for r in ("mean", "energy")}
+        assert pull["mean"] == pytest.approx(1e3 * usual["mean"], rel=1e-2)
+        assert pull["energy"] < 1e-2 * usual["energy"]
+
+    @pytest.mark.parametrize("reduce", ["mean", "energy"])
+    def test_kernels_without_a_shape_have_none_and_harm_none(self, kernels, reduce):
+        sound_value, sound = with_gradient(kernels, reduce=reduce)
+        spoilt = kernels.copy()
+        spoilt[:6] = 0.0
+        spoilt[1], spoilt[2, 1, 1], spoilt[3, 0, 0], spoilt[4, 2] = 0.7, np.nan, -np.inf, 1e-30
+        spoilt[5] = 1e-13 * kernels[5]
+        value, gradient = with_gradient(spoilt, reduce=reduce)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+        assert np.all(np.asarray(gradient)[:6] == 0)
+        if reduce == "mean":
+            assert value < sound_value
+            np.testing.assert_allclose(gradient[6:], sound[6:], atol=1e-5)
+
+    def test_costs_no_second_search(self, kernels):
+        """Loops and foreign calls are the search; the gradient has those of the value and no others."""
+
+        def searches(function) -> list[int]:
+            program = str(jax.make_jaxpr(function)(kernels))
+            return [program.count(word) for word in ("while[", "ffi_call[")]
+
+        assert sum(searches(penalty)) > 0
+        assert searches(jax.value_and_grad(penalty)) == searches(penalty)
+
+
+class TestInside:
+    def test_vmap_over_models(self, kernels, shares):
+        values = jax.jit(jax.vmap(penalty))(kernels.reshape(4, 4, SIZE, SIZE))
+        np.testing.assert_allclose(values, shares.reshape(4, 4).mean(axis=1), atol=1e-5)
+
+    def test_shard_map(self, kernels):
+        def mean(own):
+            return lax.pmean(penalty(own), "data")
+
+        split = PartitionSpec("data")
+        sharded = jax.shard_map(mean, mesh=data_mesh(), in_specs=split, out_specs=PartitionSpec())
+        value, gradient = jax.jit(jax.value_and_grad(sharded))(kernels)
+        wanted_value, wanted = with_gradient(kernels)
+        assert value == pytest.approx(float(wanted_value), abs=1e-5)
+        np.testing.assert_allclose(gradient, wanted, atol=1e-5)
+
+    def test_training_by_it_alone_makes_members_of_noise(self):
+        noise = np.random.default_rng(2).normal(size=(SIZE, SIZE, 1, 8)).astype(np.float32)
+        optimiser = optax.adam(0.05)
+
+        def step(state, _):
+            weights, moments = state
+            value, gradient = jax.value_and_grad(penalty)(weights)
+            updates, moments = optimiser.update(gradient, moments)
+            return (optax.apply_updates(weights, updates), moments), value
+
+        _, values = jax.jit(lambda w: lax.scan(step, (w, optimiser.init(w)), length=60))(noise)
+        assert values[0] > 0.6
+        assert values[-1] < 0.1
+        assert np.isfinite(values).all()
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "shape", [(5, 5), (5, 5, 3, 8), (5, 5, 1, 1, 8), (1, 5, 5, 8)], ids=lambda shape: str(len(shape))
+    )
+    def test_shapes_that_are_not_depthwise(self, shape):
+        with pytest.raises(ValueError, match=r"\[h, w, 1, n\] or \[n, 1, h, w\], got shape"):
+            dog_penalty(jnp.zeros(shape))
+
+    def test_others(self):
+        with pytest.raises(ValueError, match="reduce must be one of mean, energy, none, got 'sum'"):
+            dog_penalty(jnp.zeros((2, 5, 5)), reduce="sum")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match=r"no kernel in weights of shape \(0, 5, 5\)"):
+            dog_penalty(jnp.zeros((0, 5, 5)))
+        with pytest.raises(ValueError, match="floating-point numbers, got int32"):
+            dog_penalty(jnp.zeros((2, 5, 5), jnp.int32))
+        with pytest.raises(ValueError, match="kernel sides must be 3 to 51"):
+            dog_penalty(jnp.zeros((2, 2, 2)))
+
+
+def test_a_gaussian_beside_a_dog_is_no_nearer():
+    """What lets the Gaussian be left out of the search."""
+    kernels = noisy_drawings(12, 0.3, seed=3).astype(np.float32)
+    scores = fit_kernels(kernels, ("gaussian", "dog"), config=QUICK).r2_by_family
+    assert np.all(scores[:, 1] >= scores[:, 0] - 1e-3)
