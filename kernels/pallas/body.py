@@ -25,11 +25,16 @@ Project = Callable[[Float[Array, "nodes taps"]], Float[Array, "nodes ..."]]
 # Smallest curvature trusted, for kernels of unit energy, and what is added to it at first.
 _LEAST_PIVOT = 1e-5
 _FIRST_DAMPING = 1e-3
+_NOWHERE = 1e3
 _SMALLEST = 1e-30
+# A promise that rounding may hide: if it is not kept, the climb is at its end.
+_NOISE = 1e-5
 # Energy that refining a seed may add, at most, for it to be worth a start.
-_HOPE = 0.1
+_HOPE = 0.2
 # Steps promise too little where the energy is not quadratic yet: how often the promise may be kept.
-_TRUST = 4.0
+_TRUST = 8.0
+# A climb that comes so near to the best point (in widths, and logarithms) will end there.
+_NEAR = 0.15
 # What a start must end within of the best one to agree with it.
 _AGREEMENT = 1e-3
 
@@ -137,7 +142,7 @@ def search_block(
         derivatives=(zero,) * (n + n * (n + 1) // 2),
         left=none,
         seed=far,
-        best_point=point,
+        best_point=tuple(value + _NOWHERE for value in point),
         best_energy=-far,
         best_promise=far,
         agreeing=none,
@@ -240,6 +245,7 @@ def _climb(
     active = state.left > 0
     gain = here.energy - state.energy
     accepted = active & (gain >= 0)  # False for a non-finite trial
+    stuck = active & ~accepted & (state.promise < _NOISE)
     agreement = gain / jnp.maximum(state.predicted, _SMALLEST)
     damping = state.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0))
     damping = jnp.where(accepted, damping, 4.0 * jnp.maximum(state.damping, 1e-2))
@@ -252,11 +258,13 @@ def _climb(
     hessian = dict(zip(pairs, entries, strict=True))
     trial, predicted, promise = _ascent_step(point, gradient, hessian, damping, bounds, model)
 
+    promise = jnp.where(stuck, jnp.minimum(promise, plan.tolerance), promise)
     hopeless = energy + _TRUST * promise + _AGREEMENT < state.best_energy
-    ends = active & ((promise <= plan.tolerance) | hopeless | (state.left == 1))
+    joins = (_distance(point, state.best_point, model) < _NEAR) & (state.best_promise < _NOISE)
+    ends = active & ((promise <= plan.tolerance) | hopeless | joins | (state.left == 1))
     lead = energy - state.best_energy
     wins = ends & (lead > 0)
-    agrees = ends & (jnp.abs(lead) <= _AGREEMENT)
+    agrees = ends & ((jnp.abs(lead) <= _AGREEMENT) | joins)
     return state._replace(
         point=point,
         trial=trial,
@@ -269,9 +277,17 @@ def _climb(
         best_point=_choose(wins, point, state.best_point),
         best_energy=jnp.where(wins, energy, state.best_energy),
         best_promise=jnp.where(wins, promise, state.best_promise),
-        agreeing=jnp.where(ends & (lead > _AGREEMENT), 1, state.agreeing + agrees.astype(jnp.int32)),
+        agreeing=jnp.where(ends & (lead > _AGREEMENT) & ~joins, 1, state.agreeing + agrees.astype(jnp.int32)),
         steps=state.steps + active.astype(jnp.int32),
     )
+
+
+def _distance(one: Sequence[Lanes], other: Sequence[Lanes], model: GaussianModel) -> Lanes:
+    """Largest difference of two search points, in units of the parameters."""
+    out = jnp.zeros_like(one[0])
+    for a, b, unit in zip(one, other, model.scale(list(one)), strict=True):
+        out = jnp.maximum(out, jnp.abs(a - b) / unit)
+    return out
 
 
 def _choose(which: Bool[Array, "..."], new: Sequence[Lanes], old: Sequence[Lanes]) -> tuple[Lanes, ...]:
