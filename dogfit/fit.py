@@ -112,10 +112,11 @@ def fit_kernels(
       ValueError: as `fit_kernel`; for an iterator that yields nothing.
     """
     if isinstance(kernels, Iterator):
-        total, results = None, fit_stream(kernels, families, weights=weights, bounds=bounds, config=config)
+        results, total = fit_stream(kernels, families, weights=weights, bounds=bounds, config=config), None
     else:
         host = kernels if isinstance(kernels, np.ndarray) else np.asarray(kernels)
-        total, results = len(host), _fit_array(host, families, weights, bounds, config)
+        # The shape is checked first.
+        results, total = _fit_array(host, families, weights, bounds, config), len(host)
     parts: list[FitResult] = []
     done = 0
     for part in results:
