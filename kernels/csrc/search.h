@@ -15,6 +15,8 @@ namespace {
 constexpr float kInfinite = 3e38f;
 // Rows whose seeds are found before their ascents begin.
 constexpr int64_t kChunk = 512;
+// Times the steps of a start that the best one gets more of, if it needs them.
+constexpr int kFinishingFactor = 4;
 
 // Memory aligned to a vector, from the heap: large kernels would overflow the stack of a pool's thread.
 template <class T>
@@ -51,7 +53,8 @@ struct Chunk {
 // Where one lane stands.
 struct Job {
   int row;  // -1: idle
-  int start;
+  int start;       // the present one; their number in the end
+  bool finishing;  // the best once more, with more steps
   float ends[kStarts];  // energy at the end of each start
   int steps;
   float point[kMaxParameters], promise;  // of the best
@@ -92,8 +95,8 @@ class Climber {
   // Converged, out of steps, hopeless, or about to arrive where an earlier start has.
   DOGFIT_INLINE Mask finished() const {
     const Ascent<P>& a = ascent_;
-    const Mask settled = (a.promise <= problem_.effort.tolerance) | (evaluations_ >= float(problem_.effort.steps));
-    const Mask hopeless = (a.energy + problem_.effort.hope * a.promise < best_energy_);
+    const Mask settled = (a.promise <= problem_.effort.tolerance) | (evaluations_ >= limit_);
+    const Mask hopeless = a.energy + problem_.effort.hope * a.promise < best_energy_;
     const Lanes inverse_sigma = exponential(-a.point[2]);
     Lanes apart = splat(0);
     for (int p = 0; p < P; ++p) {
@@ -112,6 +115,7 @@ class Climber {
       Job& job = jobs_[lane];
       job.row = row;
       job.start = 0;
+      job.finishing = false;
       job.steps = 0;
       float total = 0;
       for (int t = 0; t < taps; ++t) {
@@ -136,9 +140,12 @@ class Climber {
 
   void begin_start(int lane) {
     const Job& job = jobs_[lane];
-    const Start& start = starts(job.row).item[job.start];
+    begin_at(lane, starts(job.row).item[job.start].point, problem_.effort.steps);
+  }
+
+  void begin_at(int lane, const float* start, int most_steps) {
     for (int a = 0; a < P; ++a) {
-      float value = start.point[a];
+      float value = start[a];
       value = value > lower_[a][lane] ? value : lower_[a][lane];
       ascent_.trial[a][lane] = value < upper_[a][lane] ? value : upper_[a][lane];
       ascent_.point[a][lane] = ascent_.trial[a][lane];
@@ -147,23 +154,32 @@ class Climber {
     ascent_.promise[lane] = ascent_.predicted[lane] = kInfinite;
     ascent_.damping[lane] = 1e-3f;
     evaluations_[lane] = 0;
+    limit_[lane] = static_cast<float>(most_steps);
   }
 
   // False where the lane has nothing left to do.
   bool end_start(int lane) {
     Job& job = jobs_[lane];
     const float energy = ascent_.energy[lane];
-    job.ends[job.start] = energy;
+    if (!job.finishing) job.ends[job.start++] = energy;
     job.steps += static_cast<int>(evaluations_[lane]);
-    if (energy > best_energy_[lane]) {
+    if (energy > best_energy_[lane] || job.finishing) {
       best_energy_[lane] = energy;
       job.promise = ascent_.promise[lane];
       for (int a = 0; a < P; ++a) best_point_[a][lane] = job.point[a] = ascent_.point[a][lane];
     }
     const Starts& mine = starts(job.row);
     // Seeds come best first, and what an ascent can add has its limits.
-    if (++job.start < mine.count && mine.item[job.start].energy >= problem_.effort.margin * best_energy_[lane]) {
+    if (!job.finishing && job.start < mine.count &&
+        mine.item[job.start].energy >= problem_.effort.margin * best_energy_[lane]) {
       begin_start(lane);
+      return true;
+    }
+    if (!job.finishing && job.promise > problem_.effort.tolerance) {
+      // The best ran out of steps in a narrow valley.
+      job.finishing = true;
+      best_energy_[lane] = -kInfinite;
+      begin_at(lane, job.point, kFinishingFactor * problem_.effort.steps);
       return true;
     }
     const int64_t at = chunk_->first + job.row;
@@ -172,7 +188,8 @@ class Climber {
     model_.steps[at] = job.steps;
     int agreeing = 0;
     for (int s = 0; s < job.start; ++s) agreeing += job.ends[s] >= best_energy_[lane] - 1e-3f;
-    model_.agreeing[at] = agreeing;
+    // Where the best was finished later, it alone is there.
+    model_.agreeing[at] = agreeing > 0 ? agreeing : 1;
     return take_kernel(lane);
   }
 
@@ -186,7 +203,7 @@ class Climber {
   const Chunk* chunk_ = nullptr;
   int next_ = 0;
   Lanes lower_[P], upper_[P];
-  Lanes total_ = {}, evaluations_ = {}, best_energy_ = {}, best_point_[P] = {};
+  Lanes total_ = {}, evaluations_ = {}, limit_ = {}, best_energy_ = {}, best_point_[P] = {};
   Ascent<P> ascent_ = {};
   Job jobs_[kLanes];
 };

@@ -17,14 +17,14 @@ constexpr double kPairRatios[] = {1.7, 3.0, 7.0};
 constexpr double kNearRatio = 1.15;
 constexpr double kTiedRatios[] = {1.1, 1.5, 2.5, 5.0};
 constexpr double kKappas[] = {0.35, 0.65, 0.85, 1.0};
-constexpr double kNearKappas[] = {0.4, 0.65, 0.78, 0.84, 0.9, 0.95, 1.0};
+constexpr double kNearKappas[] = {0.4, 0.65, 0.84, 0.92, 1.0};
 
 // A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
 // integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes around those
 // places, for that order alone.
 constexpr double kNarrowOffsets[] = {-0.35, 0.0, 0.35, 0.5};
 constexpr double kFirstOffsets[] = {-0.22, -0.08, 0.08, 0.22};
-constexpr double kSecondOffsets[] = {0.485, 0.515};
+constexpr double kSecondOffsets[] = {-0.42, -0.35, 0.35, 0.42, 0.485, 0.515};
 // Differences of two derivatives of nearly one width do so at both, and as the surround's weight changes.
 constexpr double kTiedOffsets[] = {-0.35, -0.2, -0.08, 0.0, 0.08, 0.2, 0.35, 0.485, 0.5, 0.515};
 
@@ -184,7 +184,7 @@ Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
   }
 }
 
-std::vector<SeedPlane> Tables::list_planes(For purpose, int stride, const std::vector<Model>& models,
+std::vector<SeedPlane> Tables::list_planes(For purpose, double sigma, int stride, const std::vector<Model>& models,
                                            std::vector<double>& ratios) {
   auto second = [&](double ratio) {
     const auto index = std::find(ratios.begin(), ratios.end(), ratio) - ratios.begin();
@@ -214,7 +214,12 @@ std::vector<SeedPlane> Tables::list_planes(For purpose, int stride, const std::v
       ++plane.variant;
     };
     if (purpose == For::kTiedNear) {
-      for (double kappa : kNearKappas) add(SeedPlane::kTied, kTiedRatios[0], kappa);
+      const double ratio = kTiedRatios[0];
+      for (double kappa : kNearKappas) add(SeedPlane::kTied, ratio, kappa);
+      // Where the two cancel at the edges of the tap they are centred on, and leave what is small.
+      const double balance = std::exp(-0.125 * (1 - 1 / (ratio * ratio)) / (sigma * sigma));
+      plane.variant += 2;
+      add(SeedPlane::kTied, ratio, plane.order == 1 ? balance : ratio * balance);
       continue;
     }
     if (free) {
@@ -236,7 +241,7 @@ std::vector<SeedPlane> Tables::list_planes(For purpose, int stride, const std::v
 void Tables::add_level(double sigma, int step, const std::vector<double>& line, int stride, For purpose,
                        const std::vector<Model>& models) {
   std::vector<double> ratios, coarse;
-  planes_.push_back(list_planes(purpose, stride, models, ratios));
+  planes_.push_back(list_planes(purpose, sigma, stride, models, ratios));
   std::vector<SeedPlane>& planes = planes_.back();
   if (planes.empty()) return;
   const int count = static_cast<int>(line.size());

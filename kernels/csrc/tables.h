@@ -21,7 +21,7 @@ class Tables {
   enum class For { kFree, kFirst, kSecond, kTied, kTiedNear };
 
   // Planes for the models that a grid is for; adds the ratios of widths they need.
-  static std::vector<SeedPlane> list_planes(For purpose, int stride, const std::vector<Model>& models,
+  static std::vector<SeedPlane> list_planes(For purpose, double sigma, int stride, const std::vector<Model>& models,
                                             std::vector<double>& ratios);
   void add_level(double sigma, int step, const std::vector<double>& line, int stride, For purpose,
                  const std::vector<Model>& models);
