@@ -72,7 +72,7 @@ class Tables(NamedTuple):
     numbers: Ref
 
 
-class _State(NamedTuple):
+class SearchState(NamedTuple):
     """Of each lane: the climb it is on, and the best one it has finished."""
 
     point: tuple[Lanes, ...]
@@ -122,33 +122,15 @@ def search_block(
     def image(u: Any, v: int) -> Lanes:
         return taps[u * plan.size + v]
 
-    def unfinished(carry: tuple[Bool[Array, ""], _State]) -> Bool[Array, ""]:
+    def unfinished(carry: tuple[Bool[Array, ""], SearchState]) -> Bool[Array, ""]:
         return carry[0]
 
-    def advance(carry: tuple[Bool[Array, ""], _State]) -> tuple[Bool[Array, ""], _State]:
+    def advance(carry: tuple[Bool[Array, ""], SearchState]) -> tuple[Bool[Array, ""], SearchState]:
         state = _next_start(seeds, carry[1], bounds, plan)
-        state = _climb(image, state, bounds, model, plan)
+        state = climb(image, state, bounds, model, plan)
         return jnp.max(_searching(state, plan).astype(jnp.int32)) > 0, state
 
-    point = tuple(zero for _ in range(n))
-    none, far = zero.astype(jnp.int32), zero + 2.0
-    state = _State(
-        point=point,
-        trial=point,
-        energy=-far,
-        predicted=far,
-        promise=far,
-        damping=zero,
-        derivatives=(zero,) * (n + n * (n + 1) // 2),
-        left=none,
-        seed=far,
-        best_point=tuple(value + _NOWHERE for value in point),
-        best_energy=-far,
-        best_promise=far,
-        agreeing=none,
-        starts=none,
-        steps=none,
-    )
+    state = initial_state(zero, n)
     _, state = lax.while_loop(unfinished, advance, (jnp.bool_(True), state))
     for a in range(n):
         found[a] = state.best_point[a]
@@ -200,12 +182,35 @@ def _find_seeds(tables: Tables, seeds: Ref, project: Project, zero: Lanes, n: in
     lax.fori_loop(0, tables.slot.shape[0], grid, 0)
 
 
-def _searching(state: _State, plan: Plan) -> Bool[Array, "..."]:
+def initial_state(zero: Lanes, n: int) -> SearchState:
+    """Lanes that have not begun, for `n` search parameters."""
+    point = tuple(zero for _ in range(n))
+    none, far = zero.astype(jnp.int32), zero + 2.0
+    return SearchState(
+        point=point,
+        trial=point,
+        energy=-far,
+        predicted=far,
+        promise=far,
+        damping=zero,
+        derivatives=(zero,) * (n + n * (n + 1) // 2),
+        left=none,
+        seed=far,
+        best_point=tuple(value + _NOWHERE for value in point),
+        best_energy=-far,
+        best_promise=far,
+        agreeing=none,
+        starts=none,
+        steps=none,
+    )
+
+
+def _searching(state: SearchState, plan: Plan) -> Bool[Array, "..."]:
     """Lanes with a climb to go on with, or a seed left that may win."""
     return (state.left > 0) | ((state.starts < plan.starts) & (state.seed + _HOPE > state.best_energy))
 
 
-def _next_start(seeds: Ref, state: _State, bounds: list[tuple[Any, Any]], plan: Plan) -> _State:
+def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], plan: Plan) -> SearchState:
     """Lanes between climbs take up the best seed below their last one, if it may win."""
     n = len(bounds)
     rows = n + 1
@@ -233,13 +238,13 @@ def _next_start(seeds: Ref, state: _State, bounds: list[tuple[Any, Any]], plan: 
     )
 
 
-def _climb(
+def climb(
     image: Callable[[int, int], Lanes],
-    state: _State,
+    state: SearchState,
     bounds: list[tuple[Any, Any]],
     model: GaussianModel,
     plan: Plan,
-) -> _State:
+) -> SearchState:
     """One evaluation for every lane that is on a climb, and what follows from it: as in `newton`."""
     here = slopes(image, list(state.trial), model, plan.size)
     active = state.left > 0
