@@ -33,6 +33,8 @@ from dogfit.kernels.model import GaussianModel
 
 # Bounds of the search; of the widths in taps and of log aspect along each of two axes.
 MIN_RATIO, MAX_RATIO = 1.1, 8.0
+# Derivatives of a DoG of closer widths are those of the next orders, and no longer to be told from them.
+MIN_TIED_RATIO = 1.5
 MAX_SHAPE = math.log(3.0)
 # A family is fitted where at least this many taps are left over to test it.
 MIN_RESIDUAL_TAPS = 3
@@ -160,7 +162,7 @@ def search_bounds(model: Model, shape: tuple[int, int]) -> tuple[list[float], li
         "x0": (-width / 2, width / 2),
         "y0": (-height / 2, height / 2),
         "log_sigma": (math.log(model.min_sigma), math.log(max(shape))),
-        "log_ratio": (math.log(MIN_RATIO), math.log(MAX_RATIO)),
+        "log_ratio": (math.log(MIN_TIED_RATIO if model.tied else MIN_RATIO), math.log(MAX_RATIO)),
         "kappa": (0.0, 1.0),
         "e1": (-MAX_SHAPE, MAX_SHAPE),
         "e2": (-MAX_SHAPE, MAX_SHAPE),

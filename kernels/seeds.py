@@ -27,6 +27,7 @@ from dogfit.kernels.profiles import PROFILES
 # Widths of the surround, in widths of the centre, at which a two-width model is tried.
 # Near the least ratio the pair is a second derivative: a basin of its own, that needs as fine a grid.
 _RATIOS = ((1.1,), (1.7, 3.0, 7.0))
+_TIED_RATIOS = ((1.5,), (2.5, 6.0))
 _NEAR_DERIVATIVE = 1.5
 _KAPPAS = (0.3, 0.65, 1.0)
 MAX_STARTS = 10  # one per width
@@ -84,7 +85,7 @@ def center_line(sigma: float, size: int, order: int) -> np.ndarray:
 def _grids(model: GaussianModel, shape: tuple[int, int]) -> tuple[tuple[_Grid, ...], ...]:
     """All grids of a round model; each group yields one start."""
     levels = np.geomspace(model.min_sigma, 0.75 * max(shape), MAX_STARTS).tolist()
-    groups = _RATIOS if model.two_widths else ((1.0,),)
+    groups = _TIED_RATIOS if model.tied else _RATIOS if model.two_widths else ((1.0,),)
     kappas = _KAPPAS if model.tied else (0.0,)
     return tuple(
         tuple(_grid(model, shape, sigma, ratio, kappa) for ratio, kappa in itertools.product(group, kappas))

@@ -251,7 +251,7 @@ def bounds(name, size, profile="integrated"):
         [width / 2, height / 2, np.log(max(height, width))],
     )
     if family.widths == 2:
-        low, high = [*low, np.log(1.1)], [*high, np.log(8.0)]
+        low, high = [*low, np.log(1.5 if family.tied else 1.1)], [*high, np.log(8.0)]
     if family.tied:
         low, high = [*low, 0.0], [*high, 1.0]
     if family.elliptic:
