@@ -132,7 +132,7 @@ def main() -> None:
         "| family | flops | instructions | special | nodes | matrix flops | evaluations | lockstep | bytes |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    flops = issue = special = matrix = traffic = 0.0
+    flops = issue = special = matrix = traffic = shared = 0.0
     for name in FAMILIES:
         model = FAMILY[name].model
         table = dictionary(model, SIZE)
@@ -144,7 +144,8 @@ def main() -> None:
         nodes = tiles * tile
         products = 2 * nodes * q * depth
         rows = len(model.names) + 1
-        moved = 4 * (depth + rows + 2)
+        # Taps, point and promise, two counts, and the seeds, which Triton can only keep in memory.
+        moved = 4 * (depth + rows + 2 + table.slots * rows)
         # A square and a sum per column, and packing, comparing: per node beside the matrix unit.
         scoring = nodes * (q + 3)
         flops += steps.mean() * turn.flops + nodes * 2 * q
@@ -152,6 +153,8 @@ def main() -> None:
         special += together * turn.special
         matrix += products
         traffic += moved
+        # Every warp reads the dictionary, in bfloat16, from the second-level cache.
+        shared += 2 * table.columns.size / LANES
         print(
             f"| {name} | {turn.flops} | {turn.instructions} | {turn.special} | {nodes} "
             f"| {products / 1e6:.2f}M | {steps.mean():.1f} | {together:.1f} | {moved} |"
@@ -160,7 +163,8 @@ def main() -> None:
         f"\nthrough {len(FAMILIES)} families: {flops / 1e3:.0f} kflop, "
         f"{matrix / 1e6:.1f} Mflop in matrix units,"
     )
-    print(f"{issue / 1e3:.0f} k instructions per lane in lockstep, {traffic:.0f} bytes\n")
+    print(f"{issue / 1e3:.0f} k instructions per lane in lockstep, {traffic:.0f} bytes of memory,")
+    print(f"{shared / 1e3:.0f} kB of dictionary through the second-level cache\n")
     limits = {
         "useful float32 operations": H200_FLOPS / flops,
         "instructions, warps in lockstep": H200_FLOPS / 2 / issue,
