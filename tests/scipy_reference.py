@@ -1,9 +1,9 @@
 """Independent float64 reference for the fitter: dense multi-start bounded least squares in SciPy.
 
 Shares no code with `dogfit`. Bounds as documented: centre within half the kernel of the middle,
-0.3 <= sigma <= k, surround width 1.1 to 8 times the centre width, surround weight 0 to 1, shears e1 and e2
-within ±log 3. Offset and gains are solved for; the Jacobian of what is left is that of Golub and Pereyra
-(SIAM J. Numer. Anal. 10, 1973).
+0.3 <= sigma <= k, surround width 1.1 to 8 times the centre width (1.5 to 8 in tied families), surround weight
+0 to 1, shears e1 and e2 within ±log 3. Offset and gains are solved for; the Jacobian of what is left is that
+of Golub and Pereyra (SIAM J. Numer. Anal. 10, 1973).
 """
 
 import functools
@@ -34,12 +34,12 @@ SHEARS = [
     (0.0, 0.0),
     *((r * np.cos(a), r * np.sin(a)) for r in (0.4, 0.8, 1.09) for a in np.arange(8) * np.pi / 4),
 ]
-CORNER_KAPPAS = (0.35, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.84, 0.88, 0.92, 0.96, 1.0)
+CORNER_KAPPAS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.68, 0.76, 0.84, 0.92, 1.0)
 CORNER_OFFSETS = np.union1d(np.arange(-10, 11) / 20, (-0.475, -0.025, 0.025, 0.475))
 KAPPAS = (0.2, 0.5, 0.8, 1.0)
 CORNER_STARTS = 8
 FIRST_STEPS, FINALISTS = 10, 12
-STARTS = {"gaussian": 24, "d1": 24, "d2": 24, "dog": 40, "dog_d1": 48, "dog_d2": 48}
+STARTS = {"gaussian": 24, "d1": 24, "d2": 24, "dog": 64, "dog_d1": 64, "dog_d2": 64}
 
 
 def factor(centred):
@@ -225,6 +225,13 @@ class Reference:
         return Reference(self.plain, self.shape, profile=self.profile, weights=self.weights, **box)
 
     @functools.cached_property
+    def untied(self):
+        """The reference of the single width that a tied family is without a surround."""
+        box = {"low": self.low[:3], "high": self.high[:3]}
+        name = self.plain.removeprefix("dog_")
+        return Reference(name, self.shape, profile=self.profile, weights=self.weights, **box)
+
+    @functools.cached_property
     def dense(self):
         return list(self.dense_groups()) if self.weights.size <= DENSE_TAPS else []
 
@@ -240,15 +247,20 @@ class Reference:
         return [grid(self.family, self.shape, self.profile, self.weights, *setting) for setting in settings]
 
     def corner_settings(self):
-        """Tied narrow widths: their difference changes its shape within hundredths of a tap and of kappa."""
-        if not FAMILY[self.family].tied or self.profile != "integrated" or self.low[2] > np.log(NARROW):
+        """Narrow widths on a finer grid: functions change their shape there within hundredths of a tap."""
+        family = FAMILY[self.family]
+        if self.profile != "integrated" or self.low[2] > np.log(NARROW):
             return
         offsets = CORNER_OFFSETS if self.weights.size <= DENSE_TAPS else FEWER_OFFSETS
         lines = [tap_line(offsets, self.low[i], self.high[i], self.shape[1 - i]) for i in (0, 1)]
-        low, high = self.low[4], self.high[4]
-        for wider, ratio, kappa in itertools.product((0, 0.15), (0, 0.17, 0.4, 1.0), CORNER_KAPPAS):
-            sigma = min(self.low[2] + wider, self.high[2])
-            yield (sigma, min(self.low[3] + ratio, self.high[3]), low + kappa * (high - low)), lines
+        tails = [()]
+        if family.widths == 2:
+            tails = [(min(self.low[3] + wider, self.high[3]),) for wider in (0.0, 0.25, 0.6, 1.2)]
+        if family.tied:
+            low, high = self.low[4], self.high[4]
+            tails = [(*tail, low + kappa * (high - low)) for tail in tails for kappa in CORNER_KAPPAS]
+        for wider, tail in itertools.product((0.0, 0.15), tails):
+            yield (min(self.low[2] + wider, self.high[2]), *tail), lines
 
     def settings(self):
         """Settings of all but the centre, and the lines of centres for each."""
@@ -287,7 +299,7 @@ class Reference:
             for e in shears:
                 tails = [()]
                 if family.widths == 2:
-                    tails = [(np.log(r),) for r in (1.15, 1.8, 3.5)]
+                    tails = [(self.low[3] + wider,) for wider in (0.05, 0.5, 1.2)]
                 if family.tied:
                     tails = [(*tail, kappa) for tail in tails for kappa in (0.5, 1.0)]
                 for tail in tails:
@@ -316,7 +328,11 @@ class Reference:
         starts = ranked(self.grids, 2)[: self.starts]
         for _, grids in itertools.groupby(self.corner, key=lambda g: g.tail[:2]):
             starts += apart_in_space(ranked(grids, 4), CORNER_STARTS)
-        return starts
+        if FAMILY[self.family].tied:
+            near = self.untied.approach(Problem(self.untied, target), self.untied.candidates(target))
+            ratios = np.log(geometric(self.low[3], self.high[3], 3))
+            starts += [[*x, ratio, self.low[4]] for x in distinct(near) for ratio in ratios]
+        return np.array(starts)
 
     def elliptic_candidates(self, target):
         """Round fits under several shears, and the best of the dictionary."""
@@ -327,13 +343,13 @@ class Reference:
             found.append((energies[best], group.nodes[best]))
         found = sorted(found, key=lambda item: -item[0])[: self.starts]
         problem, own = Problem(self.round, target), Problem(self, target)
-        near = self.round.approach(problem, np.array(self.round.candidates(target)))
+        near = self.round.approach(problem, self.round.candidates(target))
         for start in distinct(near):
             sheared = [np.append(start, e) for e in SHEARS]
             energies = 1 - np.sum(own.look(np.array(sheared))[0] ** 2, axis=1)
             ranked = sorted(zip(energies, sheared, strict=True), key=lambda item: -item[0])
             found += [ranked[0], ranked[1], (energies[0], sheared[0])]
-        return [x for _, x in sorted(found, key=lambda item: -item[0])]
+        return np.array([x for _, x in sorted(found, key=lambda item: -item[0])])
 
     @functools.cached_property
     def free(self):
@@ -398,7 +414,7 @@ class Reference:
         """Least (weighted) squared error of `kernel` `[h, w]` about its mean, and its search point."""
         target, norm = self.normalised(kernel)
         problem = Problem(self, target)
-        near = self.approach(problem, np.array(self.candidates(target)))
+        near = self.approach(problem, self.candidates(target))
         finals = [self.climb(problem, x) for x in distinct(near)]
         cost, x = min(finals, key=lambda item: item[0])
         # `trf` stays inside the bounds: where the best fit lies on one, go there.
