@@ -2,6 +2,7 @@
 
     python benchmarks/fit.py                     rate, compile time, and accuracy against SciPy on 40 kernels
     python benchmarks/fit.py --reference 500     accuracy on 500 kernels (about half an hour, then cached)
+    python benchmarks/fit.py --engine xla        the same without the compiled C++ search
     python benchmarks/fit.py --stream 120        peak memory while up to 2 million kernels stream by, in 120 s
 
 Kernels are the real 7x7 ones of `../shared/data/kernels`; without that folder, those of the embedded
@@ -20,6 +21,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import dogfit  # noqa: E402
 from dogfit.embedded import PATH  # noqa: E402
+from dogfit.kernels import native  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data" / "kernels"
 
@@ -122,8 +125,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
     parser.add_argument("--stream", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--thorough", action="store_true", help="search with dogfit.THOROUGH")
+    parser.add_argument("--engine", default="auto", choices=("auto", "native", "xla", "pallas"))
     options = parser.parse_args()
     config = dogfit.THOROUGH if options.thorough else dogfit.FitConfig()
+    config = replace(config, engine=options.engine)
 
     import jax
 
@@ -146,7 +151,14 @@ def main() -> None:
     print(f"| kernels a second, four families | compile | {' | '.join(dogfit.FAMILIES)} | all |")
     print("|---" * len(cells) + "|")
     print("| " + " | ".join(cells) + " |")
-    print(f"\nRates: median (range) of {options.repeats} calls on {len(timed):,} kernels; load {load:.1f}.")
+    engine = options.engine
+    if engine == "auto":
+        engine += " (native)" if native.available() else f" (xla: {native.why_not()})"
+    print(
+        f"\nEngine: {engine}. Rates: median (range) of {options.repeats} calls on {len(timed):,} kernels; ",
+        end="",
+    )
+    print(f"load {load:.1f}.")
     print(f"Shares: {len(sample)} kernels at the optimum that SciPy finds, or below.")
 
 
