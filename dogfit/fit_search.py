@@ -52,6 +52,8 @@ def search_models(
     Raises:
       ValueError: if the engine asked for cannot do what is asked of it, with the reason.
     """
+    if config.engine == "pallas":
+        return [_search_pallas(images, weights, search, config) for search in searches]
     compiled = [_native_model(search, images, weights, config) for search in searches]
     together = tuple(model for model in compiled if model is not None)
     found = iter(_search_native(images, together, config)) if together else iter(())
@@ -102,6 +104,25 @@ def _search_native(
         ]
         lower, upper = ([jnp.asarray(b[side], images.dtype) for b in bounds] for side in (0, 1))
         return native.search_families(lax.transpose(images, (1, 0, 2)), models, lower, upper, effort)
+
+    return _widening(search)(images)
+
+
+def _search_pallas(images: Images, weights: Images | None, given: Search, config: FitConfig) -> Found:
+    # Loaded when asked for: Pallas is heavy, and on trial.
+    from dogfit.kernels import pallas
+
+    box, backend = given.bounds(images), pallas.default_backend()
+    reason = pallas.unsupported(images, box, given.model, weights)
+    if backend is None:
+        reason = f"it is for accelerators, and this process has {jax.default_backend()} devices"
+    if reason is not None or backend is None:
+        raise ValueError(f"engine pallas cannot make this fit: {reason}")
+    model, effort = given.model, _effort(given.model, config, tolerance_of(images.dtype))
+    assert isinstance(model, GaussianModel)
+
+    def search(images: Images) -> Found:
+        return pallas.search_optimum(lax.transpose(images, (1, 0, 2)), box, model, effort, backend=backend)
 
     return _widening(search)(images)
 
