@@ -121,10 +121,10 @@ def _search_pallas(images: Images, weights: Images | None, given: Search, config
     model, effort = given.model, _effort(given.model, config, tolerance_of(images.dtype))
     assert isinstance(model, GaussianModel)
 
-    def search(images: Images) -> Found:
+    def search(images: Images, box: Box) -> Found:
         return pallas.search_optimum(lax.transpose(images, (1, 0, 2)), box, model, effort, backend=backend)
 
-    return _widening(search)(images)
+    return _widening(search)(images, box)
 
 
 def _search_xla(images: Images, weights: Images | None, given: Search, config: FitConfig) -> Found:
