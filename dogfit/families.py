@@ -171,9 +171,9 @@ def search_bounds(model: Model, shape: tuple[int, int]) -> tuple[list[float], li
     return list(lower), list(upper)
 
 
-def reported_names(search_parameter: str) -> tuple[str, ...]:
+def reported_names(model: Model, search_parameter: str) -> tuple[str, ...]:
     """Reported parameters that a search parameter stands behind."""
-    return _REPORTED.get(search_parameter, (search_parameter,))
+    return (search_parameter,) if isinstance(model, CustomModel) else _REPORTED[search_parameter]
 
 
 def why_unidentifiable(family: Family, shape: tuple[int, int]) -> str | None:

@@ -73,12 +73,15 @@ def _box(family: Family, names: list[str], wanted: Mapping[str, Any], shape: tup
         if name in wanted:
             value = wanted[name]
             low, high = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
-            log = search_name.startswith("log_")
+            log = name != search_name and search_name.startswith("log_")
             low, high = (_finite(name, v, log) for v in (low, high))
             _check(f"{family.name}: {name}", low, high, least, greatest, log)
         lows.append(low)
         highs.append(high)
     xp = jnp if any(isinstance(value, Tracer) for value in (*lows, *highs)) else np
+    lengths = {np.shape(value)[0] for value in (*lows, *highs) if np.shape(value)}
+    if len(lengths - {1}) > 1:
+        raise ValueError(f"bounds of {family.name} are for {' and '.join(map(str, sorted(lengths)))} kernels")
     rows = np.broadcast_shapes((1,), *(np.shape(value) for value in (*lows, *highs)))
     return Box(*(xp.stack([xp.broadcast_to(value, rows) for value in side]) for side in (lows, highs)))
 

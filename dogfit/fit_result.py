@@ -285,6 +285,6 @@ def standard_errors(
     error = np.sqrt(variance[:, None] * np.sum(spread**2, axis=2))
     unknown = np.zeros(error.shape, bool)
     for column, name in enumerate(family.model.names):
-        for reported in reported_names(name):
+        for reported in reported_names(family.model, name):
             unknown[:, family.names.index(reported)] |= ~free[:, linear.shape[1] + column]
     return np.where(~unknown & regular[:, None], error, np.nan)

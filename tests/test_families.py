@@ -188,8 +188,10 @@ def test_bounds_are_the_documented_ones(family, profile):
 def test_every_search_parameter_is_reported():
     for family in FAMILY.values():
         for name in family.model.names:
-            assert set(reported_names(name)) <= set(family.names)
-    assert reported_names("frequency") == ("frequency",)
+            assert set(reported_names(family.model, name)) <= set(family.names)
+    ranges = {"x0": SearchRange(-1, 1, 2), "kappa": SearchRange(0, 1, 2)}
+    family = custom_family("ridge", lambda x, y, x0, kappa: (x - x0 + kappa * y,), ranges, ("gain",))
+    assert [reported_names(family.model, name) for name in ranges] == [("x0",), ("kappa",)]
 
 
 @pytest.mark.parametrize("family", FAMILY)

@@ -1,0 +1,214 @@
+"""Bounds and fixed parameters: kept to the bit, as good as SciPy's inside them, told when they cannot be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dogfit.families import FAMILY, custom_family
+from dogfit.fit import fit_kernel, fit_kernels, fit_stream
+from dogfit.fit_config import FitConfig
+from dogfit.fit_result import Status
+from dogfit.kernels.custom import SearchRange
+from fit_drawings import leaves_equal, rows_of
+from scipy_reference import Reference, bounds, draw
+
+SIZE, ROWS = 6, 12
+CONFIG = FitConfig(starts=4)
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> np.ndarray:
+    generator = np.random.default_rng(70)
+    images = np.stack([draw("gaussian", SIZE, *generator.uniform(-1.5, 1.5, 2), 1.0) for _ in range(ROWS)])
+    noise = 0.2 * images.std(axis=(1, 2), keepdims=True) * generator.normal(size=images.shape)
+    return (images + noise).astype(np.float32)
+
+
+def fit(kernels, box, families=("gaussian",)):
+    return fit_kernels(kernels, families, bounds=box, config=CONFIG)
+
+
+def named(result, family="gaussian") -> dict[str, np.ndarray]:
+    return dict(zip(FAMILY[family].names, result.parameters[family].T, strict=True))
+
+
+def scipy_r2(kernels, family: str, box: dict[int, tuple[float, float]]) -> np.ndarray:
+    """Best R² inside a box, given by the number of the search parameter."""
+    low, high = bounds(family, SIZE)
+    for index, sides in box.items():
+        low[index], high[index] = sides
+    reference = Reference(family, SIZE, starts=8, low=low, high=high)
+    costs = np.array([reference.fit(kernel)[0] for kernel in kernels.astype(float)])
+    energy = np.sum((kernels - kernels.mean(axis=(1, 2), keepdims=True)) ** 2, axis=(1, 2))
+    return 1 - costs / energy
+
+
+def test_fixed_parameters_stay_where_they_are(kernels):
+    result = fit(kernels, {"x0_px": 0.0, "sigma_px": 1.2})
+    found = named(result)
+    np.testing.assert_array_equal(found["x0_px"], 0.0)
+    np.testing.assert_allclose(found["sigma_px"], 1.2, rtol=2e-7)
+    assert len(np.unique(found["y0_px"])) == ROWS
+    wanted = scipy_r2(kernels, "gaussian", {0: (0, 0), 2: (np.log(1.2), np.log(1.2))})
+    np.testing.assert_allclose(result.r2, wanted, atol=2e-5)
+
+
+def test_fixed_parameters_have_no_standard_error_and_the_others_fewer_rivals(kernels):
+    box = {"x0_px": 0.0, "sigma_px": 1.2}
+    result = fit(kernels, box)
+    errors = dict(zip(FAMILY["gaussian"].names, result.standard_errors()["gaussian"].T, strict=True))
+    assert np.all(np.isnan(errors["x0_px"]) & np.isnan(errors["sigma_px"]))
+    for row, p in enumerate(result.parameters["gaussian"].astype(float)):
+
+        def image(offset, amplitude, y0):
+            return draw("gaussian", SIZE, 0.0, y0, 1.2, gains=(amplitude,), offset=offset).ravel()
+
+        h = 1e-5
+        value = np.array([p[0], p[1], p[3]])
+        moves = h * np.eye(3)
+        jacobian = np.stack([(image(*(value + m)) - image(*(value - m))) / (2 * h) for m in moves], axis=1)
+        residual = kernels[row].astype(float).ravel() - image(*value)
+        variance = residual @ residual / (SIZE**2 - 3)
+        wanted = np.sqrt(variance * np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+        found = [errors[name][row] for name in ("offset", "amplitude", "y0_px")]
+        np.testing.assert_allclose(found, wanted, rtol=2e-3)
+
+
+def test_best_fits_inside_a_box_are_those_of_scipy(kernels):
+    box = {"sigma_px": (1.1, 2.0), "x0_px": (-0.4, 0.7), "y0_px": (0.0, 3.0)}
+    result = fit(kernels, box)
+    found = named(result)
+    for name, (low, high) in box.items():
+        assert np.all((found[name] >= low - 1e-6) & (found[name] <= high + 1e-6))
+    sides = {0: (-0.4, 0.7), 1: (0.0, 3.0), 2: tuple(np.log([1.1, 2.0]))}
+    np.testing.assert_allclose(result.r2, scipy_r2(kernels, "gaussian", sides), atol=1e-4)
+
+
+def test_what_sits_on_a_bound_is_told(kernels):
+    result = fit(kernels, {"x0_px": (-0.3, 0.3)})
+    x0 = named(result)["x0_px"]
+    on_bound = np.abs(x0) == np.float32(0.3)
+    assert 0 < on_bound.sum() < ROWS
+    np.testing.assert_array_equal(result.held["gaussian"][:, 0], on_bound)
+    np.testing.assert_array_equal(result.status == Status.AT_BOUND, on_bound)
+    assert np.all(result.status[~on_bound] == Status.CONVERGED)
+    errors = result.standard_errors()["gaussian"]
+    column = FAMILY["gaussian"].names.index("x0_px")
+    np.testing.assert_array_equal(np.isnan(errors[:, column]), on_bound)
+    assert np.all(np.isfinite(np.delete(errors, column, axis=1)))
+
+
+def test_bounds_that_change_nothing(kernels):
+    free = fit_kernels(kernels, ("gaussian",), config=CONFIG)
+    bounded = fit(kernels, {"sigma_px": (0.3, 6.0)})
+    np.testing.assert_allclose(bounded.r2, free.r2, atol=1e-5)
+    np.testing.assert_array_equal(bounded.status, free.status)
+
+
+def test_bounds_of_every_kernel(kernels):
+    places, widths = np.linspace(-1, 1, ROWS), np.linspace(0.8, 1.5, ROWS)
+    result = fit(kernels, {"x0_px": places, "sigma_px": (widths, 2 * widths)})
+    found = named(result)
+    np.testing.assert_array_equal(found["x0_px"], places.astype(np.float32))
+    assert np.all((found["sigma_px"] >= widths * (1 - 3e-7)) & (found["sigma_px"] <= 2 * widths * (1 + 3e-7)))
+    for row in (0, 5, 11):
+        log = np.log([widths[row], 2 * widths[row]])
+        wanted = scipy_r2(kernels[row : row + 1], "gaussian", {0: (places[row],) * 2, 2: tuple(log)})
+        np.testing.assert_allclose(result.r2[row], wanted[0], atol=1e-4)
+    # As many kernels as fill more than one call of the compiled program.
+    many = np.tile(kernels, (100, 1, 1))
+    repeated = fit(
+        many, {"x0_px": np.tile(places, 100), "sigma_px": (np.tile(widths, 100), np.tile(2 * widths, 100))}
+    )
+    assert leaves_equal(rows_of(repeated, slice(-ROWS, None)), result)
+
+
+def test_bounds_of_one_family_and_of_all(kernels):
+    """The DoG alone is held at the middle; the widths of both are."""
+    box = {"dog": {"x0_px": 0.25, "surround_ratio": (2.0, 3.0)}, "sigma_px": (0.5, 1.5), "gaussian": {}}
+    result = fit(kernels, box, ("gaussian", "dog"))
+    dog, gaussian = named(result, "dog"), named(result)
+    np.testing.assert_array_equal(dog["x0_px"], np.float32(0.25))
+    assert len(np.unique(gaussian["x0_px"])) == ROWS
+    ratio = dog["sigma_surround_px"] / dog["sigma_px"]
+    assert np.all((ratio >= 2 - 1e-5) & (ratio <= 3 + 1e-5))
+    for found in (dog, gaussian):
+        assert np.all((found["sigma_px"] >= 0.5 - 1e-6) & (found["sigma_px"] <= 1.5 + 1e-6))
+    wanted = scipy_r2(
+        kernels, "dog", {0: (0.25,) * 2, 2: tuple(np.log([0.5, 1.5])), 3: tuple(np.log([2, 3]))}
+    )
+    assert np.mean(result.r2_by_family[:, 1] >= wanted - 1e-4) >= 0.9
+    assert np.all(result.r2_by_family[:, 1] <= wanted + 1e-3)
+
+
+def test_a_family_s_own_bounds_go_before_those_of_all(kernels):
+    box = {"sigma_px": (0.5, 1.0), "gaussian": {"sigma_px": 1.7}}
+    np.testing.assert_allclose(named(fit(kernels, box))["sigma_px"], 1.7, rtol=2e-7)
+
+
+def test_traced_bounds(kernels):
+    """One compiled program for bounds that `vmap` brings, one per kernel."""
+
+    def place(kernel, x0, widest):
+        box = {"x0_px": x0, "sigma_px": (0.5, widest)}
+        return fit_kernel(kernel, ("gaussian",), bounds=box, config=CONFIG).parameters["gaussian"]
+
+    places, widest = np.linspace(-1, 1, ROWS), np.linspace(0.6, 1.4, ROWS)
+    run = jax.jit(jax.vmap(place), compiler_options=QUICK)
+    found = np.asarray(run(kernels, jnp.asarray(places), jnp.asarray(widest)))
+    columns = dict(zip(FAMILY["gaussian"].names, found.T, strict=True))
+    np.testing.assert_array_equal(columns["x0_px"], places.astype(np.float32))
+    assert np.all(columns["sigma_px"] <= widest * (1 + 1e-6))
+    wanted = fit(kernels, {"x0_px": places, "sigma_px": (np.full(ROWS, 0.5), widest)})
+    np.testing.assert_allclose(found, wanted.parameters["gaussian"], rtol=5e-3, atol=5e-3)
+
+
+class TestBrokenBounds:
+    @pytest.mark.parametrize(
+        ("box", "told"),
+        [
+            ({"sigma": 1.0}, "'sigma' is no parameter with bounds of this fit; it has sigma_px, surr"),
+            ({"theta_rad": 1.0}, "'theta_rad' is no parameter with bounds"),
+            ({"d1": {"x0_px": 0.0}}, "'d1' is no family of this fit; it has dog, gaussian"),
+            ({"gaussian": {"surround_ratio": 2.0}}, "of gaussian: no parameter 'surround_ratio'; it has x0_px"),
+            ({"sigma_px": (2.0, 1.0)}, "bounds of gaussian: sigma_px: the least is above the greatest"),
+            ({"sigma_px": (0.1, 1.0)}, "gaussian: sigma_px must lie within 0.3 to 6"),
+            ({"x0_px": 3.5}, "gaussian: x0_px must lie within -3 to 3"),
+            ({"dog": {"surround_ratio": 9.0}}, "dog: surround_ratio must lie within 1.1 to 8"),
+            ({"sigma_px": 0.0}, "sigma_px must be finite numbers above 0"),
+            ({"x0_px": np.nan}, "x0_px must be finite numbers, one or one per kernel"),
+            ({"x0_px": (-np.inf, 1.0)}, "x0_px must be finite numbers"),
+            ({"x0_px": np.zeros((ROWS, 1))}, "x0_px must be finite numbers, one or one per kernel"),
+            ({"x0_px": np.zeros(5)}, "bounds of gaussian are for 5 kernels, but there are 12"),
+            ({"x0_px": np.zeros(5), "y0_px": np.zeros(ROWS)}, "bounds of gaussian are for 5 and 12 kernels"),
+        ],
+    )  # fmt: skip
+    def test_are_told_by_name(self, kernels, box, told):
+        with pytest.raises(ValueError, match=told):
+            fit(kernels, box, ("gaussian", "dog"))
+
+    def test_one_kernel_and_a_stream_have_numbers(self, kernels):
+        box = {"x0_px": np.zeros(ROWS)}
+        with pytest.raises(ValueError, match="bounds of one kernel must be numbers; use vmap"):
+            fit_kernel(kernels[0], bounds=box)
+        with pytest.raises(ValueError, match="bounds of a stream must be numbers"):
+            list(fit_stream([kernels], bounds=box))
+
+    def test_ranges_of_a_family_of_ones_own(self, kernels):
+        """Their names are the caller's: even what looks like a logarithm is none."""
+        family = custom_family(
+            "ridge",
+            lambda x, y, x0, log_width: (jnp.exp(-(((x - x0) / jnp.exp(log_width)) ** 2)) + 0 * y,),
+            {"x0": SearchRange(-3, 3, 7), "log_width": SearchRange(-0.7, 0.7, 3)},
+            ("gain",),
+        )
+        with pytest.raises(ValueError, match=r"ridge: log_width must lie within -0\.7 to 0\.7"):
+            fit(kernels, {"log_width": 0.9}, (family,))
+        result = fit(kernels, {"log_width": -0.25, "x0": (-1.0, 1.0)}, (family,))
+        np.testing.assert_array_equal(result.parameters["ridge"][:, 3], np.float32(-0.25))
+        errors = result.standard_errors()["ridge"]
+        assert np.all(np.isnan(errors[:, 3]))
+        on_bound = np.abs(result.parameters["ridge"][:, 2]) == 1
+        np.testing.assert_array_equal(np.isnan(errors[:, 2]), on_bound)
