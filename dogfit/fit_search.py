@@ -114,12 +114,18 @@ def _search_pallas(images: Images, weights: Images | None, given: Search, config
 
     box, backend = given.bounds(images), pallas.default_backend()
     reason = pallas.unsupported(images, box, given.model, weights)
+    if given.narrowed is not None:
+        reason = "it knows no bounds"
     if backend is None:
         reason = f"it is for accelerators, and this process has {jax.default_backend()} devices"
     if reason is not None or backend is None:
         raise ValueError(f"engine pallas cannot make this fit: {reason}")
-    model, effort = given.model, _effort(given.model, config, tolerance_of(images.dtype))
+    model = given.model
     assert isinstance(model, GaussianModel)
+    # It takes up starts one by one and drops most of them early, so that it can afford more of them.
+    effort = _effort(model, config, tolerance_of(images.dtype))._replace(
+        starts=2 * config.starts, first_steps=2 * config.first_steps, second_steps=2 * config.second_steps
+    )
 
     def search(images: Images, box: Box) -> Found:
         return pallas.search_optimum(lax.transpose(images, (1, 0, 2)), box, model, effort, backend=backend)
