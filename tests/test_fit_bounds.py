@@ -172,7 +172,7 @@ class TestBrokenBounds:
             ({"sigma": 1.0}, "'sigma' is no parameter with bounds of this fit; it has sigma_px, surr"),
             ({"theta_rad": 1.0}, "'theta_rad' is no parameter with bounds"),
             ({"d1": {"x0_px": 0.0}}, "'d1' is no family of this fit; it has dog, gaussian"),
-            ({"gaussian": {"surround_ratio": 2.0}}, "of gaussian: no parameter 'surround_ratio'; it has x0_px"),
+            ({"gaussian": {"surround_ratio": 2.0}}, "gaussian: no parameter 'surround_ratio'; it has x0_px"),
             ({"sigma_px": (2.0, 1.0)}, "bounds of gaussian: sigma_px: the least is above the greatest"),
             ({"sigma_px": (0.1, 1.0)}, "gaussian: sigma_px must lie within 0.3 to 6"),
             ({"x0_px": 3.5}, "gaussian: x0_px must lie within -3 to 3"),
