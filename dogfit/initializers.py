@@ -4,6 +4,7 @@ They follow the contract of `jax.nn.initializers`: a factory returns `init(key, 
 `[h, w, 1, n]` that Flax gives the kernel of a convolution with one input channel per group.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, Int
 
-from dogfit.families import FAMILY, MAX_RATIO, MAX_SHAPE, MIN_RATIO, Family, render, with_profile
+from dogfit.families import FAMILY, MAX_RATIO, MAX_SHAPE, MIN_RATIO, render, with_profile
 from dogfit.fit import MAX_SIZE
 from dogfit.fit_result import FitResult
 
@@ -29,6 +30,8 @@ _ALLOWED: Mapping[str, Range] = {
     "second": (-1.0, 1.0),
     "aspect": (1.0, math.exp(MAX_SHAPE)),
 }
+# Numbers behind the parameters of a kernel; see `_draw_values`.
+_NUMBERS = 10
 
 
 @dataclass(frozen=True)
@@ -127,23 +130,28 @@ def dog_derivative(
     source = Shapes() if shapes is None else Fitted(shapes) if isinstance(shapes, FitResult) else shapes
     lend = lecun_normal() if norm_of is None else norm_of
 
+    # One program for each shape: hundreds of small ones would take far longer to compile.
+    @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+    def draw(key: Array, shape: tuple[int, int, int, int], dtype: Any) -> Array:
+        drawn, noisy, normed = jax.random.split(key, 3)
+        height, width, _, count = shape
+        working = jnp.promote_types(dtype, jnp.float32)
+        kernels = _unit(_draw(source, drawn, (height, width), count, working))
+        if noise:
+            white = jax.random.normal(noisy, kernels.shape, working) / math.sqrt(height * width)
+            kernels = _unit(kernels + noise * white)
+        norms = jnp.sqrt(jnp.sum(lend(normed, shape, working) ** 2, axis=(0, 1, 2)))
+        return jnp.transpose(norms[:, None, None] * kernels, (1, 2, 0))[:, :, None].astype(dtype)
+
     def init(key: Array, shape: Sequence[int], dtype: Any = None, out_sharding: Any = None) -> Array:
         if len(shape) != 4 or shape[2] != 1:
             raise ValueError(
                 f"the shape must be [h, w, 1, n], that of a depthwise kernel, got {tuple(shape)}; "
                 "set feature_group_count to the number of input channels"
             )
-        wanted = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
-        working = jnp.promote_types(wanted, jnp.float32)
-        drawn, noisy, normed = jax.random.split(key, 3)
-        height, width, _, count = shape
-        kernels = _unit(_draw(source, drawn, (height, width), count, working))
-        if noise:
-            white = jax.random.normal(noisy, kernels.shape, working) / math.sqrt(height * width)
-            kernels = _unit(kernels + noise * white)
-        lent = lend(normed, shape, working)
-        norms = jnp.sqrt(jnp.sum(lent**2, axis=(0, 1, 2)))
-        out = jnp.transpose(norms[:, None, None] * kernels, (1, 2, 0))[:, :, None].astype(wanted)
+        height, width, one, count = shape
+        dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
+        out = draw(key, (height, width, one, count), dtype)
         return out if out_sharding is None else jax.device_put(out, out_sharding)
 
     return init
@@ -169,35 +177,31 @@ def _draw(
 def _draw_shapes(
     shapes: Shapes, key: Array, size: tuple[int, int], count: int, dtype: Any
 ) -> Float[Array, "n h w"]:
-    kinds = list(shapes.families)
-    choice, *keys = jax.random.split(key, 1 + len(kinds))
-    weights = jnp.asarray([shapes.families[name] for name in kinds], dtype)
-    kind = jax.random.choice(choice, len(kinds), (count,), p=weights / jnp.sum(weights))
+    # All numbers in one call, which is one generator to compile. Families may share them: a kernel is of one.
+    which, *numbers = jax.random.uniform(key, (1 + _NUMBERS, count), dtype)
+    shares = np.array(list(shapes.families.values()), np.float64)
+    edges = jnp.asarray(np.cumsum(shares / shares.sum())[:-1], dtype)
+    values = _draw_values(shapes, numbers)
     images = [
-        render(FAMILY[name], _draw_parameters(FAMILY[name], shapes, one, count, dtype), size)
-        for name, one in zip(kinds, keys, strict=True)
+        render(family, jnp.stack([values[name] for name in family.names], axis=1), size)
+        for family in map(FAMILY.__getitem__, shapes.families)
     ]
-    return _pick(images, kind)
+    return _pick(images, jnp.searchsorted(edges, which, side="right"))
 
 
-def _draw_parameters(
-    family: Family, shapes: Shapes, key: Array, count: int, dtype: Any
-) -> Float[Array, "n p"]:
-    keys = iter(jax.random.split(key, 12))
+def _draw_values(shapes: Shapes, numbers: list[Float[Array, " n"]]) -> dict[str, Float[Array, " n"]]:
+    """Parameters of all families, from numbers that are uniform between 0 and 1."""
+    left = iter(numbers)
 
     def uniform(low: float, high: float) -> Array:
-        return jax.random.uniform(next(keys), (count,), dtype, low, high)
+        return low + (high - low) * next(left)
 
-    def log_uniform(limits: Range) -> Array:
-        return jnp.exp(uniform(math.log(limits[0]), math.log(limits[1])))
+    def log_uniform(low: float, high: float) -> Array:
+        return jnp.exp(uniform(math.log(low), math.log(high)))
 
-    sign = jnp.where(uniform(-1, 1) < 0, -1.0, 1.0).astype(dtype)
-    sigma, x0, y0 = (
-        log_uniform(shapes.sigma_px),
-        *(uniform(-shapes.center_px, shapes.center_px) for _ in range(2)),
-    )
-    weight = uniform(*shapes.surround_weight)
-    values = {
+    sign = jnp.where(next(left) < 0.5, -1.0, 1.0).astype(numbers[0].dtype)
+    sigma, weight = log_uniform(*shapes.sigma_px), uniform(*shapes.surround_weight)
+    return {
         "offset": jnp.zeros_like(sign),
         "amplitude": sign,
         "amplitude_center": sign,
@@ -205,37 +209,31 @@ def _draw_parameters(
         "amplitude_1": sign,
         "amplitude_2": sign * uniform(*shapes.second),
         "theta_rad": uniform(-math.pi, math.pi),
-        "x0_px": x0,
-        "y0_px": y0,
+        "x0_px": uniform(-shapes.center_px, shapes.center_px),
+        "y0_px": uniform(-shapes.center_px, shapes.center_px),
         "sigma_px": sigma,
-        "sigma_surround_px": sigma * log_uniform(shapes.surround_ratio),
+        "sigma_surround_px": sigma * log_uniform(*shapes.surround_ratio),
         "surround_weight": weight,
-        "aspect": log_uniform(shapes.aspect),
+        "aspect": log_uniform(*shapes.aspect),
         "phi_rad": uniform(-math.pi / 2, math.pi / 2),
     }
-    return jnp.stack([values[name] for name in family.names], axis=1)
 
 
 def _draw_fitted(
     fitted: Fitted, key: Array, size: tuple[int, int], count: int, dtype: Any
 ) -> Float[Array, "n h w"]:
     result, rows = fitted.result, fitted.rows
-    first, *keys = jax.random.split(key, 4)
-    row = jax.random.randint(first, (count,), 0, len(rows))
-    moved, turned, scaled = (fitted.jitter * jax.random.normal(one, (count, 2), dtype) for one in keys)
-    shift = {
-        "x0_px": moved[:, 0],
-        "y0_px": moved[:, 1],
-        "theta_rad": turned[:, 0],
-        "phi_rad": turned[:, 0],
-    }
+    chosen, moved = jax.random.split(key)
+    row = jax.random.randint(chosen, (count,), 0, len(rows))
+    right, down, turned, wider = fitted.jitter * jax.random.normal(moved, (4, count), dtype)
+    shift = {"x0_px": right, "y0_px": down, "theta_rad": turned, "phi_rad": turned}
     images = []
     for family in result.models:
         parameters = jnp.asarray(np.asarray(result.parameters[family.name])[rows], dtype)
         columns = jnp.moveaxis(parameters[row], 1, 0)
         changed = [
             # Both widths by one factor: the shape stays.
-            column * jnp.exp(scaled[:, 0]) if name.startswith("sigma") else column + shift.get(name, 0.0)
+            column * jnp.exp(wider) if name.startswith("sigma") else column + shift.get(name, 0.0)
             for name, column in zip(family.names, columns, strict=True)
         ]
         images.append(render(with_profile(family, result.profile), jnp.stack(changed, axis=1), size))
