@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import polars
 
 # Rows rendered, or differentiated, at once.
-_ROWS = 4096
+_ROWS = 512
 
 
 class Status(enum.IntEnum):
@@ -123,7 +123,7 @@ class FitResult:
         scores = np.sort(np.asarray(self.score_by_family, np.float64), axis=-1)
         if scores.shape[-1] == 1:
             return np.where(np.isnan(scores[..., 0]), np.nan, np.inf)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return np.exp((scores[..., 1] - scores[..., 0]) / 2)
 
     @property
