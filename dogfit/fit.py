@@ -22,6 +22,7 @@ from dogfit.fit_bounds import Bounds, resolve_bounds
 from dogfit.fit_config import DEFAULT, FitConfig
 from dogfit.fit_result import FitResult, concatenate
 from dogfit.fit_search import block_rows
+from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 
 MIN_SIZE, MAX_SIZE = 3, 51
@@ -66,8 +67,8 @@ def fit_kernel(
       config: profile, criterion and search effort; static.
 
     Raises:
-      ValueError: for another shape, a side outside 3 to 51, an unknown family, or bounds or weights that
-        do not fit.
+      ValueError: for another shape, a side outside 3 to 51, an unknown family, bounds or weights that
+        do not fit, or an elliptic family with discrete profiles.
     """
     kernel = jnp.asarray(kernel)
     task = _task(kernel.shape, "h w", families, config)
@@ -257,6 +258,9 @@ def _task(shape: tuple[int, ...], wanted: str, families: Families, config: FitCo
     reasons = {family: why_unidentifiable(family, (height, width)) for family in wanted_families}
     if len({family.name for family in reasons}) < len(reasons):
         raise ValueError(f"two families share a name: {', '.join(f.name for f in reasons)}")
+    ellipses = [f.name for f in reasons if isinstance(f.model, GaussianModel) and f.model.elliptic]
+    if ellipses and config.profile == "discrete":
+        raise ValueError(f"there are no discrete ellipses: {', '.join(ellipses)} need another profile")
     kept = tuple(family for family, reason in reasons.items() if reason is None)
     omitted = tuple((family.name, reason) for family, reason in reasons.items() if reason is not None)
     if not kept:

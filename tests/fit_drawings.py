@@ -1,5 +1,6 @@
 """Kernels of known parameters for tests of the fitter, and what a fit says about them."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from dogfit.families import FAMILY
+from dogfit.fit import fit_kernel
+from dogfit.fit_config import FitConfig
 from dogfit.kernels import native
 from scipy_reference import draw
 
@@ -122,3 +125,16 @@ def real_kernels(count: int) -> np.ndarray:
     norm = np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
     kernels = (kernels / np.maximum(norm, 1e-30))[norm[:, 0, 0] > 1e-6]
     return kernels[np.random.default_rng(11).choice(len(kernels), count, replace=False)]
+
+
+@functools.cache
+def _program(families: tuple, config: FitConfig):
+    def fit(kernel):
+        return fit_kernel(kernel, families, config=config)
+
+    return jax.jit(jax.vmap(fit), compiler_options={"xla_backend_optimization_level": 0})
+
+
+def fit_unoptimised(kernels: np.ndarray, families: tuple, config: FitConfig):
+    """Fit in a program compiled in half the time, for families that few kernels are fitted with."""
+    return jax.tree.map(np.asarray, _program(families, config)(kernels))
