@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 FOLDER = Path("kernels", "csrc")
 FLAGS = [
     "-std=c++17",
-    "-O2",
+    "-O3",
     "-g0",
     "-Wall",
     "-Wextra",

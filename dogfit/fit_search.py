@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from dogfit.families import search_bounds
-from dogfit.fit_config import FitConfig
+from dogfit.fit_config import DEFAULT, FitConfig
 from dogfit.kernels import native
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.model import GaussianModel
@@ -94,8 +94,14 @@ def _why_not_native(search: Search, images: Images, weights: Images | None) -> s
 def _search_native(
     images: Images, models: tuple[native.NativeModel, ...], config: FitConfig
 ) -> tuple[Found, ...]:
-    effort = native.NativeEffort(
-        starts=min(4 * config.starts + 4, native.MAX_STARTS), steps=config.last_steps
+    usual = native.DEFAULT_EFFORT
+    harder = config.starts / DEFAULT.starts
+    effort = usual._replace(
+        starts=min(4 * config.starts + 4, native.MAX_STARTS),
+        steps=config.last_steps,
+        apart=usual.apart / harder**0.5,
+        margin=usual.margin**harder,
+        hope=usual.hope * harder,
     )
 
     def search(images: Images) -> tuple[Found, ...]:

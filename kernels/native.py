@@ -55,7 +55,8 @@ class NativeEffort(NamedTuple):
       starts: most seeds that are refined, at most `MAX_STARTS`; twice as many for tied models.
       steps: most evaluations for a start.
       apart: widths within which a seed stands for those of neighbouring widths.
-      margin: share of the best energy known below which a seed is no start.
+      margin: share of the best energy known below which a seed is no start; closer to 1 for families whose
+        seeds tell more.
       hope: a start is given up where so many times the promise of its next step is less than it lacks.
       tolerance: energy (of 1) promised by a further step below which a start has converged.
     """
@@ -63,7 +64,7 @@ class NativeEffort(NamedTuple):
     starts: int = 24
     steps: int = 40
     apart: float = 0.3
-    margin: float = 0.65
+    margin: float = 0.62
     hope: float = 12.0
     tolerance: float = 1e-7
 

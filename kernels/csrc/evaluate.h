@@ -46,7 +46,7 @@ struct Energy {
   // Inner products of profiles about their means, and of raw ones.
   Lanes about[2][kWidths][kWidths][kGram + 1][kGram + 1], plain[2][kWidths][kWidths][kGram + 1][kGram + 1];
   Lanes residual[kMax * kMax];
-  Lanes narrow[kFree ? kMax * kMax : 1], wide[kFree ? kMax * kMax : 1];
+  Lanes wide[kFree ? kMax * kMax : 1];
   Lanes moment[kWidths][kTop + 1][kTop + 1];  // <residual, term>
   Lanes gain[kWidths];                        // what multiplies the shared weights, per width
   Lanes weight[kWidths][kOrder + 1];
@@ -125,47 +125,50 @@ struct Energy {
     return sum;
   }
 
-  // Solves for the weights; leaves the residual. Two Gaussians of nearly one width need Gram-Schmidt on
-  // images: their Gram matrix has no digits to spare in float32.
-  DOGFIT_INLINE Lanes project_free(const Lanes* kernel) {
-    Lanes square = splat(0), cross = splat(0), along = splat(0), whole = splat(0);
+  // Solves for the weights. Two Gaussians of nearly one width need Gram-Schmidt on images: their Gram matrix has
+  // no digits to spare in float32. `wide` is what the first leaves of the second, and `residual` lacks its part.
+  DOGFIT_INLINE void project_free(const Lanes* kernel) {
     const int n = taps();
-    for (int x = 0; x < n; ++x) {
-      for (int y = 0; y < n; ++y) {
-        const int tap = x * n + y;
-        const Lanes a = profile[0].centred[0][0][x] * profile[0].raw[1][0][y] + profile[0].mean[0][0] * profile[0].centred[1][0][y];
-        const Lanes b = profile[1].centred[0][0][x] * profile[1].raw[1][0][y] + profile[1].mean[0][0] * profile[1].centred[1][0][y];
-        narrow[tap] = a;
-        wide[tap] = b;
-        square += a * a;
-        cross += a * b;
-        whole += b * b;
-        along += a * kernel[tap];
+    const auto& first = profile[0];
+    const auto& other = profile[1];
+    const Lanes square = inner(0, 0, 0, 0, 0, 0), whole = inner(1, 0, 0, 1, 0, 0);
+    Lanes along = splat(0), square_left = splat(0), along_left = splat(0);
+    for (int y = 0; y < n; ++y) {
+      Lanes product = splat(0), sum = splat(0);
+      for (int x = 0; x < n; ++x) {
+        product += first.centred[0][0][x] * kernel[x * n + y];
+        sum += kernel[x * n + y];
       }
+      along += product * first.raw[1][0][y] + first.mean[0][0] * first.centred[1][0][y] * sum;
     }
     pivot[0] = select(square > kLeastNorm, 1.0f / square, splat(0));
-    lower[0] = cross * pivot[0];
+    lower[0] = inner(0, 0, 0, 1, 0, 0) * pivot[0];
     weight[0][0] = along * pivot[0];
-    square = splat(0);
-    along = splat(0);
-    for (int tap = 0; tap < n * n; ++tap) {
-      wide[tap] -= lower[0] * narrow[tap];
-      residual[tap] = kernel[tap] - weight[0][0] * narrow[tap];
-      square += wide[tap] * wide[tap];
-      along += wide[tap] * residual[tap];
+    Lanes constant[kMax], fitted[kMax];
+    for (int y = 0; y < n; ++y) {
+      const Lanes about_mean = first.mean[0][0] * first.centred[1][0][y];
+      constant[y] = other.mean[0][0] * other.centred[1][0][y] - lower[0] * about_mean;
+      fitted[y] = weight[0][0] * about_mean;
     }
-    pivot[1] = select(square > 4e-12f * whole, 1.0f / square, splat(0));
-    weight[1][0] = along * pivot[1];
-    Lanes left = splat(0);
-    for (int tap = 0; tap < n * n; ++tap) {
-      residual[tap] -= weight[1][0] * wide[tap];
-      left += residual[tap] * residual[tap];
+    for (int x = 0; x < n; ++x) {
+      const Lanes a = first.centred[0][0][x], b = other.centred[0][0][x];
+      const Lanes shared = lower[0] * a, part = weight[0][0] * a;
+      for (int y = 0; y < n; ++y) {
+        const int tap = x * n + y;
+        const Lanes left = b * other.raw[1][0][y] + (constant[y] - shared * first.raw[1][0][y]);
+        const Lanes value = kernel[tap] - fitted[y] - part * first.raw[1][0][y];
+        square_left += left * left;
+        along_left += left * value;
+        wide[tap] = left;
+        residual[tap] = value;
+      }
     }
+    pivot[1] = select(square_left > 4e-12f * whole, 1.0f / square_left, splat(0));
+    weight[1][0] = along_left * pivot[1];
     weight[0][0] -= lower[0] * weight[1][0];
-    return left;
   }
 
-  DOGFIT_INLINE Lanes project_shared(const Lanes* kernel) {
+  DOGFIT_INLINE void project_shared(const Lanes* kernel) {
     const int n = taps();
     Lanes solution[kBasis] = {};
     // <kernel, basis>; the kernel sums to zero, so the basis need not.
@@ -227,7 +230,7 @@ struct Energy {
       });
       for (int w = 0; w < kWidths; ++w) weight[w][i] = solution[i];
     });
-    return subtract(kernel);
+    subtract(kernel);
   }
 
   // Entry of L below the diagonal.
@@ -240,8 +243,8 @@ struct Energy {
     });
   }
 
-  // residual = kernel - model, about the mean; returns its energy.
-  DOGFIT_INLINE Lanes subtract(const Lanes* kernel) {
+  // residual = kernel - model, about the mean.
+  DOGFIT_INLINE void subtract(const Lanes* kernel) {
     const int n = taps();
     Lanes column[kWidths][kOrder + 1][kMax], about_column[kWidths][kOrder + 1][kMax];
     for (int w = 0; w < kWidths; ++w) {
@@ -253,7 +256,6 @@ struct Energy {
         }
       }
     }
-    Lanes left = splat(0);
     for (int y = 0; y < n; ++y) {
       Lanes constant = splat(0);
       for (int w = 0; w < kWidths; ++w) {
@@ -269,40 +271,43 @@ struct Energy {
           });
         }
         residual[x * n + y] = value;
-        left += value * value;
       }
     }
-    return left;
   }
 
-  DOGFIT_INLINE void compute_moments() {
+  // Moments of the residual; returns its energy.
+  DOGFIT_INLINE Lanes compute_moments() {
     const int n = taps();
-    unrolled<0, kWidths>([&](auto w) __attribute__((always_inline)) {
-      Lanes rows[kTop + 1][kMax];
-      for (int y = 0; y < n; ++y) {
-        Lanes sum[kTop + 1] = {};
-        for (int x = 0; x < n; ++x) {
-          const Lanes value = residual[x * n + y];
-          unrolled<0, kTop + 1>([&](auto i) __attribute__((always_inline)) {
-            sum[i] += profile[w].raw[0][i][x] * value;
-          });
-        }
-        unrolled<0, kTop + 1>([&](auto i) __attribute__((always_inline)) { rows[i][y] = sum[i]; });
-      }
-      unrolled<0, kTop + 1>([&](auto i) __attribute__((always_inline)) {
-        constexpr int least = i < kOrder ? kOrder - i : 0;
-        Lanes sum[kTop + 1 - i] = {};
-        for (int y = 0; y < n; ++y) {
-          const Lanes value = rows[i][y];
-          unrolled<least, kTop + 1 - i>([&](auto j) __attribute__((always_inline)) {
-            sum[j] += value * profile[w].raw[1][j][y];
-          });
-        }
-        unrolled<least, kTop + 1 - i>([&](auto j) __attribute__((always_inline)) {
-          moment[w][i][j] = sum[j];
+    Lanes rows[kWidths][kTop + 1][kMax], left = splat(0);
+    for (int y = 0; y < n; ++y) {
+      Lanes sum[kWidths][kTop + 1] = {};
+      for (int x = 0; x < n; ++x) {
+        Lanes value = residual[x * n + y];
+        if constexpr (kFree) value -= weight[1][0] * wide[x * n + y];
+        left += value * value;
+        unrolled<0, kWidths*(kTop + 1)>([&](auto index) __attribute__((always_inline)) {
+          constexpr int w = index / (kTop + 1), i = index % (kTop + 1);
+          sum[w][i] += profile[w].raw[0][i][x] * value;
         });
+      }
+      unrolled<0, kWidths*(kTop + 1)>([&](auto index) __attribute__((always_inline)) {
+        constexpr int w = index / (kTop + 1), i = index % (kTop + 1);
+        rows[w][i][y] = sum[w][i];
       });
+    }
+    unrolled<0, kWidths*(kTop + 1)>([&](auto index) __attribute__((always_inline)) {
+      constexpr int w = index / (kTop + 1), i = index % (kTop + 1);
+      constexpr int least = i < kOrder ? kOrder - i : 0;
+      Lanes sum[kTop + 1 - i] = {};
+      for (int y = 0; y < n; ++y) {
+        const Lanes value = rows[w][i][y];
+        unrolled<least, kTop + 1 - i>([&](auto j) __attribute__((always_inline)) {
+          sum[j] += value * profile[w].raw[1][j][y];
+        });
+      }
+      unrolled<least, kTop + 1 - i>([&](auto j) __attribute__((always_inline)) { moment[w][i][j] = sum[j]; });
     });
+    return left;
   }
 
   // Weighted sum over the terms of a width, each raised by these orders, of moments of the residual.
@@ -317,11 +322,9 @@ struct Energy {
   static __attribute__((noinline)) void evaluate(Energy& work, const Lanes* kernel, Lanes total,
                                                  const Lanes* point, Derivatives<P>& out) {
     work.prepare(point);
-    Lanes left;
-    if constexpr (kFree) left = work.project_free(kernel);
-    else left = work.project_shared(kernel);
-    out.energy = total - left;
-    work.compute_moments();
+    if constexpr (kFree) work.project_free(kernel);
+    else work.project_shared(kernel);
+    out.energy = total - work.compute_moments();
     work.differentiate(point, out);
   }
 

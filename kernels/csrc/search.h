@@ -103,7 +103,7 @@ class Climber {
       const Lanes distance = absolute(a.point[p] - best_point_[p]);
       apart = larger(p < 2 ? distance * inverse_sigma : distance, apart);
     }
-    const Mask same = (apart < 0.05f) & (a.energy <= best_energy_) & (a.energy > best_energy_ - 1e-3f);
+    const Mask same = (apart < 0.15f) & (a.energy <= best_energy_) & (a.energy > best_energy_ - 3e-3f);
     return settled | hopeless | same;
   }
 
@@ -286,7 +286,7 @@ bool find_starts(const Problem& problem, const Chunk& chunk, Starts* starts) {
   Buffer<Candidates> found(int64_t(problem.model_count) * kLanes);
   if (!kernel || !memory || !found) return false;
   SeedWork work;
-  work.place(memory.get(), tables);
+  work.place(memory.get(), tables, problem.model_count);
   for (int row = 0; row < chunk.rows; row += kLanes) {
     for (int t = 0; t < taps; ++t) {
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -299,7 +299,8 @@ bool find_starts(const Problem& problem, const Chunk& chunk, Starts* starts) {
       for (int m = 0; m < problem.model_count; ++m) {
         Starts& mine = starts[int64_t(row + lane) * problem.model_count + m];
         const int most = problem.effort.starts * (problem.models[m].pairing == Pairing::kTied ? 2 : 1);
-        mine.count = choose_starts(tables, problem.effort, most < kStarts ? most : kStarts,
+        const float share = least_share(problem.models[m], problem.effort.margin);
+        mine.count = choose_starts(tables, problem.effort.apart, share, most < kStarts ? most : kStarts,
                                    found.get()[lane * problem.model_count + m], mine.item);
       }
     }

@@ -13,6 +13,13 @@ namespace {
 constexpr int kKept = 126;   // maxima kept per kernel and model before the choice
 constexpr int kStarts = 48;  // most starts
 
+// Share of the best seed's energy below which a seed is no start. `margin` is that of the families to whose
+// seeds an ascent adds most: those whose shape varies most from node to node.
+inline float least_share(const Model& model, float margin) {
+  constexpr float single[] = {0.3f, 0.5f, 0.7f}, two[] = {0.7f, 1.0f, 1.0f};
+  return 1 - (model.pairing == Pairing::kSingle ? single : two)[model.order] * (1 - margin);
+}
+
 struct Candidate {
   float energy, x, y;
   int8_t level, plane, step, variant;
@@ -71,18 +78,20 @@ struct SeedWork {
   Lanes* second[4][6];
   Lanes* energies;  // [planes][3][longest + 2]
   Lanes* best;      // [models]
+  Lanes* share;     // [models], of the best that a maximum must have
 
   static int64_t vectors(const SeedTables& tables, int models) {
-    return (6 * 5 + 3 * tables.planes) * int64_t(tables.longest + 2) + models;
+    return (6 * 5 + 3 * tables.planes) * int64_t(tables.longest + 2) + 2 * models;
   }
-  void place(Lanes* memory, const SeedTables& tables) {
+  void place(Lanes* memory, const SeedTables& tables, int models) {
     const int row = tables.longest + 2;
     for (auto& n : node) n = memory, memory += row;
     for (auto& s : second) {
       for (auto& n : s) n = memory, memory += row;
     }
     energies = memory, memory += 3 * tables.planes * row;
-    best = memory;
+    best = memory, memory += models;
+    share = memory;
   }
 };
 
@@ -140,6 +149,7 @@ DOGFIT_INLINE void project_line(const Lanes* kernel, int size, int totals, const
   if (totals == 1) project_line<SIZE, 1>(kernel, size, profile, start, length, m, count, out);
   else if (totals == 2) project_line<SIZE, 2>(kernel, size, profile, start, length, m, count, out);
   else if (totals == 4) project_line<SIZE, 4>(kernel, size, profile, start, length, m, count, out);
+  else if (totals == 5) project_line<SIZE, 5>(kernel, size, profile, start, length, m, count, out);
   else project_line<SIZE, 7>(kernel, size, profile, start, length, m, count, out);
 }
 
@@ -195,7 +205,10 @@ template <int SIZE>
 void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Candidates* found) {
   const SeedTables& tables = *problem.seeds;
   const int size = SIZE ? SIZE : problem.size, row_length = tables.longest + 2;
-  for (int m = 0; m < problem.model_count; ++m) work.best[m] = splat(0);
+  for (int m = 0; m < problem.model_count; ++m) {
+    work.best[m] = splat(0);
+    work.share[m] = splat(0) + least_share(problem.models[m], problem.effort.margin);
+  }
   for (int i = 0; i < problem.model_count * kLanes; ++i) found[i].count = 0;
   for (int l = 0; l < tables.levels; ++l) {
     const SeedLevel& level = tables.level[l];
@@ -209,7 +222,7 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
       Lanes& best = work.best[plane.model];
       const float x = level.line[line * plane.stride];
       for (int n = 0; n < count; ++n) best = larger(here[n], best);
-      const Lanes least = larger(problem.effort.margin * best, splat(1e-6f));
+      const Lanes least = larger(work.share[plane.model] * best, splat(1e-6f));
       auto three = [&](int n) __attribute__((always_inline)) {
         return larger(larger(before[n], after[n]), here[n]);
       };
@@ -263,7 +276,7 @@ struct Start {
 };
 
 // The most promising maxima, best first, without those that a better one next to them will stand for.
-inline int choose_starts(const SeedTables& tables, const Effort& effort, int most, const Candidates& found,
+inline int choose_starts(const SeedTables& tables, float apart, float share, int most, const Candidates& found,
                          Start* out) {
   // A heap of energies, whose bits order as they do, each with its place in the low bits.
   constexpr int32_t place = 127;
@@ -273,7 +286,7 @@ inline int choose_starts(const SeedTables& tables, const Effort& effort, int mos
   float best = 0;
   for (int i = 0; i < found.count; ++i) best = found.item[i].energy > best ? found.item[i].energy : best;
   for (int i = 0; i < found.count; ++i) {
-    if (!(found.item[i].energy >= effort.margin * best)) continue;
+    if (!(found.item[i].energy >= share * best)) continue;
     int32_t key;
     __builtin_memcpy(&key, &found.item[i].energy, sizeof key);
     heap[count++] = (key & ~place) | i;
@@ -307,7 +320,7 @@ inline int choose_starts(const SeedTables& tables, const Effort& effort, int mos
     if (!fresh) continue;
     const SeedLevel& level = tables.level[a.level];
     const SeedPlane& plane = level.plane[a.plane];
-    chosen[starts] = {a.x, a.y, effort.apart * level.sigma, a.step, a.variant};
+    chosen[starts] = {a.x, a.y, apart * level.sigma, a.step, a.variant};
     out[starts++] = {a.energy, {a.x, a.y, level.log_sigma, plane.log_ratio, plane.kappa}};
   }
   return starts;

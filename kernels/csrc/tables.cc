@@ -15,18 +15,19 @@ constexpr double kNarrow = 0.4;     // width up to which a Gaussian is a matter 
 // pair is then a Gaussian and its Laplacian.
 constexpr double kPairRatios[] = {1.7, 3.0, 7.0};
 constexpr double kNearRatio = 1.15;
-constexpr double kTiedRatios[] = {1.1, 1.5, 2.5, 5.0};
-constexpr double kKappas[] = {0.35, 0.65, 0.85, 1.0};
-constexpr double kNearKappas[] = {0.4, 0.65, 0.84, 0.92, 1.0};
+constexpr double kFarRatio = 5.0;  // no neighbour of smaller ones, above it
+constexpr double kTiedRatios[] = {1.5, 2.7, 6.0};
+const std::vector<double> kKappas = {0.35, 0.65, 0.85, 1.0};
+const std::vector<double> kNarrowKappas = {0.1, 0.5, 0.73, 1.0};
 
 // A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
 // integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes around those
 // places, for that order alone.
-constexpr double kNarrowOffsets[] = {-0.35, 0.0, 0.35, 0.5};
-constexpr double kFirstOffsets[] = {-0.22, -0.08, 0.08, 0.22};
-constexpr double kSecondOffsets[] = {-0.42, -0.35, 0.35, 0.42, 0.485, 0.515};
-// Differences of two derivatives of nearly one width do so at both, and as the surround's weight changes.
-constexpr double kTiedOffsets[] = {-0.35, -0.2, -0.08, 0.0, 0.08, 0.2, 0.35, 0.485, 0.5, 0.515};
+constexpr double kNarrowOffsets[] = {-0.3, 0.0, 0.3, 0.5};
+constexpr double kFirstOffsets[] = {-0.18, -0.06, 0.06, 0.18};
+constexpr double kSecondOffsets[] = {-0.4, -0.2, 0.2, 0.4, 0.48, 0.5, 0.52};
+// Differences of two such derivatives do so at either, and as the surround's weight changes.
+constexpr double kTiedOffsets[] = {-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52};
 
 // These offsets from the centre of each tap, as far as they lie inside; symmetric about the middle.
 template <size_t N>
@@ -163,7 +164,9 @@ Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
   // The widest first: they have the fewest nodes, and a good energy early spares maxima that cannot win.
   auto add_levels = [&](double ratio, int stride, For purpose) {
     const int steps = static_cast<int>(std::ceil((high - low) / std::log(ratio) - 1e-6));
-    for (int i = steps; i >= 0; --i) {
+    // Where narrow, tied models have grids of their own.
+    const int lowest = purpose == For::kTied && low < std::log(kNarrow) && steps > 0;
+    for (int i = steps; i >= lowest; --i) {
       const double sigma = std::exp(steps ? low + (high - low) * i / steps : low);
       add_level(sigma, i, centers(sigma, size), stride, purpose, models);
     }
@@ -173,7 +176,9 @@ Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
   if (low < std::log(kNarrow)) {
     add_level(std::exp(low), 0, around_taps(kFirstOffsets, size), 2, For::kFirst, models);
     add_level(std::exp(low), 0, around_taps(kSecondOffsets, size), 2, For::kSecond, models);
-    add_level(std::exp(low), 0, around_taps(kTiedOffsets, size), 1, For::kTiedNear, models);
+    for (double wider : {1.0, 1.18}) {
+      add_level(wider * std::exp(low), 0, around_taps(kTiedOffsets, size), 1, For::kTiedNarrow, models);
+    }
   }
   tables_ = {};
   tables_.levels = static_cast<int>(levels_.size());
@@ -184,7 +189,7 @@ Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
   }
 }
 
-std::vector<SeedPlane> Tables::list_planes(For purpose, double sigma, int stride, const std::vector<Model>& models,
+std::vector<SeedPlane> Tables::list_planes(For purpose, int stride, const std::vector<Model>& models,
                                            std::vector<double>& ratios) {
   auto second = [&](double ratio) {
     const auto index = std::find(ratios.begin(), ratios.end(), ratio) - ratios.begin();
@@ -199,9 +204,9 @@ std::vector<SeedPlane> Tables::list_planes(For purpose, double sigma, int stride
     plane.basis = models[m].pairing == Pairing::kFree ? 2 : plane.order + 1;
     plane.stride = 1;
     const bool tied = models[m].pairing == Pairing::kTied, free = models[m].pairing == Pairing::kFree;
-    if (tied != (purpose == For::kTied || purpose == For::kTiedNear)) continue;
+    if (tied != (purpose == For::kTied || purpose == For::kTiedNarrow)) continue;
     if (purpose == For::kFirst && (free || plane.order != 1)) continue;
-    if (purpose == For::kSecond && (free || plane.order != 2)) continue;
+    if (purpose == For::kSecond && !free && plane.order != 2) continue;
     auto add = [&](SeedPlane::Kind kind, double ratio, double kappa) {
       plane.kind = kind;
       plane.log_ratio = static_cast<float>(std::log(ratio));
@@ -213,26 +218,20 @@ std::vector<SeedPlane> Tables::list_planes(For purpose, double sigma, int stride
       planes.push_back(plane);
       ++plane.variant;
     };
-    if (purpose == For::kTiedNear) {
-      const double ratio = kTiedRatios[0];
-      for (double kappa : kNearKappas) add(SeedPlane::kTied, ratio, kappa);
-      // Where the two cancel at the edges of the tap they are centred on, and leave what is small.
-      const double balance = std::exp(-0.125 * (1 - 1 / (ratio * ratio)) / (sigma * sigma));
-      plane.variant += 2;
-      add(SeedPlane::kTied, ratio, plane.order == 1 ? balance : ratio * balance);
-      continue;
-    }
-    if (free) {
+    if (tied) {
+      for (double ratio : kTiedRatios) {
+        for (double kappa : purpose == For::kTied ? kKappas : kNarrowKappas) add(SeedPlane::kTied, ratio, kappa);
+        plane.variant += 2;  // no neighbour of the last
+      }
+    } else if (free) {
       add(SeedPlane::kLaplacian, kNearRatio, 0.0);
-      for (double ratio : kPairRatios) add(SeedPlane::kPair, ratio, 0.0);
+      if (purpose != For::kFree) continue;
+      for (double ratio : kPairRatios) {
+        plane.variant += ratio > kFarRatio;
+        add(SeedPlane::kPair, ratio, 0.0);
+      }
     } else {
       add(SeedPlane::kOrder, kNearRatio, 0.0);
-    }
-    for (double ratio : kTiedRatios) {
-      plane.variant += 2;  // no neighbour of the last
-      for (double kappa : kKappas) {
-        if (tied) add(SeedPlane::kTied, ratio, kappa);
-      }
     }
   }
   return planes;
@@ -241,7 +240,7 @@ std::vector<SeedPlane> Tables::list_planes(For purpose, double sigma, int stride
 void Tables::add_level(double sigma, int step, const std::vector<double>& line, int stride, For purpose,
                        const std::vector<Model>& models) {
   std::vector<double> ratios, coarse;
-  planes_.push_back(list_planes(purpose, sigma, stride, models, ratios));
+  planes_.push_back(list_planes(purpose, stride, models, ratios));
   std::vector<SeedPlane>& planes = planes_.back();
   if (planes.empty()) return;
   const int count = static_cast<int>(line.size());

@@ -16,12 +16,12 @@ class Tables {
 
  private:
   float* keep(std::size_t count);
-  // Which models a grid is for: those whose weights are free, those of one width and order 1 or 2, tied ones,
-  // tied ones near the limit of equal widths.
-  enum class For { kFree, kFirst, kSecond, kTied, kTiedNear };
+  // Which models a grid is for: those whose weights are free, of these the first or second derivatives of a
+  // narrow Gaussian (its Laplacian too), tied ones, and these where narrow.
+  enum class For { kFree, kFirst, kSecond, kTied, kTiedNarrow };
 
   // Planes for the models that a grid is for; adds the ratios of widths they need.
-  static std::vector<SeedPlane> list_planes(For purpose, double sigma, int stride, const std::vector<Model>& models,
+  static std::vector<SeedPlane> list_planes(For purpose, int stride, const std::vector<Model>& models,
                                             std::vector<double>& ratios);
   void add_level(double sigma, int step, const std::vector<double>& line, int stride, For purpose,
                  const std::vector<Model>& models);
