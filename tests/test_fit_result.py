@@ -133,9 +133,17 @@ def test_results_of_one_kind_can_be_joined(result):
     np.testing.assert_array_equal(joined.parameters["d1"][-2:], result.parameters["d1"][:2])
 
 
-@pytest.mark.parametrize("change", ["families", "size"])
-def test_results_of_other_families_or_sizes_are_refused(result, change):
-    other = {"families": result.families[:2]} if change == "families" else {"size": 5}
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"shape": (5, 5)},
+        {"profile": "sampled"},
+        {"criterion": "cv"},
+        {"omitted": (("d1", "small"),)},
+        {"models": ()},
+    ],
+)
+def test_results_of_another_kind_are_refused(result, other):
     with pytest.raises(ValueError, match="share families and kernel size"):
         concatenate([result, replace(result, **other)])
 
@@ -143,6 +151,19 @@ def test_results_of_other_families_or_sizes_are_refused(result, change):
 def test_nothing_to_join_is_refused():
     with pytest.raises(ValueError, match="got 0 results"):
         concatenate([])
+
+
+def test_rectangles_have_a_shape_and_no_size(result):
+    assert (result.shape, result.size) == ((SIZE, SIZE), SIZE)
+    with pytest.raises(ValueError, match=r"kernels of shape \(5, 7\) have no single size; use shape"):
+        _ = replace(result, shape=(5, 7)).size
+
+
+def test_a_result_is_a_pytree(result):
+    again = jax.tree.map(lambda leaf: leaf, result)
+    assert again.models == result.models
+    assert jax.tree.structure(again) == jax.tree.structure(result)
+    assert len(jax.tree.leaves(result)) == len(jax.tree.leaves(again))
 
 
 def test_every_status_has_a_message():

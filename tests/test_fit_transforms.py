@@ -213,7 +213,7 @@ class TestStream:
             assert taken <= drawn <= taken + 2 * (os.cpu_count() or 1) + 1
 
     def test_a_bad_block_is_told_when_it_comes(self, kernels):
-        with pytest.raises(ValueError, match=r"must be \[n, k, k\], got shape \(5, 5\)"):
+        with pytest.raises(ValueError, match=r"must be \[n, h, w\], got shape \(5, 5\)"):
             list(self.stream([kernels[:2], kernels[0]]))
 
     def test_arrays_on_the_device_are_taken(self, kernels, plain):
