@@ -1,7 +1,9 @@
-"""The fitter inside other JAX code: jit, vmap, grad, map, shard_map; and as a stream."""
+"""The fitter inside other JAX code: jit, vmap, grad, scan, shard_map; and as a stream."""
 
+import functools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,14 @@ from dogfit.devices import data_mesh
 from dogfit.families import FAMILIES
 from dogfit.fit import fit_kernel, fit_kernels, fit_stream
 from dogfit.fit_config import FitConfig
+from fit_drawings import ENGINES, leaves_equal
 from scipy_reference import basis as reference_basis
 from scipy_reference import bounds, draw, orthonormal
 
 SIZE, FAMILY = 5, ("gaussian",)
 QUICK = FitConfig(starts=2)
+# Compiling is what takes the time.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
 # Other batch shapes add in another order: a few units in the last place of the energy, and what a flat
 # optimum makes of them in the parameters.
 R2_APART, PARAMETERS_APART = 1e-5, 5e-3
@@ -54,58 +59,92 @@ def kernels() -> np.ndarray:
     return noisy_drawings(SIZE, 24, FAMILY, 40)
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def config(request) -> FitConfig:
+    return replace(QUICK, engine=request.param)
+
+
 @pytest.fixture(scope="module")
-def plain(kernels):
-    return fit_kernels(kernels, FAMILY, config=QUICK)
+def plain(kernels, config):
+    return fit_kernels(kernels, FAMILY, config=config)
 
 
-def fit(kernel):
-    return fit_kernel(kernel, FAMILY, config=QUICK)
+@pytest.fixture(scope="module")
+def fit(config):
+    return functools.partial(fit_kernel, families=FAMILY, config=config)
 
 
-def test_one_kernel_equals_its_row(kernels, plain):
+def compiled(function):
+    return jax.jit(function, compiler_options=UNOPTIMISED)
+
+
+def test_one_kernel_equals_its_row(kernels, plain, fit):
     one = fit(kernels[3])
     assert one.r2.shape == ()
     assert one.parameters["gaussian"].shape == (5,)
     assert_same_fits(jax.tree.map(lambda leaf: leaf[None], one), jax.tree.map(lambda leaf: leaf[3:4], plain))
 
 
-def test_jit(kernels, plain):
-    score = jax.jit(lambda kernel: fit(2.0 * kernel).r2)
+def test_jit(kernels, plain, fit):
+    score = compiled(lambda kernel: fit(2.0 * kernel).r2)
     np.testing.assert_allclose(score(kernels[5]), plain.r2[5], atol=R2_APART)
 
 
-def test_vmap(kernels, plain):
+def test_vmap(kernels, plain, fit):
     """Nested, as the batch axes are merged into one block."""
-    nested = jax.vmap(jax.vmap(fit))(kernels.reshape(4, 6, SIZE, SIZE))
+    nested = compiled(jax.vmap(jax.vmap(fit)))(kernels.reshape(4, 6, SIZE, SIZE))
     assert nested.r2.shape == (4, 6)
     assert_same_fits(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), nested), plain)
 
 
-def test_map(kernels, plain):
-    mapped = jax.jit(lambda w: lax.map(fit, w))(kernels[:6])
-    assert_same_fits(mapped, jax.tree.map(lambda leaf: leaf[:6], plain))
+def test_scan(kernels, plain, fit):
+    """As in training: what a step finds goes on to the next."""
+
+    def step(best, kernel):
+        result = fit(kernel)
+        return jnp.maximum(best, result.r2), result
+
+    best, scanned = compiled(lambda w: lax.scan(step, jnp.float32(0), w))(kernels[:6])
+    assert_same_fits(scanned, jax.tree.map(lambda leaf: leaf[:6], plain))
+    assert best == np.max(scanned.r2)
 
 
-def test_shard_map_over_eight_devices(kernels, plain):
+def test_shard_map_over_eight_devices(kernels, plain, fit):
     spec = PartitionSpec("data")
-    fit_all = jax.jit(jax.shard_map(jax.vmap(fit), mesh=data_mesh(), in_specs=spec, out_specs=spec))
-    compiled = fit_all.lower(kernels).compile()
-    program = compiled.as_text()
-    assert program is not None
-    assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
-    sharded = compiled(kernels)
+    fit_all = compiled(jax.shard_map(jax.vmap(fit), mesh=data_mesh(), in_specs=spec, out_specs=spec))
+    program = fit_all.lower(kernels).compile()
+    assert_no_collectives(program)
+    sharded = program(kernels)
     assert len(sharded.r2.sharding.device_set) == 8
     assert_same_fits(sharded, plain)
 
 
-def test_vmap_over_more_kernels_than_fill_whole_blocks(kernels, plain):
+def assert_no_collectives(program):
+    text = program.as_text()
+    assert text is not None
+    assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
+
+
+def test_default_fit_over_eight_devices():
+    """All default families with the default engine; devices without a kernel of their own work at padding."""
+    kernels = noisy_drawings(7, 24, ("dog", "d1", "d2"), 42)
+    spec = PartitionSpec("data")
+    fit_all = jax.jit(jax.shard_map(jax.vmap(fit_kernel), mesh=data_mesh(), in_specs=spec, out_specs=spec))
+    program = fit_all.lower(kernels).compile()
+    assert_no_collectives(program)
+    sharded, plain = program(kernels), fit_kernels(kernels)
+    np.testing.assert_array_equal(sharded.family, plain.family)
+    np.testing.assert_allclose(sharded.r2, plain.r2, atol=1e-4)
+    assert np.mean(np.abs(sharded.r2_by_family - plain.r2_by_family) < 1e-4) > 0.97
+
+
+def test_vmap_over_more_kernels_than_fill_whole_blocks(kernels, plain, fit):
     many = np.concatenate([kernels] * 4)[:83]
     repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * 4)[:83], plain)
-    assert_same_fits(jax.jit(jax.vmap(fit))(many), repeated)
+    assert_same_fits(compiled(jax.vmap(fit))(many), repeated)
 
 
-@jax.jit
+@compiled
 @jax.vmap
 def gradients_of(kernel):
     """((R², fit), gradient), at size 3, where of all families two are left, so that a choice is made."""
@@ -174,11 +213,6 @@ class TestGradient:
         np.testing.assert_allclose(gradient[good], gradients[good], rtol=1e-4, atol=1e-4)
 
 
-def leaves_equal(one, other) -> bool:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
-
-
 class TestStream:
     def stream(self, blocks):
         return fit_stream(blocks, FAMILY, config=QUICK)
@@ -216,6 +250,6 @@ class TestStream:
         with pytest.raises(ValueError, match=r"must be \[n, h, w\], got shape \(5, 5\)"):
             list(self.stream([kernels[:2], kernels[0]]))
 
-    def test_arrays_on_the_device_are_taken(self, kernels, plain):
+    def test_arrays_on_the_device_are_taken(self, kernels):
         (result,) = self.stream([jnp.asarray(kernels)])
-        assert leaves_equal(result, plain)
+        assert leaves_equal(result, fit_kernels(kernels, FAMILY, config=QUICK))

@@ -1,8 +1,12 @@
 """Labels of kernels drawn from the textbook formulas; where it matters, against what the image shows."""
 
+from dataclasses import replace
+
+import jax
 import numpy as np
 import pytest
 
+from dogfit.families import FAMILY
 from dogfit.fit import fit_kernels
 from dogfit.labels import LABELS, label_fits
 from scipy_reference import draw
@@ -148,3 +152,41 @@ def test_the_threshold_decides_what_is_unclear(result, threshold):
     labels = label_fits(result, least_r2=threshold)
     np.testing.assert_array_equal(labels == "unclear", result.r2 < threshold)
     np.testing.assert_array_equal(labels == "unfitted", np.isnan(result.r2))
+
+
+def relabelled(result, family: str, more: dict[str, float]) -> np.ndarray:
+    """Labels if the kernels of one family had been fitted by another that extends it."""
+    base = family.removesuffix("_elliptic").removeprefix("dog_") if family != "dog_elliptic" else "dog"
+    index, wide = result.families.index(base), FAMILY[family]
+    values = dict(zip(FAMILY[base].names, result.parameters[base].T, strict=True))
+    values |= {name: np.full(len(result), value) for name, value in more.items()}
+    extended = np.stack([values[name] for name in wide.names], axis=1)
+    models = tuple(wide if i == index else model for i, model in enumerate(result.models))
+    parameters = {**result.parameters, family: extended}
+    return label_fits(replace(result, models=models, parameters=parameters))
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILY if name not in ("gaussian", "dog", "d1", "d2")])
+def test_extended_families_go_by_the_rules_of_those_they_extend(result, labels, family):
+    more = {"sigma_surround_px": 2.0, "surround_weight": 0.5} if family.startswith("dog_d") else {}
+    more |= {"aspect": 1.5, "phi_rad": 0.4} if family.endswith("_elliptic") else {}
+    np.testing.assert_array_equal(relabelled(result, family, more), labels)
+
+
+def test_margins_of_rectangles_and_corners_of_even_sizes(result):
+    """Places in x and y, and the shape; the first Gaussian of the examples stands for all."""
+    row = int(np.flatnonzero(result.family == result.families.index("gaussian"))[0])
+    cases = [
+        ((5, 9), 3.6, 0.0, "on-centre"),
+        ((5, 9), 4.2, 0.0, "on-margin"),
+        ((5, 9), 0.0, 2.2, "on-margin"),
+        ((9, 5), 0.0, 2.2, "on-centre"),
+        ((6, 6), 0.0, 1.0, "on-square"),
+        ((6, 6), 0.5, 0.5, "on-centre"),
+        ((6, 7), 0.5, 0.0, "on-square"),
+        ((7, 7), 0.0, 0.0, "on-centre"),
+    ]
+    for shape, x, y, wanted in cases:
+        one = jax.tree.map(lambda leaf: leaf[row : row + 1].copy(), replace(result, shape=shape))
+        one.parameters["gaussian"][:] = [0.0, 1.0, x, y, 0.7]
+        assert label_fits(one, least_r2=0.0) == [wanted], (shape, x, y)
