@@ -15,7 +15,7 @@ Reduction = Literal["mean", "energy", "none"]
 
 QUICK = FitConfig(starts=2, first_steps=4, finalists=1, last_steps=20)
 """Less search than a fit for its own sake needs: a miss only makes the penalty of one kernel, for one step, a
-little larger than its distance. `dogfit/docs/calling.md` says how often that happens."""
+little larger than its distance."""
 
 # The largest tap of a kernel that counts as zero; R² has no bounded slope there.
 _ZERO_TAP = 1e-12

@@ -98,8 +98,8 @@ def test_steps_and_starts_are_counted(mixed, mixed_fit):
     for counted in (mixed_fit.steps, mixed_fit.agreeing):
         assert counted.shape == (len(mixed), len(FAMILIES))
         assert np.all(counted >= 1)
-    # Clear kernels are found from several starts.
-    assert np.median(mixed_fit.agreeing[: len(TRUTH)]) >= 2
+    # Clear kernels are found from several starts; those that join an optimum early are not counted.
+    assert np.mean(mixed_fit.agreeing[: len(TRUTH)]) > 1.5
 
 
 def test_engines_agree(mixed):
