@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import ArrayLike
 
 from dogfit.families import Family, search_bounds
 from dogfit.kernels.custom import CustomModel
@@ -86,7 +85,7 @@ def _box(family: Family, names: list[str], wanted: Mapping[str, Any], shape: tup
     return Box(*(xp.stack([xp.broadcast_to(value, rows) for value in side]) for side in (lows, highs)))
 
 
-def _finite(name: str, value: ArrayLike, log: bool) -> Any:
+def _finite(name: str, value: Any, log: bool) -> Any:
     """The value as it is searched; checked where it is known when traced."""
     if isinstance(value, Tracer):
         return jnp.log(value) if log else value

@@ -5,7 +5,7 @@ taken by a block of kernels together, so a few slow rows would hold up all other
 done after polishing are gathered into blocks of their own and finished there.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -92,14 +92,14 @@ def search_optimum(
     """
     given = kernels.shape[-1]
 
-    def pad(array: Array, value: float) -> Array:
+    def pad(array: Any, value: float) -> Any:
         widths = [(0, 0)] * (array.ndim - 1) + [(0, -given % block)]
         return array if array.shape[-1] == 1 != given else jnp.pad(array, widths, constant_values=value)
 
     # Zero kernels explain nothing and end at once.
     kernels = pad(kernels, 0.0)
     weights = None if weights is None else pad(weights, 1.0)
-    box = Box(*(pad(bound, 0.0) for bound in box))
+    box = Box(pad(box.lower, 0.0), pad(box.upper, 0.0))
     count = kernels.shape[-1]
     blocks = count // block
     slot = jnp.arange(effort.starts, dtype=jnp.int32)[:, None]
@@ -111,11 +111,15 @@ def search_optimum(
     last = len(rounds) - 1
 
     def of_rows(rows: Int[Array, " b"]) -> tuple[Image, Image | None, Box]:
-        def take(array: Array) -> Array:
+        def take(array: Any) -> Any:
             shared = array.shape[-1] == 1 != count
             return array if shared else jnp.take(array, rows, axis=-1, mode="fill", fill_value=0)
 
-        return take(kernels), None if weights is None else take(weights), Box(*map(take, box))
+        return (
+            take(kernels),
+            None if weights is None else take(weights),
+            Box(take(box.lower), take(box.upper)),
+        )
 
     def seed(index: Int[Array, ""]) -> _Starts:
         image, weight, bounds = of_rows(index * block + jnp.arange(block, dtype=jnp.int32))
