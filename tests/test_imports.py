@@ -17,6 +17,7 @@ HOUSE = (
     "run",
     "job",
     "analyse",
+    "analyse_clusters",
     "embedded",
     "report",
     "config",
