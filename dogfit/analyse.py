@@ -6,12 +6,14 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from jaxtyping import Float
 
-from dogfit.clusters import paper_r2
+from dogfit.analyse_clusters import with_evidence, with_universal
+from dogfit.clusters import paper_r2, read_filters
 from dogfit.config import RunConfig
 from dogfit.console import Progress, Update
 from dogfit.kernelset import Flag, KernelGroup
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from dogfit.autoencoder import Autoencoder
+    from dogfit.clusters import Spectrum
     from dogfit.fit_result import FitResult
 
 # As many nulls as kernels, within these: enough for a threshold at 1 %, and no more than shares need.
@@ -110,6 +113,7 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
     Stages that an earlier run finished in the same workspace are read, not made again.
     """
     size = group.kernels.shape[-1]
+    given = None if config.filters is None else read_filters(config.filters)
 
     def fits(name: str, kernels: np.ndarray) -> Fits:
         def make() -> bytes:
@@ -137,9 +141,14 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
     autoencoder = _autoencoder(result.usable.kernels, config, work, progress)
     if isinstance(autoencoder, str):
         result = replace(result, no_autoencoder=autoencoder)
+        autoencoder = None
     else:
         result = _with_code(result, autoencoder, config, progress)
-    return _with_baseline(result, config, progress)
+    result = _with_baseline(result, config, progress)
+    result = with_universal(result, autoencoder, given, config, progress)
+    if config.evidence:
+        result = with_evidence(result, autoencoder, partial(_named, config=config), config, work, progress)
+    return result
 
 
 def _nulls(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -191,12 +200,20 @@ def _autoencoder(
     return autoencoder
 
 
+def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":
+    """The autoencoder's code, cut into stretches named by the fits of what is decoded there."""
+    from dogfit.clusters import name_spectrum
+    from dogfit.labels import label_fits
+
+    return name_spectrum(
+        autoencoder, lambda k: _fit(k, config), lambda fit: label_fits(fit, paper_r2(autoencoder.size))
+    )
+
+
 def _with_code(
     result: SizeResult, autoencoder: "Autoencoder", config: RunConfig, progress: Progress
 ) -> SizeResult:
     """The result with the autoencoder's code, stretches and reconstructions."""
-    from dogfit.clusters import name_spectrum
-    from dogfit.labels import label_fits
 
     def spread(values: np.ndarray, empty: float, dtype: type) -> np.ndarray:
         """Values of the good kernels, in the rows of all."""
@@ -208,15 +225,16 @@ def _with_code(
     with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
         kernels = result.usable.kernels
         code = np.asarray(autoencoder.encode(kernels))
-        spectrum = name_spectrum(
-            autoencoder,
-            lambda k: _fit(k, config),
-            lambda fit: label_fits(fit, paper_r2(size)),
-        )
+        spectrum = _named(autoencoder, config)
         index = np.asarray(spectrum.assign(code))
         cosine = np.asarray(autoencoder.reconstruction_cosine(kernels))
         nulls = [
-            replace(n, cosine=np.asarray(autoencoder.reconstruction_cosine(n.kernels))) for n in result.nulls
+            replace(
+                null,
+                code=np.asarray(autoencoder.encode(null.kernels)),
+                cosine=np.asarray(autoencoder.reconstruction_cosine(null.kernels)),
+            )
+            for null in result.nulls
         ]
     centres = []
     for name in spectrum.names:
@@ -224,10 +242,11 @@ def _with_code(
         centres.append(autoencoder.decode(np.array([(longest.start + longest.stop) / 2]))[0])
     return replace(
         result,
-        own=replace(result.own, cosine=spread(cosine, np.nan, np.float32)),
+        own=replace(
+            result.own, cosine=spread(cosine, np.nan, np.float32), code=spread(code, np.nan, np.float32)
+        ),
         nulls=tuple(nulls),
         spectrum=spectrum,
-        code=spread(code, np.nan, np.float32),
         stretches=Clusters(spread(index, -1, np.int32), tuple(spectrum.names), np.stack(centres)),
         heldout_loss=float(autoencoder.heldout_loss),
         autoencoder_notes=autoencoder.notes,

@@ -1,11 +1,14 @@
 """What a person may ask of the main job. Light to import: the command line is read before the rest."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
+
+from dogfit.errors import InputError
 
 FAMILIES = ("gaussian", "dog", "d1", "d2")
 ROUND_FAMILIES = (*FAMILIES, "dog_d1", "dog_d2")
@@ -65,6 +68,15 @@ class RunConfig:
     replace_r2: Annotated[float, tyro.conf.arg(metavar="R2")] = 0.0
     """Kernels whose replacement explains less than this keep their own taps there."""
 
+    evidence: bool = False
+    """Ask whether there are clusters at all: k-means and mixtures of kernels, PCA and code, their stability,
+    and the same for nulls, with autoencoders of their own. Takes minutes."""
+
+    filters: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = (
+        None
+    )
+    """Filters to compare the universal ones with: JSON, [m, k, k] or an object with "filters"; or .npy."""
+
     include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
     """Also take tensors whose name matches, such as 'stem.*', where dogfit leaves them out as ambiguous."""
 
@@ -110,4 +122,15 @@ class RunConfig:
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers. Inputs are compared by content, not by path."""
         names = ("sizes", "families", "profile", "criterion", "seed", "steps", "null_rate", "autoencoder")
-        return {name: value for name, value in asdict(self).items() if name in names}
+        settings = {name: value for name, value in asdict(self).items() if name in (*names, "evidence")}
+        if self.filters is not None:
+            settings["filters"] = _content(self.filters)
+        return settings
+
+
+def _content(path: Path) -> str:
+    """Digest of a file's content."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error

@@ -81,8 +81,9 @@ def listing(folder: Path) -> set[str]:
 def test_every_output_is_there(finished):
     assert {path.name for path in finished.iterdir()} == set(RESULTS)
     figures = {path.name for path in (finished / "figures").iterdir()}
-    both = {f"{name}_{k}x{k}.png" for name in ("r2", "gallery", "labels") for k in (5, 7)}
-    assert figures == {*both, "clusters_7x7.png", "clusters_5x5.png", "spectrum_7x7.png"}
+    drawn = "r2 gallery labels clusters intervals universal".split()
+    both = {f"{name}_{k}x{k}.png" for name in drawn for k in (5, 7)}
+    assert figures == {*both, "spectrum_7x7.png", "cosine_7x7.png"}
     assert {path.name for path in (finished / "autoencoder").iterdir()} == {"7x7"}
 
 

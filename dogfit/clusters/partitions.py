@@ -42,7 +42,7 @@ def kmeans(kernels: ArrayLike, k: int, seed: int = 0) -> KMeans:
     """
     rows, good = _enough(kernels, k)
     model = _estimator("k-means", k, rows.shape[1], seed, starts=4)
-    with _unconverged_allowed():
+    with _small_fits():
         model.fit(rows[good])
     labels = np.full(len(rows), -1, np.int32)
     labels[good] = model.labels_
@@ -70,7 +70,7 @@ def mixture(kernels: ArrayLike, k: int, seed: int = 0) -> Mixture:
     model = _estimator("mixture", k, rows.shape[1], seed, starts=2)
     usable = rows[good].astype(np.float64)
     labels = np.full(len(rows), -1, np.int32)
-    with _unconverged_allowed():
+    with _small_fits():
         labels[good] = model.fit_predict(usable)
     return Mixture(labels, model.means_, float(model.bic(usable)))
 
@@ -122,11 +122,16 @@ def _estimator(method: Method, k: int, dims: int, seed: int, *, starts: int = 1)
 
 
 @contextmanager
-def _unconverged_allowed() -> Iterator[None]:
-    """Silence what is said of duplicates and step limits: the scores say how good a partition is."""
-    from sklearn.exceptions import ConvergenceWarning
+def _small_fits() -> Iterator[None]:
+    """One thread, and silence about duplicates and step limits: the scores say how good a partition is.
 
-    with warnings.catch_warnings():
+    On a few thousand kernels threads cost more than they give: beside other work their busy waiting takes ten
+    times the CPU time.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
 
@@ -136,9 +141,8 @@ def partition_rows(
 ) -> tuple[Int[np.ndarray, "n"], Any]:
     """Labels of the rows, and the fitted scikit-learn estimator; best of `starts` random starts."""
     model = _estimator(method, k, rows.shape[1], seed, starts=starts)
-    with _unconverged_allowed():
-        model.fit(rows)
-    return model.predict(rows), model
+    with _small_fits():
+        return model.fit(rows).predict(rows), model
 
 
 def stability(
@@ -158,10 +162,10 @@ def stability(
     """
     rng = np.random.default_rng([seed, k, resample])
     found = []
-    for repeat in range(repeats):
-        model = _estimator(method, k, rows.shape[1], seed + 1 + repeat)
-        drawn = rows[rng.integers(len(rows), size=len(rows))] if resample else rows
-        with _unconverged_allowed():
+    with _small_fits():
+        for repeat in range(repeats):
+            model = _estimator(method, k, rows.shape[1], seed + 1 + repeat)
+            drawn = rows[rng.integers(len(rows), size=len(rows))] if resample else rows
             found.append(model.fit(drawn).predict(rows))
     pairs = [agreement(a, b).ari for i, a in enumerate(found) for b in found[i + 1 :]]
     return float(np.mean(pairs)) if pairs else float("nan")
@@ -187,7 +191,8 @@ def silhouette_rows(rows: Float[np.ndarray, "n dims"], labels: ArrayLike) -> flo
     partition = np.unique(np.asarray(labels), return_inverse=True)[1]
     if not 2 <= len(np.unique(partition)) < len(partition):
         return float("nan")
-    return float(silhouette_score(rows, partition))
+    with _small_fits():
+        return float(silhouette_score(rows, partition))
 
 
 class Agreement(NamedTuple):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Int
+from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 # Words before a number that make it a time in training. A bare number does not: "x2" and "x4" are sizes.
 _TIMES = "global_?step|steps?|epochs?|iterations?|iters?|ckpt|checkpoint|snapshot|batch"
