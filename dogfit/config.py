@@ -55,7 +55,13 @@ class RunConfig:
     null_rate: Annotated[float, tyro.conf.arg(metavar="RATE")] = 0.01
     """Share of each null that its threshold lets pass."""
 
-    autoencoder: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: train one)")] = True
+    autoencoder: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: train one)")
+    ] = None
+    """Use the autoencoder in this file, or those in this results folder, so that codes and clusters are
+    comparable between runs. Kernel sizes that PATH has none for get one trained."""
+
+    no_autoencoder: bool = False
     """Leave out the autoencoder; kernels are then grouped by k-means alone."""
 
     include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
@@ -92,8 +98,10 @@ class RunConfig:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps must be 1 or more, got {self.steps}; --no-autoencoder leaves it out")
+        if self.autoencoder is not None and self.no_autoencoder:
+            raise ValueError("--autoencoder PATH and --no-autoencoder exclude each other; give one of them")
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers. Inputs are compared by content, not by path."""
-        names = ("sizes", "families", "profile", "criterion", "seed", "steps", "null_rate", "autoencoder")
+        names = ("sizes", "families", "profile", "criterion", "seed", "steps", "null_rate", "no_autoencoder")
         return {name: value for name, value in asdict(self).items() if name in names}
