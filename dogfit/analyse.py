@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from jaxtyping import Float
 
+from dogfit.clusters import paper_r2
 from dogfit.config import RunConfig
 from dogfit.console import Progress, Update
 from dogfit.kernelset import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.outputs import Workspace
 from dogfit.report.result import Clusters, Scores, SizeResult
-from dogfit.report.summary import paper_r2
 from dogfit.report.tables import parquet
 
 if TYPE_CHECKING:

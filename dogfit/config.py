@@ -64,6 +64,13 @@ class RunConfig:
     no_autoencoder: bool = False
     """Leave out the autoencoder; kernels are then grouped by k-means alone."""
 
+    replace: Literal["fits", "universal", "autoencoder"] | None = None
+    """Also write the checkpoint with its kernels replaced by their fits, by the nearest of 8 universal
+    filters, or by what the autoencoder makes of them: replaced.safetensors."""
+
+    replace_r2: Annotated[float, tyro.conf.arg(metavar="R2")] = 0.0
+    """Kernels whose replacement explains less than this keep their own taps there."""
+
     include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
     """Also take tensors whose name matches, such as 'stem.*', where dogfit leaves them out as ambiguous."""
 
@@ -100,6 +107,13 @@ class RunConfig:
             raise ValueError(f"--steps must be 1 or more, got {self.steps}; --no-autoencoder leaves it out")
         if self.autoencoder is not None and self.no_autoencoder:
             raise ValueError("--autoencoder PATH and --no-autoencoder exclude each other; give one of them")
+
+        if not self.replace_r2 <= 1:
+            raise ValueError(
+                f"--replace-r2 is a share of a kernel's energy, at most 1; got {self.replace_r2}"
+            )
+        if self.replace in ("universal", "autoencoder") and self.no_autoencoder:
+            raise ValueError(f"--replace {self.replace} needs the autoencoder; leave out --no-autoencoder")
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers. Inputs are compared by content, not by path."""

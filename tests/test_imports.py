@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 HOUSE = (
     "run",
     "job",
+    "replace",
     "analyse",
     "embedded",
     "report",
@@ -26,6 +27,7 @@ HOUSE = (
     "clusters",
     "autoencoder",
     "nulls",
+    "quality",
     "labels",
     "penalty",
     "initializers",

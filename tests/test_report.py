@@ -11,14 +11,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from dogfit.checkpoints import load_kernels
-from dogfit.clusters import Spectrum, Stretch
+from dogfit.clusters import Spectrum, Stretch, paper_dissimilarity, paper_r2
 from dogfit.kernelset import Flag, KernelSet, Layer
 from dogfit.labels import LABELS
 from dogfit.report.gather import draw_figures
 from dogfit.report.page import report_page
 from dogfit.report.result import Clusters, RunResult, Scores, SizeResult
 from dogfit.report.style import label_colours
-from dogfit.report.summary import paper_dissimilarity, paper_r2, summarise
+from dogfit.report.summary import summarise
 from dogfit.report.tables import fitted_tensors, kernel_table
 from dogfit.report.text import summary_lines
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogfit.clusters import paper_r2, share_above
 from dogfit.kernelset import KernelSet
 from dogfit.report import style
 from dogfit.report.result import Scores, SizeResult
-from dogfit.report.summary import HIGH_R2, above, null_thresholds, paper_r2
+from dogfit.report.summary import HIGH_R2, null_thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ def r2_distribution(found: SizeResult, size: int) -> "Figure":
             r2, np.linspace(0, 1, 51), weights=np.full(r2.size, 100 / max(r2.size, 1)), histtype="step",
             color=colour, linestyle=dash, linewidth=width,
         )  # fmt: skip
-        share = [100 * (above(r2, level) or 0.0) for level in grid]
+        share = [100 * (share_above(r2, level) or 0.0) for level in grid]
         right.plot(grid, share, color=colour, linestyle=dash, linewidth=width, label=name)
     left.set(
         xlim=(0, 1), xlabel="R² of the best fit", ylabel="kernels per 0.02 of R² (%)", title="Distribution"
@@ -60,7 +61,7 @@ def r2_distribution(found: SizeResult, size: int) -> "Figure":
             fontsize=6.5, color="#444444", annotation_clip=False,
         )  # fmt: skip
         for scores, colour in ((own, style.KERNELS), (hardest, style.NULL_COLOURS[len(nulls) - 1])):
-            value = 100 * (above(scores.r2, level) or 0.0)
+            value = 100 * (share_above(scores.r2, level) or 0.0)
             right.plot([level], [value], "o", color=colour, markersize=3.5)
             ours = scores is own
             right.annotate(
@@ -132,7 +133,7 @@ def models_side_by_side(
     for place, (model, (own, null)) in enumerate(parts.items()):
         colour = style.MODEL_COLOURS[place % len(style.MODEL_COLOURS)]
         for scores, dash, width in ((own, "-", 1.8), (null, (0, (2, 2)), 1.0)):
-            share = [100 * (above(scores.r2, level) or 0.0) for level in grid]
+            share = [100 * (share_above(scores.r2, level) or 0.0) for level in grid]
             name = style.plain(model, 30) if scores is own else None
             left.plot(grid, share, color=colour, linestyle=dash, linewidth=width, label=name)
     for level in (paper_r2(size), HIGH_R2):

@@ -8,34 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 import dogfit
-from dogfit.clusters import PAPER_DISSIMILARITY
+from dogfit.clusters import paper_dissimilarity, paper_r2, share_above
 from dogfit.kernelset import Flag, KernelSet
 from dogfit.nulls import threshold_at_rate
 from dogfit.report.result import RunResult, Scores, SizeResult
 
 HIGH_R2 = 0.8
-
-
-def paper_dissimilarity(size: int) -> float:
-    """Cosine dissimilarity below which the paper counts a kernel as classified.
-
-    It states 0.2 for 5x5 and 0.3 for 7x7; other sizes take the value of the nearer of the two.
-    """
-    return PAPER_DISSIMILARITY[min(PAPER_DISSIMILARITY, key=lambda stated: abs(stated - size))]
-
-
-def paper_r2(size: int) -> float:
-    """R² of a centred kernel at the paper's dissimilarity: 0.64 for 5x5, 0.49 for 7x7."""
-    return round((1 - paper_dissimilarity(size)) ** 2, 4)
-
-
-def above(values: ArrayLike, threshold: float) -> float | None:
-    """Share of values above a threshold. NaN counts as not above; None if there are no values."""
-    values = np.asarray(values, np.float64)
-    return float(np.mean(values > threshold)) if values.size else None
 
 
 def summarise(result: RunResult) -> dict[str, Any]:
@@ -116,7 +96,7 @@ def _shares(everyone: Sequence[Scores], size: int, rates: dict[str, float]) -> l
             "measure": measure,
             "threshold": threshold,
             "meaning": meaning,
-            "shares": {scores.name: above(getattr(scores, measure), threshold) for scores in everyone},
+            "shares": {scores.name: share_above(getattr(scores, measure), threshold) for scores in everyone},
         }
         for measure, threshold, meaning in asked
         if getattr(everyone[0], measure) is not None
