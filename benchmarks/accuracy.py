@@ -22,6 +22,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -63,11 +64,13 @@ def real_kernels(size: int, count: int) -> np.ndarray:
     files = sorted((DATA / "kernels").glob("*.safetensors"))
     layers = [t for file in files for t in load_file(file).values() if t.shape[1:] == (size, size)]
     kernels = np.concatenate(layers) if layers else np.zeros((0, size, size), np.float32)
-    kernels = kernels[np.abs(kernels).max(axis=(1, 2)) > 1e-6]
-    # A larger count adds kernels to those of a smaller one.
-    return kernels[
-        np.random.default_rng(0).choice(len(kernels), min(MOST, len(kernels)), replace=False)[:count]
-    ]
+    return sample(kernels[np.abs(kernels).max(axis=(1, 2)) > 1e-6], count)
+
+
+def sample(kernels: np.ndarray, count: int) -> np.ndarray:
+    """Random ones out of kernels; a larger count, to 500, adds some to those of a smaller one."""
+    most = min(max(MOST, count), len(kernels))
+    return kernels[np.random.default_rng(0).choice(len(kernels), most, replace=False)[:count]]
 
 
 def drawn_kernels(family: str, profile: str, size: int, count: int) -> np.ndarray:
@@ -137,6 +140,19 @@ def tasks_of(cell: Cell, kernels: np.ndarray, cache: Path) -> list[tuple[Cell, n
         key = hashlib.sha256(b"".join([identity, box, piece.tobytes()])).hexdigest()[:20]
         tasks.append((cell, piece, cache / f"reference-{key}.npz"))
     return tasks
+
+
+def reference_costs(
+    kernels: np.ndarray, families: Sequence[str], cache: Path, profile: str = "integrated"
+) -> np.ndarray:
+    """SciPy's best cost of each kernel and family `[n, f]`, on all cores; points are kept in `cache`."""
+    cache.mkdir(parents=True, exist_ok=True)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    cells = [Cell(profile, family, "given", kernels.shape[-1]) for family in families]
+    tasks = [task for cell in cells for task in tasks_of(cell, kernels, cache)]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        costs = np.concatenate([cost for cost, _ in pool.map(_reference_fits, tasks)])
+    return costs.reshape(len(families), -1).T
 
 
 class Outcome(NamedTuple):
