@@ -146,7 +146,7 @@ def test_every_kernel_is_seen_once_an_epoch_on_an_uneven_mesh():
 )
 def test_networks_of_other_kinds(size, channels, tie_sign, compute):
     config = AutoencoderConfig(
-        widths=(16, 8), channels=channels, tie_sign=tie_sign, compute=compute, frequencies=0, code_dim=2
+        widths=(64, 32), channels=channels, tie_sign=tie_sign, compute=compute, frequencies=0, code_dim=2
     )
     network = Network(size**2, config, rngs=nnx.Rngs(0))
     graph, weights = nnx.split(network)
