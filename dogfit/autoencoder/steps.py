@@ -194,7 +194,7 @@ def _whole_loss(
     worse. The second moves the curve towards the kernels, wherever the encoder has put them. The third, a
     cross-entropy on the logits, tells the encoder of the nearest point of the curve however far it is, and
     revives a saturated sigmoid; it fades, because an encoder torn between two places aims at neither. The
-    curve yields to the encoder gradually: pulled by one that knows nothing yet, it would shrink to a point.
+    curve, once laid, yields to the encoder gradually: pulled by one that knows nothing yet, it would shrink.
 
     Returns:
       The objective, and the mean cosine loss at the nearest point of `grid`.
@@ -205,7 +205,7 @@ def _whole_loss(
     curve, joint = parts(config)
     progress = _progress(step - curve, joint)
     logit = network.logit(batch)
-    decoder = _scaled_gradient(params["decoder"], config.yield_weight * progress)
+    decoder = _scaled_gradient(params["decoder"], config.yield_weight * (progress if curve else 1.0))
     decode = _merged(config, batch, {**params, "decoder": decoder}).decode
     at_code = _match(jnp.sum(decode(nnx.sigmoid(logit)) * batch, axis=-1), config)
     target = grid[jnp.argmax(similarity, axis=-1)]
@@ -219,7 +219,7 @@ def _merged(config: AutoencoderConfig, batch: Float[Array, "b taps"], params: Pa
     return nnx.merge(graph(config, batch.shape[1]), params)
 
 
-def _scaled_gradient(params: Params, factor: Float[Array, ""]) -> Params:
+def _scaled_gradient(params: Params, factor: Float[Array, ""] | float) -> Params:
     """The same values; gradients times `factor`."""
     fixed = jax.lax.stop_gradient(params)
     return jax.tree.map(lambda p, f: f + factor * (p - f), params, fixed)
