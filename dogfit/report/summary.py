@@ -14,6 +14,7 @@ import dogfit
 from dogfit.clusters import PAPER_DISSIMILARITY
 from dogfit.kernelset import Flag, KernelSet
 from dogfit.nulls import threshold_at_rate
+from dogfit.quality import layer_quality
 from dogfit.report.result import RunResult, Scores, SizeResult
 
 HIGH_R2 = 0.8
@@ -77,7 +78,7 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
         "null_kernels": {null.name: len(null.r2) for null in found.nulls},
         "families": _counts(found.fits["family"].to_list(), found.families),
         "omitted_families": dict(found.omitted),
-        "r2": {scores.name: _quantiles(scores.r2) for scores in everyone},
+        "r2": {scores.name: scores.r2_quantiles for scores in everyone},
         "shares": _shares(everyone, size, null_thresholds(found)),
         "labels": _labels(everyone),
         "autoencoder": _autoencoder(found),
@@ -128,7 +129,7 @@ def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[
     part = [scores.of_layers(layers) for scores in everyone]
     return {
         "kernels": len(part[0].r2),
-        "median_r2": {scores.name: _quantiles(scores.r2)["50 %"] for scores in part},
+        "median_r2": {scores.name: scores.r2_quantiles["50 %"] for scores in part},
         "shares": _shares(part, size, {}),
         "labels": _labels(part),
     }
@@ -136,14 +137,17 @@ def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[
 
 def _layer(kernelset: KernelSet, index: int) -> dict[str, Any]:
     layer = kernelset.layers[index]
-    return {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
+    about = {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
+    group = kernelset.groups[layer.size]
+    start, stop = np.searchsorted(group.layer, (index, index + 1))
+    return {**about, "quality": layer_quality(group.kernels[start:stop])}
 
 
 def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
     """How many kernels of the network and of each null bear each label, in display order, unused ones not."""
     from dogfit.labels import LABELS
 
-    counts = {scores.name: Counter(scores.label.tolist()) for scores in everyone}
+    counts = {scores.name: scores.label_counts for scores in everyone}
     used = [label for label in LABELS if any(count[label] for count in counts.values())]
     return {label: {name: count[label] for name, count in counts.items()} for label in used}
 
@@ -167,10 +171,3 @@ def _autoencoder(found: SizeResult) -> dict[str, Any]:
 def _counts(values: Sequence[str | None], order: Sequence[str]) -> dict[str, int]:
     count = Counter(values)
     return {name: count[name] for name in order}
-
-
-def _quantiles(values: np.ndarray) -> dict[str, float | None]:
-    values = values[np.isfinite(values)].astype(np.float64)
-    levels = (5, 25, 50, 75, 95)
-    found = np.percentile(values, levels).tolist() if values.size else [None] * len(levels)
-    return {f"{level} %": value for level, value in zip(levels, found, strict=True)}
