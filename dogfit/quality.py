@@ -27,8 +27,8 @@ THRESHOLDS: dict[int, tuple[float, float, float, float]] = {
     9: (3.0605, 1.9973, 0.52544, -1.122),
     10: (3.1584, 2.1244, 0.50755, -1.1216),
 }
-# Kernels whose cosines with all others are held at once.
-_ROWS = 1024
+# Kernels whose cosines with others are held at once.
+_ROWS = 512
 # Lengths and envelopes tried, as factors between neighbours, coarse then finer about the best.
 _NODES, _ZOOMS = 16, 3
 
@@ -124,11 +124,20 @@ def orthogonality(kernels: ArrayLike) -> float:
     """
     rows = usable(kernels)
     norm = np.linalg.norm(rows, axis=1)
-    unit = rows[norm > 0] / norm[norm > 0, None]
-    if len(unit) < 2:
+    unit = (rows[norm > 0] / norm[norm > 0, None]).astype(np.float32)
+    n = len(unit)
+    if n < 2:
         return math.nan
-    total = sum(float(np.abs(unit[i : i + _ROWS] @ unit.T).sum()) for i in range(0, len(unit), _ROWS))
-    return 1 - (total - len(unit)) / (len(unit) * (len(unit) - 1))
+    total = 0.0
+    for start in range(0, n, _ROWS):
+        # Pairs above the diagonal of this block and beside it, each once.
+        block = unit[start : start + _ROWS]
+        cosines = np.abs(block @ unit[start:].T)
+        within = cosines[:, : len(block)]
+        total += (
+            float(cosines.sum(dtype=np.float64)) - float(within.sum(dtype=np.float64)) / 2 - len(block) / 2
+        )
+    return 1 - total / (n * (n - 1) / 2)
 
 
 def random_orthogonality(k: int) -> float:
