@@ -4,12 +4,12 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from dogfit.outputs import Workspace
 from dogfit.report.result import RunResult
 from dogfit.report.summary import summarise
 from dogfit.report.text import printable
+
+if TYPE_CHECKING:
+    from dogfit.autoencoder import Autoencoder
 
 PACKAGES = (
     "jax",
@@ -48,19 +51,30 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
     """
     started = datetime.now(UTC)
     kernelset = _load(config, progress)
+    given = _given(config)
     left_out = {size: why_not_fitted(size, config.families) for size in kernelset.groups}
     if None not in left_out.values():
         raise InputError("; ".join(str(reason) for reason in left_out.values()))
-    with Workspace(config.out, _fingerprint(kernelset, config), overwrite=config.overwrite) as work:
+    if given and not given.keys() & kernelset.groups.keys():
+        raise InputError(
+            f"{config.autoencoder} has autoencoders for {_sizes(given)} kernels, the input has "
+            f"{_sizes(kernelset.groups)} ones; leave out --autoencoder to train them"
+        )
+    with Workspace(config.out, _fingerprint(kernelset, config, given), overwrite=config.overwrite) as work:
         if work.finished:
             progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
         else:
             sizes = {
-                size: analyse_size(group, config, work, progress)
+                size: analyse_size(group, config, work, progress, given.get(size))
                 for size, group in kernelset.groups.items()
                 if left_out[size] is None
             }
             reasons = tuple(reason for reason in left_out.values() if reason is not None)
+            reasons += tuple(
+                f"no autoencoder for {_sizes([size])} kernels at --autoencoder: trained on this input"
+                for size, found in sizes.items()
+                if given and size not in given and found.spectrum is not None
+            )
             result = RunResult(kernelset, sizes, config.deciding(), (*kernelset.notes, *reasons))
             with progress.stage("write tables, figures and report", "files"):
                 _write(work, result)
@@ -111,13 +125,36 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
     return kernelset
 
 
-def _fingerprint(kernelset: KernelSet, config: RunConfig) -> str:
-    """Of the extracted kernels, where they come from, and the settings that decide the numbers."""
+def _given(config: RunConfig) -> dict[int, "Autoencoder"]:
+    """The autoencoders of `--autoencoder`, by kernel size."""
+    if config.autoencoder is None:
+        return {}
+    from dogfit.autoencoder import load_autoencoders
+
+    found = load_autoencoders(config.autoencoder)
+    for size, autoencoder in found.items():
+        if autoencoder.config.code_dim != 1 or autoencoder.config.tie_sign:
+            raise InputError(
+                f"the autoencoder for {_sizes([size])} kernels in {config.autoencoder} has "
+                f"code_dim={autoencoder.config.code_dim}, tie_sign={autoencoder.config.tie_sign}; the job "
+                "names stretches of codes of one number that tell a kernel from its negative"
+            )
+    return found
+
+
+def _sizes(sizes: Iterable[int]) -> str:
+    return ", ".join(f"{size}×{size}" for size in sorted(sizes))
+
+
+def _fingerprint(kernelset: KernelSet, config: RunConfig, given: Mapping[int, "Autoencoder"]) -> str:
+    """Of the extracted kernels, where they come from, what decides the numbers, and given autoencoders."""
     settings = config.deciding()
     about = [dogfit.__version__, settings, [asdict(layer) for layer in kernelset.layers], kernelset.notes]
     digest = hashlib.sha256(json.dumps(about).encode())
     for group in kernelset.groups.values():
         digest.update(np.ascontiguousarray(group.kernels).data)
+    for autoencoder in given.values():
+        digest.update(autoencoder.to_bytes())
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ HOUSE = (
     "job",
     "replace",
     "analyse",
+    "analyse_clusters",
     "embedded",
     "report",
     "config",

@@ -81,8 +81,9 @@ def listing(folder: Path) -> set[str]:
 def test_every_output_is_there(finished):
     assert {path.name for path in finished.iterdir()} == set(RESULTS)
     figures = {path.name for path in (finished / "figures").iterdir()}
-    both = {f"{name}_{k}x{k}.png" for name in ("r2", "gallery", "labels") for k in (5, 7)}
-    assert figures == {*both, "clusters_7x7.png", "clusters_5x5.png", "spectrum_7x7.png"}
+    drawn = "r2 gallery labels clusters intervals universal".split()
+    both = {f"{name}_{k}x{k}.png" for name in drawn for k in (5, 7)}
+    assert figures == {*both, "spectrum_7x7.png", "cosine_7x7.png"}
     assert {path.name for path in (finished / "autoencoder").iterdir()} == {"7x7"}
 
 
@@ -438,6 +439,50 @@ def test_interrupted_run_leaves_no_result_and_goes_on(finished, source, tmp_path
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_a_given_autoencoder_is_applied_and_kept_beside_the_results(finished, tmp_path, capsys):
+    from dogfit.autoencoder import Autoencoder
+    from dogfit.checkpoints import load_kernels
+
+    other, out = checkpoint(tmp_path / "other.safetensors", seed=50), tmp_path / "out"
+    command = [str(other), "--out", str(out), "--sizes", "7", "--families", "gaussian"]
+    assert main([*command, "--autoencoder", str(finished)]) == 0
+    assert "train 7×7" not in capsys.readouterr().err
+    trained = finished / "autoencoder" / "7x7" / "autoencoder.safetensors"
+    assert (out / "autoencoder" / "7x7" / "autoencoder.safetensors").read_bytes() == trained.read_bytes()
+    group = load_kernels(other, sizes=(7,)).groups[7]
+    table = pl.read_parquet(out / "kernels.parquet")
+    expected = Autoencoder.load(trained).encode(group.kernels)
+    code = table["code"].fill_null(np.nan).to_numpy()
+    # The job encodes normalised kernels: equal to the last bits that centring leaves.
+    np.testing.assert_allclose(code, expected, atol=2e-3)
+    notes = json.loads((out / "summary.json").read_bytes())["sizes"]["7"]["autoencoder"]["notes"]
+    assert "given with --autoencoder" in notes[0]
+    # The same file under another name is the same run; another autoencoder is not.
+    assert main([*command, "--autoencoder", str(trained.parent)]) == 0
+    assert main(command) == 2
+    assert "other inputs or settings" in capsys.readouterr().err
+
+
+def test_autoencoders_that_cannot_be_used_are_refused(finished, source, tmp_path, capsys):
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(source.read_bytes())
+    command = [str(source), "--out", str(tmp_path / "out")]
+    for path, reason in (
+        (tmp_path / "absent", "no autoencoder at"),
+        (tmp_path, "no autoencoder at"),
+        (wrong, "not a dogfit autoencoder"),
+    ):
+        assert main([*command, "--autoencoder", str(path)]) == 3
+        assert reason in capsys.readouterr().err
+    assert main([*command, "--sizes", "5", "--autoencoder", str(finished)]) == 3
+    assert "for 7×7 kernels, the input has 5×5 ones" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leaving:
+        main([*command, "--no-autoencoder", "--autoencoder", str(finished)])
+    assert leaving.value.code == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_exits_clean(source, tmp_path):
     out = tmp_path / "out"
@@ -478,8 +523,8 @@ def test_version_and_help(capsys):
         main(["--help"])
     assert leaving.value.code == 0
     text = capsys.readouterr().out
-    options = "--out --sizes --families --seed --steps --null-rate --no-autoencoder --include --exclude "
-    options += "--replace --replace-r2 --overwrite --offline --quiet --json --version"
+    options = "--out --sizes --families --seed --steps --null-rate --autoencoder --no-autoencoder --include "
+    options += "--exclude --replace --replace-r2 --overwrite --offline --quiet --json --version"
     assert all(option in text for option in options.split())
     assert f"(default: {AutoencoderConfig.steps})" in " ".join(text.split())
 
