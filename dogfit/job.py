@@ -172,7 +172,7 @@ def _write(work: Workspace, result: RunResult) -> None:
     work.write_file("kernels.parquet", lambda path: kernel_table(result).write_parquet(path))
     work.write("layers.parquet", parquet(layer_table(summary)))
     work.write_file("fits.safetensors", lambda path: save_file(fitted_tensors(result), path))
-    pictures = draw_figures(result)
+    pictures = draw_figures(result, summary)
     for (size, name), png in pictures.items():
         work.write(f"figures/{name}_{size}x{size}.png", png)
     work.write("report.html", report_page(summary, pictures).encode())
