@@ -152,7 +152,7 @@ def _fingerprint(kernelset: KernelSet, config: RunConfig, given: Mapping[int, "A
     about = [dogfit.__version__, settings, [asdict(layer) for layer in kernelset.layers], kernelset.notes]
     digest = hashlib.sha256(json.dumps(about).encode())
     for group in kernelset.groups.values():
-        digest.update(np.ascontiguousarray(group.kernels).tobytes())
+        digest.update(np.ascontiguousarray(group.kernels).data)
     for autoencoder in given.values():
         digest.update(autoencoder.to_bytes())
     return digest.hexdigest()
@@ -160,18 +160,19 @@ def _fingerprint(kernelset: KernelSet, config: RunConfig, given: Mapping[int, "A
 
 def _write(work: Workspace, result: RunResult) -> None:
     """Gather every result but `run.json`."""
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
     from dogfit.report.gather import draw_figures
     from dogfit.report.page import report_page
-    from dogfit.report.tables import fitted_tensors, kernel_table, parquet
+    from dogfit.report.tables import fitted_tensors, kernel_table, layer_table, parquet
 
     shutil.rmtree(work.results, ignore_errors=True)
     summary = json.loads(_json(summarise(result)))
     work.write("summary.json", _json(summary))
-    work.write("kernels.parquet", parquet(kernel_table(result)))
-    work.write("fits.safetensors", save(fitted_tensors(result)))
-    pictures = draw_figures(result)
+    work.write_file("kernels.parquet", lambda path: kernel_table(result).write_parquet(path))
+    work.write("layers.parquet", parquet(layer_table(summary)))
+    work.write_file("fits.safetensors", lambda path: save_file(fitted_tensors(result), path))
+    pictures = draw_figures(result, summary)
     for (size, name), png in pictures.items():
         work.write(f"figures/{name}_{size}x{size}.png", png)
     work.write("report.html", report_page(summary, pictures).encode())
