@@ -17,7 +17,9 @@ import dogfit
 from dogfit.analyse import analyse_size, why_not_fitted
 from dogfit.config import RunConfig
 from dogfit.console import Progress
+from dogfit.distributed import announce, process_count, process_index
 from dogfit.errors import InputError
+from dogfit.follow import follow
 from dogfit.kernelset import Flag, KernelSet
 from dogfit.outputs import Workspace
 from dogfit.report.result import RunResult
@@ -41,6 +43,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
     """Do the whole job and return the summary, as written to `summary.json`.
 
     A finished run with the same inputs and settings in `config.out` is read; an interrupted one goes on.
+    Of several processes the first does this with the help of the others, which return an empty summary.
 
     Raises:
       DogfitError: by kind, see `dogfit.errors`; its `exit_code` is the command's.
@@ -51,8 +54,14 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
     left_out = {size: why_not_fitted(size, config.families) for size in kernelset.groups}
     if None not in left_out.values():
         raise InputError("; ".join(str(reason) for reason in left_out.values()))
-    with Workspace(config.out, _fingerprint(kernelset, config), overwrite=config.overwrite) as work:
+    fingerprint = _fingerprint(kernelset, config)
+    if process_index() > 0:
+        follow(kernelset, config, fingerprint)
+        return {}
+    with Workspace(config.out, fingerprint, overwrite=config.overwrite) as work:
+        announce(do="begin", fingerprint=fingerprint)
         if work.finished:
+            announce(do="end")
             progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
             return json.loads((config.out / "summary.json").read_bytes())
         sizes = {
@@ -67,6 +76,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
         about = _about(config, kernelset, started, progress.seconds)
         work.write("run.json", _json({"fingerprint": work.fingerprint, **about}))
         work.publish()
+        announce(do="end")
     return summary
 
 
@@ -155,6 +165,7 @@ def _about(
         "versions": {"dogfit": dogfit.__version__, "python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "processes": process_count(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {
             "total": round((datetime.now(UTC) - started).total_seconds(), 3),

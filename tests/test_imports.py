@@ -15,7 +15,9 @@ REPOSITORY = Path(__file__).parent.parent
 # Top floor first. A module may import its own floor's package and any floor below it.
 HOUSE = (
     "run",
+    "watch",
     "job",
+    "follow",
     "analyse",
     "embedded",
     "report",
@@ -42,6 +44,7 @@ HOUSE = (
     "checkpoints",
     "kernelset",
     "devices",
+    "distributed",
     "kernels",
     "errors",
 )

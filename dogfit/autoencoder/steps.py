@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dogfit.autoencoder.config import AutoencoderConfig
@@ -85,7 +85,9 @@ def train_chunk(
 ) -> State:
     """Run one chunk of steps. The first `n` rows of `kernels` are data, the others padding for the mesh."""
     one = partial(_step, kernels=kernels, config=config, n=n, rows=rows)
-    return jax.lax.scan(lambda s, _: (one(s), None), state, length=chunks(config)[1])[0]
+    state = jax.lax.scan(lambda s, _: (one(s), None), state, length=chunks(config)[1])[0]
+    # Whole on every device, so that each process can read it.
+    return jax.lax.with_sharding_constraint(state, NamedSharding(rows.mesh, PartitionSpec()))
 
 
 def batch_indices(
