@@ -6,12 +6,15 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from jaxtyping import Float
 
+from dogfit.analyse_clusters import with_evidence, with_universal
+from dogfit.clusters import paper_r2, read_filters
 from dogfit.config import RunConfig
 from dogfit.console import Progress, Update
 from dogfit.distributed import announce, gather_rows, own_rows
@@ -19,13 +22,13 @@ from dogfit.kernelset import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.outputs import Workspace
 from dogfit.report.result import Clusters, Scores, SizeResult
-from dogfit.report.summary import paper_r2
 from dogfit.report.tables import parquet
 
 if TYPE_CHECKING:
     import polars as pl
 
     from dogfit.autoencoder import Autoencoder
+    from dogfit.clusters import Spectrum
     from dogfit.fit_result import FitResult
 
 # As many nulls as kernels, within these: enough for a threshold at 1 %, and no more than shares need.
@@ -112,12 +115,19 @@ def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
     return None if None in reasons else "; ".join(str(reason) for reason in reasons)
 
 
-def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progress: Progress) -> SizeResult:
-    """Fit the kernels and the nulls, train the autoencoder, and find the clusters of one size.
+def analyse_size(
+    group: KernelGroup,
+    config: RunConfig,
+    work: Workspace,
+    progress: Progress,
+    given: "Autoencoder | None" = None,
+) -> SizeResult:
+    """Fit the kernels and the nulls, train the autoencoder unless one is `given`, and find the clusters.
 
     Stages that an earlier run finished in the same workspace are read, not made again.
     """
     size = group.kernels.shape[-1]
+    filters = None if config.filters is None else read_filters(config.filters)
 
     def fits(name: str, kernels: np.ndarray) -> Fits:
         def make() -> bytes:
@@ -143,12 +153,20 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
         families=found.families,
         omitted=found.omitted,
     )
-    autoencoder = _autoencoder(result.usable.kernels, config, work, progress)
+    autoencoder = _autoencoder(result.usable.kernels, config, work, progress, given)
     if isinstance(autoencoder, str):
         result = replace(result, no_autoencoder=autoencoder)
+        autoencoder = None
     else:
         result = _with_code(result, autoencoder, config, progress)
-    return _with_baseline(result, config, progress)
+        if given is not None:
+            note = "given with --autoencoder: trained before, not on these kernels alone"
+            result = replace(result, autoencoder_notes=(note, *result.autoencoder_notes))
+    result = _with_baseline(result, config, progress)
+    result = with_universal(result, autoencoder, filters, config, progress)
+    if config.evidence:
+        result = with_evidence(result, autoencoder, partial(_named, config=config), config, work, progress)
+    return result
 
 
 def null_kernels(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -170,11 +188,19 @@ def _normalised(kernels: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k
 
 
 def _autoencoder(
-    kernels: Float[np.ndarray, "n k k"], config: RunConfig, work: Workspace, progress: Progress
+    kernels: Float[np.ndarray, "n k k"],
+    config: RunConfig,
+    work: Workspace,
+    progress: Progress,
+    given: "Autoencoder | None",
 ) -> "Autoencoder | str":
     """The autoencoder of one size, or why there is none."""
-    if not config.autoencoder:
+    if config.no_autoencoder:
         return "left out on request"
+    if given is not None:
+        # Beside the results, as one trained here would be: its codes mean nothing without it.
+        given.save(work.hidden / f"autoencoder-{given.size}")
+        return given
     from dogfit.autoencoder import MIN_KERNELS, Autoencoder
 
     if len(kernels) < MIN_KERNELS:
@@ -210,12 +236,20 @@ def train_together(
     )
 
 
+def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":
+    """The autoencoder's code, cut into stretches named by the fits of what is decoded there."""
+    from dogfit.clusters import name_spectrum
+    from dogfit.labels import label_fits
+
+    return name_spectrum(
+        autoencoder, lambda k: _fit(k, config), lambda fit: label_fits(fit, paper_r2(autoencoder.size))
+    )
+
+
 def _with_code(
     result: SizeResult, autoencoder: "Autoencoder", config: RunConfig, progress: Progress
 ) -> SizeResult:
     """The result with the autoencoder's code, stretches and reconstructions."""
-    from dogfit.clusters import name_spectrum
-    from dogfit.labels import label_fits
 
     def spread(values: np.ndarray, empty: float, dtype: type) -> np.ndarray:
         """Values of the good kernels, in the rows of all."""
@@ -226,16 +260,13 @@ def _with_code(
     size = autoencoder.size
     with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
         kernels = result.usable.kernels
-        code = np.asarray(autoencoder.encode(kernels))
-        spectrum = name_spectrum(
-            autoencoder,
-            lambda k: _fit(k, config),
-            lambda fit: label_fits(fit, paper_r2(size)),
-        )
+        code, cosine = autoencoder.encode_and_score(kernels)
+        spectrum = _named(autoencoder, config)
         index = np.asarray(spectrum.assign(code))
-        cosine = np.asarray(autoencoder.reconstruction_cosine(kernels))
         nulls = [
-            replace(n, cosine=np.asarray(autoencoder.reconstruction_cosine(n.kernels))) for n in result.nulls
+            replace(null, code=null_code, cosine=null_cosine)
+            for null in result.nulls
+            for null_code, null_cosine in [autoencoder.encode_and_score(null.kernels)]
         ]
     centres = []
     for name in spectrum.names:
@@ -243,10 +274,11 @@ def _with_code(
         centres.append(autoencoder.decode(np.array([(longest.start + longest.stop) / 2]))[0])
     return replace(
         result,
-        own=replace(result.own, cosine=spread(cosine, np.nan, np.float32)),
+        own=replace(
+            result.own, cosine=spread(cosine, np.nan, np.float32), code=spread(code, np.nan, np.float32)
+        ),
         nulls=tuple(nulls),
         spectrum=spectrum,
-        code=spread(code, np.nan, np.float32),
         stretches=Clusters(spread(index, -1, np.int32), tuple(spectrum.names), np.stack(centres)),
         heldout_loss=float(autoencoder.heldout_loss),
         autoencoder_notes=autoencoder.notes,

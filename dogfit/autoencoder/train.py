@@ -1,6 +1,7 @@
 """Train one autoencoder: several restarts at once, over a mesh, resumable."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,7 @@ def train_autoencoder(
     """
     config = config or AutoencoderConfig()
     taps, good = unit_rows(kernels)
-    size = np.asarray(kernels).shape[1]
+    size = math.isqrt(taps.shape[1])
     if not good.all():
         raise InputError(f"{np.sum(~good)} of {len(good)} kernels are constant or not finite; leave them out")
     if len(taps) < MIN_KERNELS:
@@ -68,11 +69,9 @@ def train_autoencoder(
             f"the mesh spans {among} of {process_count()} processes; give one that spans all, or the devices "
             "of one process and no checkpoint_dir"
         )
-    shuffled = np.random.default_rng(config.seed).permutation(len(taps))
-    heldout_n = min(max(round(len(taps) * config.holdout), 1), len(taps) - 1, HELDOUT_MOST)
-    heldout, training = taps[shuffled[:heldout_n]], taps[shuffled[heldout_n:]]
+    heldout, training = _split(taps, config)
 
-    fresh = jax.device_get(steps.initial_state(config, taps.shape[1], len(training)))
+    fresh = jax.device_get(steps.initial_state(config, taps.shape[1]))
     state = jax.tree.map(lambda array: place(array, everywhere(mesh)), fresh)
     if checkpoint_dir is None:
         state = _train(state, training, config, mesh, None, checkpoint_every_s, progress)
@@ -86,6 +85,16 @@ def train_autoencoder(
             state = checkpoints.restore(state)
             state = _train(state, training, config, mesh, checkpoints, checkpoint_every_s, progress)
     return _keep_best(jax.device_get(state), heldout, config, size)
+
+
+def _split(
+    taps: Float[np.ndarray, "n taps"], config: AutoencoderConfig
+) -> tuple[Float[np.ndarray, "h taps"], Float[np.ndarray, "m taps"]]:
+    """Held-out kernels, drawn at random, and the others: all that training sees."""
+    count = min(max(round(len(taps) * config.holdout), 1), len(taps) - 1, HELDOUT_MOST)
+    chosen = np.zeros(len(taps), bool)
+    chosen[np.random.default_rng(config.seed).choice(len(taps), count, replace=False)] = True
+    return taps[chosen], taps[~chosen]
 
 
 def _train(state, training, config, mesh, checkpoints, every_s, progress) -> steps.State:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogfit.clusters import paper_dissimilarity, paper_r2, share_above, threshold_curve
 from dogfit.kernelset import KernelSet
 from dogfit.report import style
 from dogfit.report.result import Scores, SizeResult
-from dogfit.report.summary import HIGH_R2, above, null_thresholds, paper_r2
+from dogfit.report.summary import HIGH_R2, null_thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,38 +20,47 @@ if TYPE_CHECKING:
 MAX_TICKS = 48
 
 
-def r2_distribution(found: SizeResult, size: int) -> "Figure":
-    """How R² is spread, and the share of kernels above each R², for the kernels and every null."""
-    fig = style.figure(7.2, 3.1)
-    left, right = fig.subplots(1, 2, width_ratios=(1, 1.25))
+def distribution(found: SizeResult, size: int, measure: str) -> "Figure | None":
+    """How one definition's measure is spread, and the share above each threshold, beside every null's.
+
+    Args:
+      measure: "r2", our definition, or "cosine", the paper's; None is returned if it was not measured.
+    """
     nulls = [null for null in found.nulls if len(null.r2)]
     own = found.usable
+    if getattr(own, measure) is None:
+        return None
+    what = {"r2": "R² of the best fit", "cosine": "cosine to the reconstruction"}[measure]
+    fig = style.figure(7.2, 3.1)
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.25))
     lines = [(own, "network", style.KERNELS, "-", 2.2)]
     for null, colour, dash in zip(nulls, style.NULL_COLOURS, style.NULL_DASHES, strict=False):
         lines.append((null, null.name, colour, dash, 1.3))
     grid = np.linspace(0, 1, 401)
     for scores, name, colour, dash, width in lines:
-        r2 = np.nan_to_num(scores.r2.astype(np.float64))
+        values = np.clip(np.nan_to_num(getattr(scores, measure).astype(np.float64)), 0, 1)
         left.hist(
-            r2, np.linspace(0, 1, 51), weights=np.full(r2.size, 100 / max(r2.size, 1)), histtype="step",
-            color=colour, linestyle=dash, linewidth=width,
+            values, np.linspace(0, 1, 51), weights=np.full(values.size, 100 / max(values.size, 1)),
+            histtype="step", color=colour, linestyle=dash, linewidth=width,
         )  # fmt: skip
-        share = [100 * (above(r2, level) or 0.0) for level in grid]
+        share = 100 * threshold_curve(values, grid)
         right.plot(grid, share, color=colour, linestyle=dash, linewidth=width, label=name)
-    left.set(
-        xlim=(0, 1), xlabel="R² of the best fit", ylabel="kernels per 0.02 of R² (%)", title="Distribution"
-    )
+    short = "R²" if measure == "r2" else "cosine"
+    left.set(xlim=(0, 1), xlabel=what, ylabel=f"kernels per 0.02 of {short} (%)", title="Distribution")
     right.set(
-        xlim=(0, 1), ylim=(0, 104), xlabel="R² of the best fit", ylabel="kernels above that R² (%)",
+        xlim=(0, 1), ylim=(0, 104), xlabel=what, ylabel=f"kernels above that {short} (%)",
         title=f"Share of {size}×{size} kernels above a threshold",
     )  # fmt: skip
     hardest = found.nearest_null
-    thresholds = {paper_r2(size): "paper", HIGH_R2: "close fit"}
-    if (rate := null_thresholds(found).get(hardest.name)) is not None:
+    if measure == "r2":
+        thresholds = {paper_r2(size): "paper", HIGH_R2: "close fit"}
+    else:
+        thresholds = {1 - paper_dissimilarity(size): "paper"}
+    if (rate := null_thresholds(found, measure).get(hardest.name)) is not None:
         left.axvline(rate, color="#444444", linewidth=0.7, linestyle=":")
         left.annotate(
-            f"{100 * found.null_rate:g} % of the\n{hardest.name}\nnull lies above\nR² {rate:.2f}", (rate, 1),
-            (-4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+            f"{100 * found.null_rate:g} % of the\n{hardest.name}\nnull lies above\n{short} {rate:.2f}",
+            (rate, 1), (-4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
             va="top", ha="right", fontsize=6.5, color="#444444",
         )  # fmt: skip
     for level, name in thresholds.items():
@@ -60,7 +70,7 @@ def r2_distribution(found: SizeResult, size: int) -> "Figure":
             fontsize=6.5, color="#444444", annotation_clip=False,
         )  # fmt: skip
         for scores, colour in ((own, style.KERNELS), (hardest, style.NULL_COLOURS[len(nulls) - 1])):
-            value = 100 * (above(scores.r2, level) or 0.0)
+            value = 100 * (share_above(getattr(scores, measure), level) or 0.0)
             right.plot([level], [value], "o", color=colour, markersize=3.5)
             ours = scores is own
             right.annotate(
@@ -132,7 +142,7 @@ def models_side_by_side(
     for place, (model, (own, null)) in enumerate(parts.items()):
         colour = style.MODEL_COLOURS[place % len(style.MODEL_COLOURS)]
         for scores, dash, width in ((own, "-", 1.8), (null, (0, (2, 2)), 1.0)):
-            share = [100 * (above(scores.r2, level) or 0.0) for level in grid]
+            share = [100 * (share_above(scores.r2, level) or 0.0) for level in grid]
             name = style.plain(model, 30) if scores is own else None
             left.plot(grid, share, color=colour, linestyle=dash, linewidth=width, label=name)
     for level in (paper_r2(size), HIGH_R2):

@@ -1,9 +1,16 @@
 """Every figure of a run."""
 
 from dogfit.report import style
-from dogfit.report.charts import labels_by_layer, models_side_by_side, r2_distribution
+from dogfit.report.charts import distribution, labels_by_layer, models_side_by_side
+from dogfit.report.cluster_charts import (
+    evidence_curves,
+    stage_intervals,
+    training_shares,
+    universal_filters,
+)
 from dogfit.report.pictures import decoder_spectrum, fit_gallery, kernels_by_cluster
 from dogfit.report.result import RunResult
+from dogfit.report.shares import share_sections
 
 
 def draw_figures(result: RunResult) -> dict[tuple[str, str], bytes]:
@@ -19,12 +26,18 @@ def draw_figures(result: RunResult) -> dict[tuple[str, str], bytes]:
         mpl.rcdefaults()
         mpl.rcParams.update(style.RC)
         for size, found in result.sizes.items():
+            sections = share_sections(kernelset, size, found)
             figures = {
-                "r2": r2_distribution(found, size),
+                "r2": distribution(found, size, "r2"),
+                "cosine": distribution(found, size, "cosine"),
                 "gallery": fit_gallery(found, kernelset.groups[size], size),
                 "labels": labels_by_layer(found, kernelset, LABELS),
                 "spectrum": decoder_spectrum(found, size, LABELS),
                 "clusters": kernels_by_cluster(found, size),
+                "intervals": stage_intervals(sections, size),
+                "training": training_shares(sections, size, LABELS),
+                "universal": universal_filters(found, size),
+                "evidence": evidence_curves(found.evidence, size),
                 "models": models_side_by_side(found, kernelset, size, LABELS)
                 if len(kernelset.models) > 1
                 else None,

@@ -12,7 +12,7 @@ from dogfit.kernelset import KernelSet
 if TYPE_CHECKING:
     import polars as pl
 
-    from dogfit.clusters import Spectrum
+    from dogfit.clusters import Spectrum, UniversalFilters
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Scores:
       r2: of the best family `[n]`, NaN without a fit.
       label: `[n]`.
       cosine: similarity to the autoencoder's reconstruction `[n]`, NaN without one; None if none was trained.
+      code: place on the autoencoder's code `[n]`, NaN where there is none; None if none was trained.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Scores:
     r2: Float[np.ndarray, " n"]
     label: np.ndarray
     cosine: Float[np.ndarray, " n"] | None = None
+    code: Float[np.ndarray, " n"] | None = None
 
     def select(self, rows: np.ndarray) -> "Scores":
         """The scores of some rows, by mask or index."""
@@ -44,6 +46,7 @@ class Scores:
             r2=self.r2[rows],
             label=self.label[rows],
             cosine=None if self.cosine is None else self.cosine[rows],
+            code=None if self.code is None else self.code[rows],
         )
 
     def of_layers(self, layers: Sequence[int]) -> "Scores":
@@ -67,6 +70,23 @@ class Clusters:
 
 
 @dataclass(frozen=True)
+class Universal:
+    """Few filters that stand for all kernels, and controls.
+
+    Attributes:
+      found: by how they were found: forward selection among the network's kernels or a null's (judged on
+        those), backward elimination from as many decoded codes.
+      controls: explained energy of the network's kernels by 1, 2, ... filters taken at random.
+      given: filters to compare with, and the share of energy they explain; None if none has this size.
+    """
+
+    found: Mapping[str, "UniversalFilters"]
+    controls: Mapping[str, Float[np.ndarray, " m"]]
+    given: Float[np.ndarray, "r k k"] | None = None
+    given_explained: float | None = None
+
+
+@dataclass(frozen=True)
 class SizeResult:
     """Everything about the kernels of one size.
 
@@ -80,11 +100,12 @@ class SizeResult:
       kmeans: the baseline partition; None with fewer kernels than clusters.
       agreement: ARI and NMI between partitions, by the pair's name.
       spectrum: decoder spectrum; None if no autoencoder was trained, `no_autoencoder` says why.
-      code: of each kernel `[n]`, NaN for kernels left out.
       stretches: partition of the kernels by the names of the stretches of the code.
       heldout_loss: mean cosine dissimilarity on kernels the autoencoder did not see.
       autoencoder_notes: what a reader must know about the training.
       silhouette: of the partitions, by name.
+      universal: few filters that stand for all; None with fewer than two kernels.
+      evidence: for and against clusters, ready for JSON; None where it was not asked for.
     """
 
     own: Scores
@@ -99,11 +120,17 @@ class SizeResult:
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     silhouette: Mapping[str, float] = field(default_factory=dict)
     spectrum: "Spectrum | None" = None
-    code: Float[np.ndarray, " n"] | None = None
     stretches: Clusters | None = None
     heldout_loss: float | None = None
     no_autoencoder: str | None = None
     autoencoder_notes: tuple[str, ...] = ()
+    universal: Universal | None = None
+    evidence: Mapping[str, Any] | None = None
+
+    @property
+    def code(self) -> Float[np.ndarray, " n"] | None:
+        """Place of each kernel on the code `[n]`, NaN for kernels left out."""
+        return self.own.code
 
     @property
     def usable(self) -> Scores:

@@ -4,38 +4,19 @@ A share of kernels never stands alone: wherever one is given, the nulls' shares 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 import dogfit
-from dogfit.clusters import PAPER_DISSIMILARITY
+from dogfit.clusters import paper_dissimilarity, paper_r2, share_above
 from dogfit.kernelset import Flag, KernelSet
 from dogfit.nulls import threshold_at_rate
 from dogfit.report.result import RunResult, Scores, SizeResult
+from dogfit.report.shares import patterns, share_sections, threshold_curves, universal
 
 HIGH_R2 = 0.8
-
-
-def paper_dissimilarity(size: int) -> float:
-    """Cosine dissimilarity below which the paper counts a kernel as classified.
-
-    It states 0.2 for 5x5 and 0.3 for 7x7; other sizes take the value of the nearer of the two.
-    """
-    return PAPER_DISSIMILARITY[min(PAPER_DISSIMILARITY, key=lambda stated: abs(stated - size))]
-
-
-def paper_r2(size: int) -> float:
-    """R² of a centred kernel at the paper's dissimilarity: 0.64 for 5x5, 0.49 for 7x7."""
-    return round((1 - paper_dissimilarity(size)) ** 2, 4)
-
-
-def above(values: ArrayLike, threshold: float) -> float | None:
-    """Share of values above a threshold. NaN counts as not above; None if there are no values."""
-    values = np.asarray(values, np.float64)
-    return float(np.mean(values > threshold)) if values.size else None
 
 
 def summarise(result: RunResult) -> dict[str, Any]:
@@ -78,12 +59,17 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
         "families": _counts(found.fits["family"].to_list(), found.families),
         "omitted_families": dict(found.omitted),
         "r2": {scores.name: _quantiles(scores.r2) for scores in everyone},
-        "shares": _shares(everyone, size, null_thresholds(found)),
+        "shares": _shares(everyone, size, null_thresholds(found), null_thresholds(found, "cosine")),
+        "curves": threshold_curves(everyone),
         "labels": _labels(everyone),
         "autoencoder": _autoencoder(found),
         "kmeans": {"clusters": len(found.kmeans.names)} if found.kmeans else None,
         "agreement": {pair: dict(values) for pair, values in found.agreement.items()},
         "silhouette": dict(found.silhouette),
+        "patterns": patterns(found, size),
+        "label_shares": share_sections(kernelset, size, found),
+        "universal": universal(found),
+        "evidence": found.evidence,
         "by_model": [
             {"model": name, **_part(everyone, size, layers)}
             for name, layers in models.items()
@@ -96,27 +82,37 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
     }
 
 
-def null_thresholds(found: SizeResult) -> dict[str, float]:
-    """Threshold of each null at the rate asked for, by the null's name."""
-    fitted = [null for null in found.nulls if np.isfinite(null.r2).any()]
-    return {null.name: threshold_at_rate(null.r2, found.null_rate) for null in fitted}
+def null_thresholds(found: SizeResult, measure: str = "r2") -> dict[str, float]:
+    """Threshold of each null at the rate asked for, by the null's name; empty if nothing was measured."""
+    values = {null.name: getattr(null, measure) for null in found.nulls}
+    return {
+        name: threshold_at_rate(of, found.null_rate)
+        for name, of in values.items()
+        if of is not None and np.isfinite(of).any()
+    }
 
 
-def _shares(everyone: Sequence[Scores], size: int, rates: dict[str, float]) -> list[dict[str, Any]]:
-    """Share of kernels and of every null above each threshold."""
+def _shares(
+    everyone: Sequence[Scores],
+    size: int,
+    r2_rates: Mapping[str, float],
+    cosine_rates: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Share of kernels and of every null above each threshold; our definition first, then the paper's."""
     similarity = 1 - paper_dissimilarity(size)
     asked = [
         ("r2", paper_r2(size), "the paper's threshold"),
         ("r2", HIGH_R2, "a close fit"),
-        *(("r2", threshold, f"null rate of {name}") for name, threshold in rates.items()),
+        *(("r2", threshold, f"null rate of {name}") for name, threshold in r2_rates.items()),
         ("cosine", similarity, "the paper's criterion"),
+        *(("cosine", threshold, f"null rate of {name}") for name, threshold in cosine_rates.items()),
     ]
     return [
         {
             "measure": measure,
             "threshold": threshold,
             "meaning": meaning,
-            "shares": {scores.name: above(getattr(scores, measure), threshold) for scores in everyone},
+            "shares": {scores.name: share_above(getattr(scores, measure), threshold) for scores in everyone},
         }
         for measure, threshold, meaning in asked
         if getattr(everyone[0], measure) is not None
@@ -129,7 +125,7 @@ def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[
     return {
         "kernels": len(part[0].r2),
         "median_r2": {scores.name: _quantiles(scores.r2)["50 %"] for scores in part},
-        "shares": _shares(part, size, {}),
+        "shares": _shares(part, size, {}, {}),
         "labels": _labels(part),
     }
 

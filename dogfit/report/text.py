@@ -72,8 +72,11 @@ def _shares(sizes: dict[str, Any]) -> list[str]:
 
 def _telling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every row but the thresholds of the easier nulls."""
-    rates = [row for row in rows if row["meaning"].startswith("null rate")]
-    return [row for row in rows if row not in rates[:-1]]
+    easier = []
+    for measure in ("r2", "cosine"):
+        rates = [r for r in rows if r["measure"] == measure and r["meaning"].startswith("null rate")]
+        easier += rates[:-1]
+    return [row for row in rows if row not in easier]
 
 
 def _extremes(layers: list[dict[str, Any]]) -> list[str]:
