@@ -215,6 +215,8 @@ def test_wrong_use_of_processes_is_said(tmp_path, capsys):
         ("--coordinator here:1 --processes 2 --process-id 2", "counts from 0 to 1, got 2"),
         ("--coordinator auto --lost-after 0", "1 second or more"),
     ]:
-        assert main([*words.split(), "--out", str(tmp_path / "out")]) == 2
-        assert message in capsys.readouterr().err
+        with pytest.raises(SystemExit) as leaving:
+            main([*words.split(), "--out", str(tmp_path / "out")])
+        assert leaving.value.code == 2
+        assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
