@@ -17,6 +17,7 @@ from dogfit.analyse_clusters import with_evidence, with_universal
 from dogfit.clusters import paper_r2, read_filters
 from dogfit.config import RunConfig
 from dogfit.console import Progress, Update
+from dogfit.distributed import announce, gather_rows, own_rows
 from dogfit.kernelset import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.outputs import Workspace
@@ -56,7 +57,7 @@ class Fits:
 
         from dogfit.labels import label_fits
 
-        fit = _fit(kernels, config, progress)
+        fit = fit_together(kernels, config, progress)
         frame = fit.table() if whole else pl.DataFrame({"r2": np.asarray(fit.r2)})
         frame = frame.with_columns(
             pl.Series("label", label_fits(fit, paper_r2(fit.size)).tolist(), dtype=pl.String)
@@ -99,6 +100,12 @@ def _fit(kernels: np.ndarray, config: RunConfig, progress: Update | None = None)
     return fit_kernels(kernels, config.families, config=how, progress=progress)
 
 
+def fit_together(kernels: np.ndarray, config: RunConfig, progress: Update | None = None) -> "FitResult":
+    """Fit this process's share; the fits of all, in process 0, and of the share alone in the others."""
+    mine = _fit(kernels[own_rows(len(kernels))], config, progress)
+    return gather_rows(mine, everywhere=False)
+
+
 def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
     """Why no kernel of a size can be fitted with any of the families, or None if one can."""
     from dogfit.families import FAMILY, why_unidentifiable
@@ -127,6 +134,7 @@ def analyse_size(
     def fits(name: str, kernels: np.ndarray) -> Fits:
         def make(path: Path) -> None:
             with progress.stage(f"fit {size}×{size} {name}", "kernels") as update:
+                announce(do="fit", size=size, name=name)
                 Fits.of(kernels, config, update, whole=name == "network").save(path)
 
         return Fits.load(work.stage_file(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
@@ -135,7 +143,7 @@ def analyse_size(
     own = found.scores("network", group.normalised(), group.layer)
     nulls = [
         fits(name, kernels).scores(name, _normalised(kernels), layer)
-        for name, (kernels, layer) in _nulls(group, config.seed).items()
+        for name, (kernels, layer) in null_kernels(group, config.seed).items()
     ]
     result = SizeResult(
         own=own,
@@ -163,7 +171,7 @@ def analyse_size(
     return result
 
 
-def _nulls(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def null_kernels(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Null kernels and the layers they stand for (-1: none), from the easiest to the hardest to beat."""
     k = group.kernels.shape[-1]
     n = int(np.clip(len(group.kernels), *NULL_KERNELS))
@@ -195,29 +203,39 @@ def _autoencoder(
         # Beside the results, as one trained here would be: its codes mean nothing without it.
         given.save(work.hidden / f"autoencoder-{given.size}")
         return given
-    from dogfit.autoencoder import MIN_KERNELS, Autoencoder, AutoencoderConfig, train_autoencoder
-    from dogfit.devices import data_mesh
+    from dogfit.autoencoder import MIN_KERNELS, Autoencoder
 
     if len(kernels) < MIN_KERNELS:
         return f"{len(kernels)} kernels are too few; it takes {MIN_KERNELS}"
     size = kernels.shape[-1]
-    settings = AutoencoderConfig(seed=config.seed)
-    if config.steps is not None:
-        settings = replace(settings, steps=config.steps)
     with work.stage_folder(f"autoencoder-{size}") as (folder, finished):
         if finished:
             return Autoencoder.load(folder)
         shutil.rmtree(folder, ignore_errors=True)
         with progress.stage(f"train {size}×{size} autoencoder", "steps") as update:
-            autoencoder = train_autoencoder(
-                kernels,
-                settings,
-                mesh=data_mesh(),
-                checkpoint_dir=work.hidden.resolve() / f"training-{size}",
-                progress=lambda step, steps, loss: update(step, steps),  # noqa: ARG005
-            )
+            announce(do="train", size=size)
+            autoencoder = train_together(kernels, config, work.hidden, update)
         autoencoder.save(folder)
     return autoencoder
+
+
+def train_together(
+    kernels: Float[np.ndarray, "n k k"], config: RunConfig, hidden: Path, progress: Update | None = None
+) -> "Autoencoder":
+    """Train one size's autoencoder on all devices of all processes, with checkpoints in the hidden folder."""
+    from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
+    from dogfit.devices import data_mesh
+
+    settings = AutoencoderConfig(seed=config.seed)
+    if config.steps is not None:
+        settings = replace(settings, steps=config.steps)
+    return train_autoencoder(
+        kernels,
+        settings,
+        mesh=data_mesh(),
+        checkpoint_dir=hidden.resolve() / f"training-{kernels.shape[-1]}",
+        progress=None if progress is None else lambda step, steps, loss: progress(step, steps),  # noqa: ARG005
+    )
 
 
 def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":

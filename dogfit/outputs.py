@@ -223,7 +223,8 @@ def disk_trouble(error: BaseException | None) -> str | None:
     """What the disk refused, if that is behind an error, also where a library wrapped it; otherwise None."""
     full = os.strerror(errno.ENOSPC)
     while error is not None:
-        if isinstance(error, OSError):
+        # A lost connection is no reason to throw away what has been computed.
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
             return error.strerror or str(error)
         if full in str(error):
             return full

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dogfit.autoencoder.config import AutoencoderConfig
@@ -102,7 +102,9 @@ def train_chunk(
             return together(state) if joint else alone(state)
         return jax.lax.cond(state["step"] < curve, alone, together, state)
 
-    return jax.lax.scan(lambda s, _: (either(s), None), state, length=chunks(config)[1])[0]
+    state = jax.lax.scan(lambda s, _: (either(s), None), state, length=chunks(config)[1])[0]
+    # Whole on every device, so that each process can read it.
+    return jax.lax.with_sharding_constraint(state, NamedSharding(rows.mesh, PartitionSpec()))
 
 
 def next_batch(
