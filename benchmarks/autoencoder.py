@@ -1,40 +1,47 @@
-"""How fast does the autoencoder train, and how well does it reconstruct kernels it has not seen?
+"""How fast does the autoencoder train, beside the same network in PyTorch, and what does it reach?
 
-Prints a table: kernels per second (each kernel of a batch counts once per restart), seconds in all with
-compilation, and the mean cosine dissimilarity of held-out kernels at the best code and at the encoder's
-own. The k-means lines say what that many unordered centroids reach.
+    python benchmarks/autoencoder.py                 both tables
+    python benchmarks/autoencoder.py --cores 1       all on one core
+    python benchmarks/autoencoder.py --resampled 1700000     training and encoding of that many kernels alone
 
-    python benchmarks/autoencoder.py [--steps N ...] [--limit N]
+PyTorch (where it is installed; its CPU build) trains one restart after another, eager and through
+`torch.compile`, with the same losses, schedules and batches (`autoencoder_torch.py`). The contestants take
+turns in one process: a round is 50 steps of each, and rates are medians over rounds. A kernel of a batch
+counts once per restart. "Time to loss" is that of one restart, without compilation, until 2,048 held-out
+kernels reach the loss at the nearest of 1,024 points of the decoder's curve.
 
 Real 7x7 kernels are read from ../shared/data/kernels where it exists; otherwise synthetic ones are made:
 Gaussian derivatives of random order, place, width and direction, with noise.
 """
 
 import argparse
+import dataclasses
+import importlib.util
 import os
 import platform
+import resource
+import statistics
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
-import jax
 import numpy as np
-from safetensors import safe_open
-
-from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
-from dogfit.autoencoder.trained import unit_rows
-from dogfit.clusters import kmeans
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "kernels"
+HELD, TARGET = 2048, 0.25
 
 
 def real(k: int) -> np.ndarray:
+    from safetensors import safe_open
+
     found = []
     for path in sorted(SHARED.glob("*.safetensors")):
         with safe_open(path, "numpy") as file:
             tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - not a dict
         found += [t for t in tensors if t.shape[1:] == (k, k)]
     kernels = np.concatenate(found).astype(np.float32)
-    return kernels[unit_rows(kernels)[1] & (np.abs(kernels).max(axis=(1, 2)) > 1e-6)]
+    return kernels[(np.abs(kernels).max(axis=(1, 2)) > 1e-6) & (np.ptp(kernels, axis=(1, 2)) > 0)]
 
 
 def synthetic(n: int, k: int) -> np.ndarray:
@@ -48,48 +55,216 @@ def synthetic(n: int, k: int) -> np.ndarray:
     return (kernels + 0.05 * rng.normal(size=kernels.shape)).astype(np.float32)
 
 
+def resampled(kernels: np.ndarray, n: int) -> np.ndarray:
+    """`n` kernels drawn from real ones, each with a little noise of its own, so that no two are equal."""
+    rng = np.random.default_rng(0)
+    drawn = kernels[rng.integers(0, len(kernels), n)]
+    scale = np.sqrt(np.mean(drawn**2, axis=(1, 2), keepdims=True))
+    return drawn + 0.05 * scale * rng.standard_normal(drawn.shape, np.float32)
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+class Contestant:
+    """Advances by 50 steps a call; keeps the times of both parts."""
+
+    def __init__(self, name: str, advance: Callable[[], None], score: Callable[[], float], per_step: int):
+        self.name, self.advance, self.score, self.per_step = name, advance, score, per_step
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.reached: tuple[float, float] | None = None
+
+    def turn(self) -> None:
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        self.advance()
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(cpu_seconds() - cpu)
+        if self.reached is None and self.score() <= TARGET:
+            self.reached = sum(self.wall), sum(self.cpu)
+
+
+def ours(training: np.ndarray, heldout: np.ndarray, config, name: str) -> Contestant:
+    import jax
+
+    from dogfit.autoencoder import steps
+    from dogfit.devices import data_mesh, rows
+
+    mesh = data_mesh(jax.devices()[:1])
+    n, taps = training.shape
+    data = jax.device_put(training, rows(mesh))
+    compiled = steps.train_chunk.lower(
+        steps.initial_state(config, taps), data, config=config, n=n, rows=rows(mesh)
+    ).compile()
+    state = steps.initial_state(config, taps)
+
+    def advance() -> None:
+        nonlocal state
+        state = jax.block_until_ready(compiled(state, data))
+
+    def score() -> float:
+        first = jax.tree.map(lambda a: a[0], state["params"])
+        return float(1 - steps.encode_block(first, heldout, config)[1].mean())
+
+    return Contestant(name, advance, score, config.restarts)
+
+
+def theirs(training: np.ndarray, heldout: np.ndarray, config, *, compiled: bool) -> Contestant:
+    from autoencoder_torch import TorchAutoencoder
+
+    from dogfit.autoencoder.steps import SEARCH_POINTS
+
+    if compiled:  # on another one, so that training starts at its beginning
+        for curve_share in (1.0, 0.0):
+            TorchAutoencoder(
+                training, dataclasses.replace(config, curve_share=curve_share), compiled=True
+            ).step()
+    peer = TorchAutoencoder(training, config, compiled=compiled)
+
+    def advance() -> None:
+        for _ in range(50):
+            peer.step()
+
+    name = "PyTorch, torch.compile" if compiled else "PyTorch, eager"
+    return Contestant(name, advance, lambda: peer.heldout_loss(heldout, SEARCH_POINTS), 1)
+
+
+def race(kernels: np.ndarray, cores: int, restarts: int) -> None:
+    from dogfit.autoencoder import AutoencoderConfig
+    from dogfit.autoencoder.steps import parts
+    from dogfit.autoencoder.trained import unit_rows
+
+    taps = np.random.default_rng(0).permutation(unit_rows(kernels)[0])
+    heldout, training = taps[:HELD], taps[HELD:]
+    config = AutoencoderConfig(restarts=1)
+    many = dataclasses.replace(config, restarts=restarts)
+    entrants = [
+        ours(training, heldout, many, f"dogfit, {restarts} restarts"),
+        ours(training, heldout, config, "dogfit, 1 restart"),
+    ]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(cores)
+        entrants += [theirs(training, heldout, config, compiled=c) for c in (False, True)]
+    curve, joint = parts(config)
+    for number in range((curve + joint) // 50):
+        for entrant in entrants if number % 2 else entrants[::-1]:
+            entrant.turn()
+
+    print("| | curve alone, kernels/s | per CPU-second | with encoder, kernels/s | per CPU-second ", end="")
+    print(f"| to loss {TARGET}: s | CPU-s | held-out loss at the end |\n" + "|---" * 8 + "|")
+    for entrant in entrants:
+        cells = []
+        for size, chosen in (
+            (config.curve_batch_size, slice(0, curve // 50)),
+            (config.batch_size, slice(-(-curve // 50), None)),
+        ):
+            kernels_a_turn = 50 * size * entrant.per_step
+            cells += [
+                f"{kernels_a_turn / statistics.median(t[chosen]):,.0f}" for t in (entrant.wall, entrant.cpu)
+            ]
+        cells += [f"{t:.1f}" for t in entrant.reached] if entrant.reached else ["not reached"] * 2
+        print(f"| {entrant.name} | " + " | ".join(cells) + f" | {entrant.score():.3f} |", flush=True)
+
+
+def reached(kernels: np.ndarray, noise: np.ndarray, step_counts: list[int]) -> None:
+    """Losses on all kernels, by length of training."""
+    from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
+
+    columns = (
+        "steps",
+        "restarts",
+        "seconds",
+        "CPU-s",
+        "held-out, nearest (spread)",
+        "all, nearest",
+        "all, encoder",
+        "above cosine 0.7",
+        "covariance-matched noise above",
+    )
+    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for count in step_counts:
+        config = AutoencoderConfig(steps=count)
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        model = train_autoencoder(kernels, config)
+        wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+        cosine, own = (model.reconstruction_cosine(kernels, search=search) for search in (True, False))
+        passed = (model.reconstruction_cosine(noise) > 0.7).mean()
+        low, high = model.heldout_losses.min(), model.heldout_losses.max()
+        print(
+            f"| {count} | {config.restarts} | {wall:.0f} | {cpu:.0f} "
+            f"| {model.heldout_loss:.3f} ({low:.3f}-{high:.3f}) | {1 - cosine.mean():.3f} "
+            f"| {1 - own.mean():.3f} | {(cosine > 0.7).mean():.0%} | {passed:.0%} |",
+            flush=True,
+        )
+
+
+def covariance_matched(kernels: np.ndarray, n: int) -> np.ndarray:
+    """Gaussian kernels with the mean and covariance of all kernels, each brought to unit norm first."""
+    from dogfit.autoencoder.trained import unit_rows
+
+    taps = unit_rows(kernels)[0].astype(np.float64)
+    rng = np.random.default_rng(1)
+    drawn = rng.multivariate_normal(taps.mean(axis=0), np.cov(taps.T), n, method="eigh")
+    return drawn.reshape(n, *kernels.shape[1:]).astype(np.float32)
+
+
+def large(kernels: np.ndarray, n: int) -> None:
+    from dogfit.autoencoder import train_autoencoder
+
+    kernels = resampled(kernels, n)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        "\n| kernels | training, s | CPU-s | codes of all, s | CPU-s | peak memory | of it the kernels' own |"
+    )
+    print("|---" * 7 + "|")
+    times = [(time.perf_counter(), cpu_seconds())]
+    model = train_autoencoder(kernels)
+    times.append((time.perf_counter(), cpu_seconds()))
+    model.encode_and_score(kernels)
+    times.append((time.perf_counter(), cpu_seconds()))
+    spent = [b - a for begin, end in pairwise(times) for a, b in zip(begin, end, strict=True)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"| {n:,} | "
+        + " | ".join(f"{s:.0f}" for s in spent)
+        + f" | {peak / 1e6:.1f} GB | {kernels.nbytes / 1e9:.2f} GB |"
+        f"\n\nPeak before training: {before / 1e6:.1f} GB."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, nargs="+", default=[400, 800, 1600])
+    parser.add_argument("--steps", type=int, nargs="*", default=[400, 800, 1600])
     parser.add_argument("--limit", type=int, help="use this many kernels, drawn at random")
-    parser.add_argument("--batch-size", type=int, default=AutoencoderConfig().batch_size)
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--resampled", type=int, metavar="N")
+    parser.add_argument("--no-race", action="store_true")
     arguments = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # before the libraries count the cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+
+    import jax
 
     source, kernels = ("real", real(7)) if SHARED.is_dir() else ("synthetic", synthetic(20_000, 7))
     kernels = np.random.default_rng(0).permutation(kernels)[: arguments.limit]
     device = jax.devices()[0]
     print(f"{len(kernels)} {source} 7x7 kernels; {device.device_kind} x {jax.device_count()}, ", end="")
-    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
-
-    held = len(kernels) // 10
-    for k in (16, 64):
-        centroids = unit_rows(kmeans(kernels[held:], k).centroids.reshape(k, 7, 7))[0]
-        loss = 1 - (unit_rows(kernels[:held])[0] @ centroids.T).max(axis=1).mean()
-        print(f"k-means, {k} centroids: held-out loss {loss:.3f}")
-
-    columns = ("steps", "epochs", "restarts", "kernels/s", "seconds", "held-out (spread)", "encoder", "notes")
-    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for steps in arguments.steps:
-        config = AutoencoderConfig(steps=steps, batch_size=arguments.batch_size)
-        times: list[tuple[int, float]] = []
-        start = time.perf_counter()
-        model = train_autoencoder(
-            kernels, config, progress=lambda step, *_, t=times: t.append((step, time.perf_counter()))
-        )
-        seconds = time.perf_counter() - start
-        # The first chunk includes compilation.
-        (first, begun), (last, ended) = times[0], times[-1]
-        rate = (last - first) * config.batch_size * config.restarts / (ended - begun)
-        low, high = model.heldout_losses.min(), model.heldout_losses.max()
-        epochs = last * config.batch_size / (len(kernels) * (1 - config.holdout))
-        print(
-            f"| {last} | {epochs:.0f} | {config.restarts} | {rate:,.0f} | {seconds:.0f} "
-            f"| {model.heldout_loss:.3f} ({low:.3f}-{high:.3f}) | {model.encoder_loss:.3f} "
-            f"| {'; '.join(model.notes) or '-'} |",
-            flush=True,
-        )
+    print(f"{arguments.cores} cores, Python {platform.python_version()}, jax {jax.__version__}, ", end="")
+    print(f"load {os.getloadavg()[0]:.1f}\n")
+    if arguments.resampled:
+        large(kernels, arguments.resampled)
+        return
+    if not arguments.no_race:
+        race(kernels, arguments.cores, arguments.restarts)
+    if arguments.steps:
+        reached(kernels, covariance_matched(kernels, 4096), arguments.steps)
 
 
 if __name__ == "__main__":

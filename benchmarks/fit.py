@@ -12,29 +12,23 @@ energy, of the best that dense float64 multi-start SciPy finds in the same bound
 """
 
 import argparse
-import hashlib
-import multiprocessing
 import os
 import platform
 import resource
 import statistics
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from accuracy import reference_costs, sample
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+import dogfit
+from dogfit.embedded import PATH
+from dogfit.kernels import native
 
-import dogfit  # noqa: E402
-from dogfit.embedded import PATH  # noqa: E402
-from dogfit.kernels import native  # noqa: E402
-
-SHARED = ROOT.parent / "shared" / "data" / "kernels"
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "kernels"
 
 
 def real_kernels() -> tuple[str, np.ndarray]:
@@ -48,37 +42,11 @@ def real_kernels() -> tuple[str, np.ndarray]:
     return name, kernels[np.abs(kernels).max(axis=(1, 2)) > 1e-6]
 
 
-def _reference_costs(task: tuple[str, np.ndarray]) -> np.ndarray:
-    from scipy_reference import Reference
-
-    family, kernels = task
-    reference = Reference(family, kernels.shape[-1], starts=20 if family == "dog" else 12)
-    return np.array([reference.fit(kernel)[0] for kernel in kernels])
-
-
-def reference_costs(kernels: np.ndarray, cache: Path) -> np.ndarray:
-    """SciPy's best cost per kernel and family `[n, f]`, on all cores; kept in `cache`."""
-    source = (ROOT / "tests" / "scipy_reference.py").read_bytes()
-    key = hashlib.sha256(kernels.tobytes() + source).hexdigest()[:16]
-    path = cache / f"scipy-{key}.npy"
-    if path.exists():
-        return np.load(path)
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    pieces = np.array_split(kernels, max(len(kernels) // 20, 1))
-    tasks = [(family, piece) for family in dogfit.FAMILIES for piece in pieces]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        costs = list(pool.map(_reference_costs, tasks))
-    table = np.concatenate(costs).reshape(len(dogfit.FAMILIES), -1).T
-    cache.mkdir(parents=True, exist_ok=True)
-    np.save(path, table)
-    return table
-
-
 def accuracy(kernels: np.ndarray, config: dogfit.FitConfig, cache: Path) -> np.ndarray:
     """Share of kernels at SciPy's optimum or below, per family."""
     energy = ((kernels - kernels.mean(axis=(1, 2), keepdims=True)) ** 2).sum(axis=(1, 2), dtype=np.float64)
     costs = (1.0 - dogfit.fit_kernels(kernels, config=config).r2_by_family) * energy[:, None]
-    best = reference_costs(kernels, cache)
+    best = reference_costs(kernels, dogfit.FAMILIES, cache)
     return (costs <= 1.001 * best + 1e-4 * energy[:, None]).mean(axis=0)
 
 
@@ -134,7 +102,7 @@ def main() -> None:
 
     name, kernels = real_kernels()
     rng = np.random.default_rng(0)
-    sample = kernels[rng.choice(len(kernels), options.reference, replace=False)]
+    judged = sample(kernels, options.reference)
     timed = kernels[rng.integers(len(kernels), size=options.kernels)]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; Python ", end="")
     print(f"{platform.python_version()}, jax {jax.__version__}; 7x7 kernels of {name}\n")
@@ -144,7 +112,7 @@ def main() -> None:
         return
     compile_s, found = rates(timed, config, options.repeats)
     load = os.getloadavg()[0]
-    shares = accuracy(sample, config, options.cache)
+    shares = accuracy(judged, config, options.cache)
     middle, low, high = statistics.median(found), min(found), max(found)
     cells = [f"{middle:,.0f} ({low:,.0f} to {high:,.0f})", f"{compile_s:.0f} s"]
     cells += [f"{100 * share:.1f} %" for share in [*shares, shares.mean()]]
@@ -159,7 +127,7 @@ def main() -> None:
         end="",
     )
     print(f"load {load:.1f}.")
-    print(f"Shares: {len(sample)} kernels at the optimum that SciPy finds, or below.")
+    print(f"Shares: {len(judged)} kernels at the optimum that SciPy finds, or below.")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@
 
 The task: real 7x7 kernels, the four default families with their bounds, the least cost of each. dogfit
 starts from the kernels alone. The others are given dogfit's dictionary nodes, the best of each width, best
-first, free of charge, and as many of them per family as they need to reach dogfit's share of optima (if they
-do), found beforehand on all nodes. A fit is at the optimum if its cost is within 1e-3 (relative, plus 1e-4 of
-the kernel's energy) of the best of dense float64 multi-start SciPy (`tests/scipy_reference.py`, cached in
-`--cache`); all costs are computed again in float64 from the points that a fitter returns.
+first, free of charge, and as many of them per family as they need to reach dogfit's share of optima, found
+beforehand; where all nodes do not suffice, up to 40 with points about the best nodes. A fit is at the optimum
+if its cost is within 1e-3 (relative, plus 1e-4 of the kernel's energy) of the best of dense float64
+multi-start SciPy (`tests/scipy_reference.py`, kept in `--cache`); all costs are computed again in float64
+from the points that a fitter returns.
 
 Each fitter has a process of its own, with the same cores; they take turns, in reversed order every other
 round, while the others sleep. Times include a fitter's own conversions, not the way to its process.
@@ -19,7 +20,6 @@ Progress goes to stderr. What each fitter does is said in `benchmarks/peers/`.
 """
 
 import argparse
-import hashlib
 import importlib.util
 import os
 import platform
@@ -30,8 +30,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from peers.common import FAMILIES, SIZE, Family, basis, normalised, sampled_basis
-from peers.race import Entry, Result, Task, run_race, say
+from peers.common import FAMILIES, Family, basis, bounds, normalised, sampled_basis
+from peers.race import NUMBERS_OF_STARTS, Entry, Result, Task, run_race, say
 
 TESTS = Path(__file__).parent.parent / "tests"
 
@@ -63,43 +63,43 @@ def sampled_entrants(path: str) -> list[Entry]:
 
 
 def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -> dict[str, np.ndarray]:
-    """dogfit's dictionary nodes, the best of each width, best first: `[s, n, p]` by family."""
+    """dogfit's dictionary nodes, the best of each width, best first, then points about the best five of them.
+
+    `[s, n, p]` by family, as many as are ever tried.
+    """
     import jax
 
     from dogfit.families import FAMILY, with_profile
-    from dogfit.kernels.seeds import MAX_STARTS, find_seeds
+    from dogfit.kernels.seeds import find_seeds
 
     images = normalised(kernels).astype(np.float32).transpose(2, 1, 0)
-    found = {}
+    rng, found = np.random.default_rng(2), {}
     for family in families:
         model = with_profile(FAMILY[family.name], profile).model
-        count = MAX_STARTS * (2 if family.two_widths else 1)
-        seeds = jax.jit(find_seeds, static_argnums=(1, 2))(images, model, count)
-        found[family.name] = np.asarray(seeds.points, np.float64).transpose(0, 2, 1)
+        seeds = jax.jit(find_seeds, static_argnums=(1, 2))(images, model, number_of_nodes(family))
+        nodes = np.asarray(seeds.points, np.float64).transpose(0, 2, 1)
+        about = np.resize(nodes[:5], (max(NUMBERS_OF_STARTS) - len(nodes), *nodes.shape[1:]))
+        # In taps, and in logarithms of widths.
+        about = about + rng.normal(size=about.shape) * np.array([0.3, 0.3, 0.3, 0.5][: about.shape[-1]])
+        found[family.name] = np.concatenate([nodes, np.clip(about, *bounds(family))])
     return found
 
 
-def sampled_reference(kernels: np.ndarray, cache: Path) -> np.ndarray:
-    """SciPy's best cost of the sampled Gaussian per kernel `[n]`; kept in `cache`."""
-    from scipy_reference import Reference
+def number_of_nodes(family: Family) -> int:
+    """Of the dictionary, one per width and range of ratios."""
+    from dogfit.kernels.seeds import MAX_STARTS
 
-    path = cache / f"scipy-sampled-{hashlib.sha256(kernels.tobytes()).hexdigest()[:16]}.npy"
-    if not path.exists():
-        reference = Reference("gaussian", SIZE, profile="sampled")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.array([reference.fit(kernel)[0] for kernel in kernels]))
-    return np.load(path)
+    return MAX_STARTS * (2 if family.two_widths else 1)
 
 
 def make_tasks(options: argparse.Namespace, entries: Sequence[Entry]) -> tuple[str, dict[str, Task]]:
     """Name of the kernels' source, and the task of each profile that is raced."""
+    import accuracy
     import fit
-
-    from dogfit import FAMILIES as FITTED
 
     source, kernels = fit.real_kernels()
     rng = np.random.default_rng(0)
-    sample = kernels[rng.choice(len(kernels), options.reference, replace=False)]
+    sample = accuracy.sample(kernels, options.reference)
     timed = kernels[rng.integers(len(kernels), size=max(entry.kernels for entry in entries))]
     started = timed[: max((entry.kernels for entry in entries if not entry.ours), default=1)]
     centred = sample - sample.mean(axis=(1, 2), keepdims=True)
@@ -107,14 +107,18 @@ def make_tasks(options: argparse.Namespace, entries: Sequence[Entry]) -> tuple[s
 
     def task(families: tuple[Family, ...], images: Callable, profile: str, best: dict) -> Task:
         begin, timed_begin = (find_starts(rows, families, profile) for rows in (sample, started))
-        return Task(families, images, sample, timed, begin, timed_begin, best)
+        nodes = {family.name: number_of_nodes(family) for family in families}
+        return Task(families, images, sample, timed, begin, timed_begin, best, nodes)
 
     say(f"reference: {len(sample)} kernels by SciPy")
-    costs = fit.reference_costs(sample, options.cache)
-    best = {f.name: costs[:, FITTED.index(f.name)] / energy for f in FAMILIES}
-    tasks = {"integrated": task(FAMILIES, basis, "integrated", best)}
+
+    def reference(families: tuple[Family, ...], profile: str) -> dict[str, np.ndarray]:
+        costs = accuracy.reference_costs(sample, [f.name for f in families], options.cache, profile)
+        return {f.name: cost / energy for f, cost in zip(families, costs.T, strict=True)}
+
+    tasks = {"integrated": task(FAMILIES, basis, "integrated", reference(FAMILIES, "integrated"))}
     if any(entry.profile == "sampled" for entry in entries):
-        best = {"gaussian": sampled_reference(sample, options.cache) / energy}
+        best = reference(FAMILIES[:1], "sampled")
         tasks["sampled"] = task(FAMILIES[:1], lambda _, points: sampled_basis(points), "sampled", best)
     return source, tasks
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dogfit.kernelset import KernelSet
     from dogfit.labels import LABELS, label_fits
     from dogfit.penalty import dog_penalty
+    from dogfit.quality import layer_quality
+    from dogfit.replace import Replaced, replace_kernels
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,7 @@ _HOME = {
     "HubError": "dogfit.errors",
     "InputError": "dogfit.errors",
     "KernelSet": "dogfit.kernelset",
+    "Replaced": "dogfit.replace",
     "SearchRange": "dogfit.kernels.custom",
     "Status": "dogfit.fit_result",
     "custom_family": "dogfit.families",
@@ -46,7 +49,9 @@ _HOME = {
     "fit_parquet": "dogfit.fit_parquet",
     "fit_stream": "dogfit.fit",
     "label_fits": "dogfit.labels",
+    "layer_quality": "dogfit.quality",
     "load_kernels": "dogfit.checkpoints",
+    "replace_kernels": "dogfit.replace",
     "train_autoencoder": "dogfit.autoencoder",
 }
 _MODULES = ("initializers", "uncertainty")
@@ -64,6 +69,7 @@ __all__ = [
     "HubError",
     "InputError",
     "KernelSet",
+    "Replaced",
     "SearchRange",
     "Status",
     "custom_family",
@@ -75,7 +81,9 @@ __all__ = [
     "fit_stream",
     "initializers",
     "label_fits",
+    "layer_quality",
     "load_kernels",
+    "replace_kernels",
     "train_autoencoder",
     "uncertainty",
 ]

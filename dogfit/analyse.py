@@ -107,13 +107,19 @@ def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
     return None if None in reasons else "; ".join(str(reason) for reason in reasons)
 
 
-def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progress: Progress) -> SizeResult:
-    """Fit the kernels and the nulls, train the autoencoder, and find the clusters of one size.
+def analyse_size(
+    group: KernelGroup,
+    config: RunConfig,
+    work: Workspace,
+    progress: Progress,
+    given: "Autoencoder | None" = None,
+) -> SizeResult:
+    """Fit the kernels and the nulls, train the autoencoder unless one is `given`, and find the clusters.
 
     Stages that an earlier run finished in the same workspace are read, not made again.
     """
     size = group.kernels.shape[-1]
-    given = None if config.filters is None else read_filters(config.filters)
+    filters = None if config.filters is None else read_filters(config.filters)
 
     def fits(name: str, kernels: np.ndarray) -> Fits:
         def make() -> bytes:
@@ -138,14 +144,17 @@ def analyse_size(group: KernelGroup, config: RunConfig, work: Workspace, progres
         families=found.families,
         omitted=found.omitted,
     )
-    autoencoder = _autoencoder(result.usable.kernels, config, work, progress)
+    autoencoder = _autoencoder(result.usable.kernels, config, work, progress, given)
     if isinstance(autoencoder, str):
         result = replace(result, no_autoencoder=autoencoder)
         autoencoder = None
     else:
         result = _with_code(result, autoencoder, config, progress)
+        if given is not None:
+            note = "given with --autoencoder: trained before, not on these kernels alone"
+            result = replace(result, autoencoder_notes=(note, *result.autoencoder_notes))
     result = _with_baseline(result, config, progress)
-    result = with_universal(result, autoencoder, given, config, progress)
+    result = with_universal(result, autoencoder, filters, config, progress)
     if config.evidence:
         result = with_evidence(result, autoencoder, partial(_named, config=config), config, work, progress)
     return result
@@ -170,11 +179,19 @@ def _normalised(kernels: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k
 
 
 def _autoencoder(
-    kernels: Float[np.ndarray, "n k k"], config: RunConfig, work: Workspace, progress: Progress
+    kernels: Float[np.ndarray, "n k k"],
+    config: RunConfig,
+    work: Workspace,
+    progress: Progress,
+    given: "Autoencoder | None",
 ) -> "Autoencoder | str":
     """The autoencoder of one size, or why there is none."""
-    if not config.autoencoder:
+    if config.no_autoencoder:
         return "left out on request"
+    if given is not None:
+        # Beside the results, as one trained here would be: its codes mean nothing without it.
+        given.save(work.hidden / f"autoencoder-{given.size}")
+        return given
     from dogfit.autoencoder import MIN_KERNELS, Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.devices import data_mesh
 
@@ -224,17 +241,13 @@ def _with_code(
     size = autoencoder.size
     with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
         kernels = result.usable.kernels
-        code = np.asarray(autoencoder.encode(kernels))
+        code, cosine = autoencoder.encode_and_score(kernels)
         spectrum = _named(autoencoder, config)
         index = np.asarray(spectrum.assign(code))
-        cosine = np.asarray(autoencoder.reconstruction_cosine(kernels))
         nulls = [
-            replace(
-                null,
-                code=np.asarray(autoencoder.encode(null.kernels)),
-                cosine=np.asarray(autoencoder.reconstruction_cosine(null.kernels)),
-            )
+            replace(null, code=null_code, cosine=null_cosine)
             for null in result.nulls
+            for null_code, null_cosine in [autoencoder.encode_and_score(null.kernels)]
         ]
     centres = []
     for name in spectrum.names:

@@ -58,8 +58,21 @@ class RunConfig:
     null_rate: Annotated[float, tyro.conf.arg(metavar="RATE")] = 0.01
     """Share of each null that its threshold lets pass."""
 
-    autoencoder: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: train one)")] = True
+    autoencoder: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: train one)")
+    ] = None
+    """Use the autoencoder in this file, or those in this results folder, so that codes and clusters are
+    comparable between runs. Kernel sizes that PATH has none for get one trained."""
+
+    no_autoencoder: bool = False
     """Leave out the autoencoder; kernels are then grouped by k-means alone."""
+
+    replace: Literal["fits", "universal", "autoencoder"] | None = None
+    """Also write the checkpoint with its kernels replaced by their fits, by the nearest of 8 universal
+    filters, or by what the autoencoder makes of them: replaced.safetensors."""
+
+    replace_r2: Annotated[float, tyro.conf.arg(metavar="R2")] = 0.0
+    """Kernels whose replacement explains less than this keep their own taps there."""
 
     evidence: bool = False
     """Ask whether there are clusters at all: k-means and mixtures of kernels, PCA and code, their stability,
@@ -104,10 +117,19 @@ class RunConfig:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps must be 1 or more, got {self.steps}; --no-autoencoder leaves it out")
+        if self.autoencoder is not None and self.no_autoencoder:
+            raise ValueError("--autoencoder PATH and --no-autoencoder exclude each other; give one of them")
+
+        if not self.replace_r2 <= 1:
+            raise ValueError(
+                f"--replace-r2 is a share of a kernel's energy, at most 1; got {self.replace_r2}"
+            )
+        if self.replace in ("universal", "autoencoder") and self.no_autoencoder:
+            raise ValueError(f"--replace {self.replace} needs the autoencoder; leave out --no-autoencoder")
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers. Inputs are compared by content, not by path."""
-        names = ("sizes", "families", "profile", "criterion", "seed", "steps", "null_rate", "autoencoder")
+        names = ("sizes", "families", "profile", "criterion", "seed", "steps", "null_rate", "no_autoencoder")
         settings = {name: value for name, value in asdict(self).items() if name in (*names, "evidence")}
         if self.filters is not None:
             settings["filters"] = _content(self.filters)

@@ -1,7 +1,10 @@
 """Progress on standard error: bars with rates on a terminal, plain lines elsewhere, or nothing."""
 
 import logging
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +12,7 @@ from typing import TextIO
 
 Update = Callable[[int, int], None]
 PLAIN_INTERVAL = 15.0
+INTERRUPTED = 130
 
 
 class Progress:
@@ -16,10 +20,12 @@ class Progress:
 
     Attributes:
       seconds: wall time of each finished stage, by its title.
+      stopping: set to have the next stage, or the next step of this one, raise KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.stopping = False
 
     def say(self, text: str) -> None:
         """One line."""
@@ -27,10 +33,20 @@ class Progress:
     @contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Update]:
         """A stage. The body calls what it is given with (done, total), in `unit`."""
+        self._may_go_on()
         start = time.perf_counter()
         with self._shown(title, unit) as update:
-            yield update
+
+            def step(done: int, total: int) -> None:
+                update(done, total)
+                self._may_go_on()
+
+            yield step
         self.seconds[title] = time.perf_counter() - start
+
+    def _may_go_on(self) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
 
     @contextmanager
     def _shown(self, title: str, unit: str) -> Iterator[Update]:  # noqa: ARG002
@@ -102,6 +118,34 @@ class BarProgress(Progress):
             yield update
             done = bars.tasks[0].completed or 1
             bars.update(task, completed=done, total=done)
+
+
+@contextmanager
+def ctrl_c_between_steps(progress: Progress) -> Iterator[None]:
+    """Let Ctrl-C stop a job at its next step, where nothing is half done; a second one ends the process.
+
+    Python raises KeyboardInterrupt wherever it happens to be. Inside a callback of the garbage collector, and
+    JAX has one, it is printed and lost; amid a compilation or a save it has crashed the interpreter.
+    """
+
+    def on_interrupt(*_: object) -> None:
+        # Not print: the handler may run inside a print.
+        if progress.stopping:
+            # Like a kill, at any moment: nothing half-written is ever read.
+            os.write(2, b"\ndogfit: interrupted twice, ended at once; the same command goes on from there\n")
+            os._exit(INTERRUPTED)
+        progress.stopping = True
+        os.write(2, b"\ndogfit: stopping after this step; Ctrl-C again ends at once\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python gives signals to the main thread alone.
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: a handler that was not set from Python
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

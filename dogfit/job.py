@@ -4,12 +4,12 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from dogfit.outputs import Workspace
 from dogfit.report.result import RunResult
 from dogfit.report.summary import summarise
 from dogfit.report.text import printable
+
+if TYPE_CHECKING:
+    from dogfit.autoencoder import Autoencoder
 
 PACKAGES = (
     "jax",
@@ -48,37 +51,53 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
     """
     started = datetime.now(UTC)
     kernelset = _load(config, progress)
+    given = _given(config)
     left_out = {size: why_not_fitted(size, config.families) for size in kernelset.groups}
     if None not in left_out.values():
         raise InputError("; ".join(str(reason) for reason in left_out.values()))
-    with Workspace(config.out, _fingerprint(kernelset, config), overwrite=config.overwrite) as work:
+    if given and not given.keys() & kernelset.groups.keys():
+        raise InputError(
+            f"{config.autoencoder} has autoencoders for {_sizes(given)} kernels, the input has "
+            f"{_sizes(kernelset.groups)} ones; leave out --autoencoder to train them"
+        )
+    with Workspace(config.out, _fingerprint(kernelset, config, given), overwrite=config.overwrite) as work:
         if work.finished:
             progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
-            return json.loads((config.out / "summary.json").read_bytes())
-        sizes = {
-            size: analyse_size(group, config, work, progress)
-            for size, group in kernelset.groups.items()
-            if left_out[size] is None
-        }
-        reasons = tuple(reason for reason in left_out.values() if reason is not None)
-        result = RunResult(kernelset, sizes, config.deciding(), (*kernelset.notes, *reasons))
-        with progress.stage("write tables, figures and report", "files"):
-            summary = _write(work, result)
-        about = _about(config, kernelset, started, progress.seconds)
-        work.write("run.json", _json({"fingerprint": work.fingerprint, **about}))
-        work.publish()
-    return summary
+        else:
+            sizes = {
+                size: analyse_size(group, config, work, progress, given.get(size))
+                for size, group in kernelset.groups.items()
+                if left_out[size] is None
+            }
+            reasons = tuple(reason for reason in left_out.values() if reason is not None)
+            reasons += tuple(
+                f"no autoencoder for {_sizes([size])} kernels at --autoencoder: trained on this input"
+                for size, found in sizes.items()
+                if given and size not in given and found.spectrum is not None
+            )
+            result = RunResult(kernelset, sizes, config.deciding(), (*kernelset.notes, *reasons))
+            with progress.stage("write tables, figures and report", "files"):
+                _write(work, result)
+            about = _about(config, kernelset, started, progress.seconds)
+            work.write("run.json", _json({"fingerprint": work.fingerprint, **about}))
+            work.publish()
+        if config.replace is not None:
+            _replace(config, kernelset, progress)
+    return json.loads((config.out / "summary.json").read_bytes())
+
+
+def _sources(config: RunConfig) -> tuple[str | Path, ...]:
+    """The checkpoints to look at: those named, or the network that comes with dogfit."""
+    if config.sources:
+        return config.sources
+    from dogfit.embedded import PATH
+
+    return (PATH,)
 
 
 def _load(config: RunConfig, progress: Progress) -> KernelSet:
     from dogfit.checkpoints import load_kernels
 
-    if config.sources:
-        sources = config.sources
-    else:
-        from dogfit.embedded import PATH
-
-        sources = (PATH,)
     counts: dict[str, tuple[int, int]] = {}
     with progress.stage("read depthwise kernels", "bytes") as update:
 
@@ -87,7 +106,7 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
             update(*(sum(column) for column in zip(*counts.values(), strict=True)))
 
         kernelset = load_kernels(
-            *sources,
+            *_sources(config),
             sizes=config.sizes or None,
             include=config.include,
             exclude=config.exclude,
@@ -106,17 +125,40 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
     return kernelset
 
 
-def _fingerprint(kernelset: KernelSet, config: RunConfig) -> str:
-    """Of the extracted kernels, where they come from, and the settings that decide the numbers."""
+def _given(config: RunConfig) -> dict[int, "Autoencoder"]:
+    """The autoencoders of `--autoencoder`, by kernel size."""
+    if config.autoencoder is None:
+        return {}
+    from dogfit.autoencoder import load_autoencoders
+
+    found = load_autoencoders(config.autoencoder)
+    for size, autoencoder in found.items():
+        if autoencoder.config.code_dim != 1 or autoencoder.config.tie_sign:
+            raise InputError(
+                f"the autoencoder for {_sizes([size])} kernels in {config.autoencoder} has "
+                f"code_dim={autoencoder.config.code_dim}, tie_sign={autoencoder.config.tie_sign}; the job "
+                "names stretches of codes of one number that tell a kernel from its negative"
+            )
+    return found
+
+
+def _sizes(sizes: Iterable[int]) -> str:
+    return ", ".join(f"{size}×{size}" for size in sorted(sizes))
+
+
+def _fingerprint(kernelset: KernelSet, config: RunConfig, given: Mapping[int, "Autoencoder"]) -> str:
+    """Of the extracted kernels, where they come from, what decides the numbers, and given autoencoders."""
     settings = config.deciding()
     about = [dogfit.__version__, settings, [asdict(layer) for layer in kernelset.layers], kernelset.notes]
     digest = hashlib.sha256(json.dumps(about).encode())
     for group in kernelset.groups.values():
         digest.update(np.ascontiguousarray(group.kernels).tobytes())
+    for autoencoder in given.values():
+        digest.update(autoencoder.to_bytes())
     return digest.hexdigest()
 
 
-def _write(work: Workspace, result: RunResult) -> dict[str, Any]:
+def _write(work: Workspace, result: RunResult) -> None:
     """Gather every result but `run.json`."""
     from safetensors.numpy import save
 
@@ -137,7 +179,70 @@ def _write(work: Workspace, result: RunResult) -> dict[str, Any]:
         trained = work.hidden / f"autoencoder-{size}"
         if trained.is_dir():
             shutil.copytree(trained, work.results / "autoencoder" / f"{size}x{size}")
-    return summary
+
+
+def _replace(config: RunConfig, kernelset: KernelSet, progress: Progress) -> None:
+    """Write the checkpoints with their kernels replaced, into the published results.
+
+    One file: `replaced.safetensors`; a sharded checkpoint: the folder `replaced`; several models: that folder
+    with a file or folder for each, numbered from 1 in the order of the summary.
+    """
+    from dogfit.checkpoints.load import open_checkpoint
+    from dogfit.replace import SUFFIX, replace_kernels
+
+    sources, models = _sources(config), [source.name for source in kernelset.sources]
+    if len(models) != len(sources):
+        raise InputError(
+            f"{len(sources)} sources make {len(models)} models; replace the kernels of one at a time"
+        )
+    with_ = _replacements(config, kernelset)
+    with progress.stage("write replaced kernels", "models") as update:
+        for number, (source, model) in enumerate(zip(sources, models, strict=True), 1):
+            place = config.out / "replaced" / (str(number) if len(sources) > 1 else "")
+            if open_checkpoint(source, config.offline).index is None:
+                place = place.with_name(place.name + SUFFIX)
+            done = replace_kernels(
+                source,
+                place,
+                with_(model),
+                min_r2=config.replace_r2,
+                sizes=config.sizes or None,
+                include=config.include,
+                exclude=config.exclude,
+                offline=config.offline,
+                overwrite=True,
+            )
+            progress.say(f"{done.path}: {done.count:,} of {done.kernels:,} kernels replaced")
+            update(number, len(sources))
+
+
+def _replacements(config: RunConfig, kernelset: KernelSet) -> Callable[[str], Mapping[Any, Any]]:
+    """What takes the place of a model's kernels, by the model's name, out of a run's results."""
+    if config.replace == "fits":
+        from safetensors.numpy import load_file
+
+        from dogfit.report.tables import tensor_name
+
+        tensors = load_file(config.out / "fits.safetensors")
+        names = {layer: tensor_name(kernelset, layer) for layer in kernelset.layers}
+        return lambda model: {
+            layer.name: tensors[name]
+            for layer, name in names.items()
+            if layer.model == model and name in tensors
+        }
+    from dogfit.autoencoder import Autoencoder
+    from dogfit.replace import reconstruction, universal
+
+    methods = {}
+    for size, group in kernelset.groups.items():
+        folder = config.out / "autoencoder" / f"{size}x{size}"
+        if folder.is_dir():
+            autoencoder = Autoencoder.load(folder)
+            if config.replace == "universal":
+                methods[size] = universal(autoencoder, group.kernels[group.flag == Flag.OK])
+            else:
+                methods[size] = reconstruction(autoencoder)
+    return lambda _: methods
 
 
 def _about(

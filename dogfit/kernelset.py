@@ -74,6 +74,23 @@ class Layer:
             kernels = np.moveaxis(kernels, 0, 2)
         return np.ascontiguousarray(kernels.reshape(self.shape))
 
+    def from_stored(self, values: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "c k k"]:
+        """Kernels of this layer from the shape and layout of the file, or from `[c, k, k]`.
+
+        Raises:
+          ValueError: for another shape.
+        """
+        plain = (self.channels, self.size, self.size)
+        if values.shape == plain:
+            return values
+        if values.shape != self.shape:
+            raise ValueError(
+                f"layer {self.name!r}: expected shape {plain} or {self.shape}, got {values.shape}"
+            )
+        if self.shape[1] == self.size:
+            values = np.moveaxis(values.reshape(self.size, self.size, self.channels), 2, 0)
+        return np.ascontiguousarray(values.reshape(plain))
+
 
 @dataclass(frozen=True)
 class Source:

@@ -27,6 +27,10 @@ RESULTS = (
 )
 
 
+# Beside the results, where asked for; whole by themselves, and made anew when the results are.
+EXTRAS = ("replaced.safetensors", "replaced")
+
+
 class OutputError(DogfitError):
     """The output folder holds something else, and nobody said to replace it."""
 
@@ -112,7 +116,7 @@ class Workspace:
                 raise OutputError(
                     f"{self.out} holds an unfinished run with other inputs or settings; {advice}"
                 )
-            taken = [name for name in RESULTS if (self.out / name).exists()]
+            taken = [name for name in (*RESULTS, *EXTRAS) if (self.out / name).exists()]
             if taken and published is None and begun is None:
                 raise OutputError(f"{self.out} holds a {taken[0]} that no run of dogfit finished; {advice}")
             complete = all((self.out / name).exists() for name in RESULTS if name != "autoencoder")
@@ -148,11 +152,11 @@ class Workspace:
 
     def publish(self) -> None:
         """Put the gathered results in place of any older ones, then forget the stages."""
-        old = self.hidden / "replaced"
+        old = self.hidden / "older"
         shutil.rmtree(old, ignore_errors=True)
         old.mkdir()
         # run.json marks a finished run: the first to go, the last to come.
-        for name in reversed(RESULTS):
+        for name in (*EXTRAS, *reversed(RESULTS)):
             if (self.out / name).exists():
                 (self.out / name).rename(old / name)
         for name in RESULTS:

@@ -7,9 +7,10 @@ import tyro
 
 import dogfit
 from dogfit.config import RunConfig
+from dogfit.console import INTERRUPTED
 from dogfit.errors import DogfitError
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,12 +45,13 @@ def _run(config: RunConfig) -> int:
     # Nothing heavy is imported before the command line is known to be right.
     import json
 
-    from dogfit.console import progress_for, without_library_logs
+    from dogfit.console import ctrl_c_between_steps, progress_for, without_library_logs
     from dogfit.job import run_job
     from dogfit.report.text import summary_lines
 
-    with without_library_logs():
-        summary = run_job(config, progress_for(config.quiet))
+    progress = progress_for(config.quiet)
+    with without_library_logs(), ctrl_c_between_steps(progress):
+        summary = run_job(config, progress)
     if config.json:
         print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
     elif not config.quiet:

@@ -39,6 +39,7 @@ CORNER_OFFSETS = np.union1d(np.arange(-10, 11) / 20, (-0.475, -0.025, 0.025, 0.4
 KAPPAS = (0.2, 0.5, 0.8, 1.0)
 CORNER_STARTS = 8
 FIRST_STEPS, FINALISTS = 10, 12
+EFFORT = 1  # rises with every change that may find lower costs: points kept from before are then not used
 STARTS = {"gaussian": 24, "d1": 24, "d2": 24, "dog": 64, "dog_d1": 64, "dog_d2": 64}
 
 
@@ -409,6 +410,11 @@ class Reference:
         w = self.centred(np.asarray(kernel, np.float64).reshape(-1, 1)).ravel()
         norm = np.linalg.norm(w)
         return w / norm, norm
+
+    def cost_at(self, kernel, x):
+        """(Weighted) squared error of `kernel` `[h, w]` at a search point."""
+        target, norm = self.normalised(kernel)
+        return np.sum(Problem(self, target).residual(x) ** 2) * norm**2
 
     def fit(self, kernel):
         """Least (weighted) squared error of `kernel` `[h, w]` about its mean, and its search point."""

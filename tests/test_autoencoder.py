@@ -6,21 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dogfit.autoencoder import (
     MIN_KERNELS,
     Autoencoder,
     AutoencoderConfig,
     TooFewKernels,
+    load_autoencoders,
     steps,
     train_autoencoder,
 )
-from dogfit.autoencoder.model import code_grid
+from dogfit.autoencoder.model import Network, code_grid
 from dogfit.autoencoder.trained import FILE, collapsed, entropy_share, unit_rows
 from dogfit.devices import data_mesh
 from dogfit.errors import DogfitError, InputError
 
-SMALL = AutoencoderConfig(steps=150, batch_size=64, restarts=2, widths=(64,), frequencies=4)
+SMALL = AutoencoderConfig(
+    steps=150, batch_size=64, curve_batch_size=64, restarts=2, widths=(64,), frequencies=4
+)
 
 
 def unit_numpy(kernels):
@@ -111,9 +115,9 @@ def test_blocks_do_not_change_answers(trained, monkeypatch):
 
 
 def test_the_loss_curve_is_the_same_on_one_two_and_eight_devices():
-    # 203 rows in batches of 46 or so: neither the data nor a batch divides by the devices.
+    # 203 rows in batches of 50 and 70: neither the data nor a batch divides by the devices.
     kernels = edges(225, noise=0.3)
-    config = dataclasses.replace(SMALL, steps=24, batch_size=50)
+    config = dataclasses.replace(SMALL, steps=24, batch_size=50, curve_batch_size=70)
     runs = [train_autoencoder(kernels, config, mesh=data_mesh(jax.devices()[:d])) for d in (1, 2, 8)]
     for run in runs[1:]:
         np.testing.assert_allclose(run.history, runs[0].history, atol=2e-5)
@@ -121,19 +125,68 @@ def test_the_loss_curve_is_the_same_on_one_two_and_eight_devices():
 
 
 def test_every_kernel_is_seen_once_an_epoch_on_an_uneven_mesh():
-    n, config = 203, dataclasses.replace(SMALL, batch_size=50)
-    per_epoch, _ = steps.batches(config, n)
-    state = steps.initial_state(config, 25, n)
+    n, size, epochs = 203, 50, 4
+    state = {"epoch": jnp.int32(0), "place": jnp.int32(0), "key": jnp.array([1, 2], jnp.uint32)}
     seen = []
-    indices = jax.jit(lambda s: steps.batch_indices(s, config, n, devices=8))
-    for step in range(2 * per_epoch):
-        index, valid, order = indices(state)
-        state |= {"step": jnp.int32(step + 1), "order": order}
+    batch = jax.jit(lambda s: steps.next_batch(s, size, n, devices=8))
+    for _ in range(-(-epochs * n // size)):
+        index, valid, after = batch(state)
+        state |= after
         assert len(index) % 8 == 0
+        assert np.sum(valid) == size
         seen.append(np.asarray(index)[np.asarray(valid)])
-    first, second = np.concatenate(seen[:per_epoch]), np.concatenate(seen[per_epoch:])
-    assert sorted(first) == sorted(second) == list(range(n))
-    assert not np.array_equal(first, second)
+    shuffles = np.concatenate(seen)[: epochs * n].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(shuffles, axis=1), np.tile(np.arange(n), (epochs, 1)))
+    assert len({tuple(s) for s in shuffles}) == epochs
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "tie_sign", "compute"),
+    [(7, (), True, "bfloat16"), (3, (4, 6), False, "float32"), (12, (4, 6), True, "float32")],
+)
+def test_networks_of_other_kinds(size, channels, tie_sign, compute):
+    config = AutoencoderConfig(
+        widths=(16, 8), channels=channels, tie_sign=tie_sign, compute=compute, frequencies=0, code_dim=2
+    )
+    network = Network(size**2, config, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(network)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(weights))
+    kernels = unit_rows(np.random.default_rng(0).normal(size=(6, size, size)))[0]
+
+    @jax.jit
+    def apply(weights, kernels):
+        network = nnx.merge(graph, weights)
+        code = network.encode(kernels)
+        return code, network.encode(-kernels), network.decode(code)
+
+    code, mirrored, decoded = apply(weights, kernels)
+    assert code.shape == (6, 2) and decoded.shape == kernels.shape
+    assert (np.asarray(code) == np.asarray(mirrored)).all() == tie_sign
+    assert code.dtype == decoded.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-5)
+
+
+def test_tied_signs_and_convolutions_learn_and_travel(tmp_path):
+    config = dataclasses.replace(SMALL, tie_sign=True, channels=(8,), widths=(32,), steps=100, restarts=1)
+    kernels = edges(400)
+    model = train_autoencoder(kernels, config)
+    model.save(tmp_path)
+    again = Autoencoder.load(tmp_path)
+    assert again.config == config
+    fresh = edges(60, seed=1)
+    code, cosine = again.encode_and_score(fresh)
+    assert cosine.mean() > 0.95
+    np.testing.assert_allclose(again.encode_and_score(-fresh), (code, cosine), atol=1e-6)
+    # The decoded kernel stands for both signs: the cosine reported is the absolute one.
+    decoded = again.decode(code).reshape(60, -1)
+    np.testing.assert_allclose(cosine, np.abs(np.sum(unit_numpy(fresh) * decoded, axis=1)), atol=1e-5)
+
+
+def test_bfloat16_arithmetic_holds_the_loss(trained):
+    model = train_autoencoder(edges(500), dataclasses.replace(SMALL, compute="bfloat16"))
+    assert not np.array_equal(model.history, trained.history)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(model.params))
+    assert model.heldout_loss == pytest.approx(trained.heldout_loss, abs=0.01)
 
 
 def test_several_code_numbers_are_allowed():
@@ -179,8 +232,21 @@ def test_damaged_or_foreign_files_are_refused(trained, tmp_path):
     path.write_bytes(whole.replace(b'\\"size\\": 5', b'\\"size\\": 7'))
     with pytest.raises(InputError, match="shape"):
         Autoencoder.load(tmp_path)
+    path.write_bytes(whole.replace(b"divided by its Frobenius norm", b"divided by its largest tap   "))
+    with pytest.raises(InputError, match="normalised otherwise"):
+        Autoencoder.load(tmp_path)
     with pytest.raises(InputError, match="no autoencoder"):
         Autoencoder.load(tmp_path / "absent")
+
+
+def test_autoencoders_of_several_sizes_are_found_in_a_folder(trained, tmp_path):
+    trained.save(tmp_path / "autoencoder" / "5x5")
+    for path in (tmp_path, tmp_path / "autoencoder", tmp_path / "autoencoder" / "5x5"):
+        (found,) = load_autoencoders(path).items()
+        assert found[0] == 5 and found[1].heldout_loss == trained.heldout_loss
+    trained.save(tmp_path / "autoencoder" / "another")
+    with pytest.raises(InputError, match="two autoencoders for 5x5"):
+        load_autoencoders(tmp_path)
 
 
 def test_too_few_kernels_is_a_plain_statement():
@@ -214,6 +280,11 @@ def test_wrong_shapes_are_refused(shape, trained):
         {"widths": (8, 0)},
         {"holdout": 1.0},
         {"learning_rate": 0.0},
+        {"channels": (0,)},
+        {"curve_share": 1.5},
+        {"temperatures": (0.1, 0.0)},
+        {"yield_weight": -1.0},
+        {"compute": "float16"},
     ],
 )
 def test_impossible_settings_are_refused(change):

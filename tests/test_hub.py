@@ -9,11 +9,12 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 import dogfit.checkpoints.hub
 from dogfit.checkpoints import load_kernels
 from dogfit.errors import DogfitError, HubError, InputError
+from dogfit.replace import replace_kernels
 from hub_server import COMMIT, Hub, serve
 
 REPO = "someone/tiny-convnext"
@@ -114,6 +115,17 @@ def test_reads_the_hubs_own_cache(hub):
         assert kernels.models == (REPO,)
         assert kernels.sources[0].revision == COMMIT
     assert [path for _, path, _ in hub.log if "/resolve/" in path] == []
+
+
+def test_replacing_kernels_fetches_the_whole_file_and_changes_kernels_alone(hub, tmp_path):
+    done = replace_kernels(REPO, tmp_path / "new.safetensors", lambda kernels: kernels[:, ::-1])
+    old, new = _checkpoint(), load_file(done.path)
+    assert done.count == 24
+    for name, values in old.items():
+        assert np.array_equal(values, new[name]) == ("conv_dw" not in name), name
+    hub.fail_always = (500, {})
+    replace_kernels(REPO, tmp_path / "again.safetensors", lambda kernels: kernels[:, ::-1], offline=True)
+    assert (tmp_path / "again.safetensors").read_bytes() == done.path.read_bytes()
 
 
 def test_a_server_without_ranges_sends_the_whole_file_once(hub):

@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 HOUSE = (
     "run",
     "job",
+    "replace",
     "analyse",
     "analyse_clusters",
     "embedded",
@@ -27,6 +28,7 @@ HOUSE = (
     "clusters",
     "autoencoder",
     "nulls",
+    "quality",
     "labels",
     "penalty",
     "initializers",

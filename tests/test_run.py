@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,62 @@ def test_several_models_are_compared(source, tmp_path, capsys):
     assert set(pl.read_parquet(out / "kernels.parquet")["model"]) == {"tiny", "other"}
 
 
+@pytest.mark.parametrize("method", ["fits", "universal", "autoencoder"])
+def test_replaced_kernels_are_added_to_a_finished_run(finished, source, tmp_path, capsys, method):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    command = [str(source), "--out", str(out), *STEPS, "--replace", method, "--replace-r2", "0.3"]
+    assert main(command) == 0
+    assert {path.name for path in out.iterdir()} == {*RESULTS, "replaced.safetensors"}
+    old, new = load_file(source), load_file(out / "replaced.safetensors")
+    assert list(old) == list(new)
+    assert np.array_equal(old["head.fc.weight"], new["head.fc.weight"])
+    table = pl.read_parquet(out / "kernels.parquet")
+    # There is an autoencoder for 7x7 alone.
+    expected = table["r2" if method == "fits" else "reconstruction_cosine"].fill_null(np.nan).to_numpy()
+    seen = np.concatenate(
+        [_explained(old[name][:, 0], new[name][:, 0]) for name in table["layer"].unique(maintain_order=True)]
+    )
+    replaced = seen < 1
+    said = re.search(r"replaced.safetensors: (\d+) of", capsys.readouterr().err)
+    assert said is not None
+    assert int(said[1]) == replaced.sum() > 40
+    assert seen[replaced].min() >= 0.3 - 1e-3
+    if method != "universal":
+        expected = expected**2 if method == "autoencoder" else expected
+        np.testing.assert_allclose(seen[replaced], expected[replaced], atol=1e-3)
+    if method != "fits":
+        return
+    # Results made anew take the old replacement away.
+    assert main([str(source), "--out", str(out), "--sizes", "5", "--quiet", "--overwrite"]) == 0
+    assert not (out / "replaced.safetensors").exists()
+
+
+def _explained(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """R² about the mean of the kernels that changed, 1 for the others."""
+    same = np.array([a.tobytes() == b.tobytes() for a, b in zip(old, new, strict=True)])
+    centred = old - old.mean((1, 2), keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(same, 1, 1 - np.sum((old - new) ** 2, (1, 2)) / np.sum(centred**2, (1, 2)))
+
+
+def test_several_models_are_replaced_each_in_a_file_of_its_own(source, tmp_path):
+    other = tmp_path / "other.safetensors"
+    save_file({"dwconv.weight": blobs(24, 5, 50), "head.weight": np.ones((3, 24), np.float32)}, other)
+    out = tmp_path / "both"
+    command = [str(source), str(other), "--out", str(out), "--quiet", "--sizes", "5", "--no-autoencoder"]
+    assert main([*command, "--replace", "fits"]) == 0
+    assert {path.name for path in (out / "replaced").iterdir()} == {"1.safetensors", "2.safetensors"}
+    fits = load_file(out / "fits.safetensors")
+    new = load_file(out / "replaced" / "2.safetensors")
+    np.testing.assert_allclose(new["dwconv.weight"], fits["other:dwconv.weight"], atol=1e-5)
+    first = load_file(out / "replaced" / "1.safetensors")
+    name = "stages.1.blocks.0.conv_dw.weight"
+    np.testing.assert_allclose(first[name], fits[f"tiny:{name}"], atol=1e-5)
+    wide = "stages.0.blocks.0.conv_dw.weight"
+    assert first[wide].tobytes() == load_file(source)[wide].tobytes()
+
+
 def truncated(folder: Path) -> Path:
     path = checkpoint(folder / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:-5000])
@@ -312,6 +369,9 @@ def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
         (["--null-rate", "1.5"], "below 1"),
         (["--seed", "-1"], "0 or more"),
         (["--steps", "0"], "1 or more"),
+        (["--replace", "dogs"], "fits"),
+        (["--replace-r2", "2"], "--replace-r2"),
+        (["--replace", "universal", "--no-autoencoder"], "needs the autoencoder"),
         (["--no-such-option"], "no-such-option"),
     ],
 )
@@ -379,6 +439,50 @@ def test_interrupted_run_leaves_no_result_and_goes_on(finished, source, tmp_path
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_a_given_autoencoder_is_applied_and_kept_beside_the_results(finished, tmp_path, capsys):
+    from dogfit.autoencoder import Autoencoder
+    from dogfit.checkpoints import load_kernels
+
+    other, out = checkpoint(tmp_path / "other.safetensors", seed=50), tmp_path / "out"
+    command = [str(other), "--out", str(out), "--sizes", "7", "--families", "gaussian"]
+    assert main([*command, "--autoencoder", str(finished)]) == 0
+    assert "train 7×7" not in capsys.readouterr().err
+    trained = finished / "autoencoder" / "7x7" / "autoencoder.safetensors"
+    assert (out / "autoencoder" / "7x7" / "autoencoder.safetensors").read_bytes() == trained.read_bytes()
+    group = load_kernels(other, sizes=(7,)).groups[7]
+    table = pl.read_parquet(out / "kernels.parquet")
+    expected = Autoencoder.load(trained).encode(group.kernels)
+    code = table["code"].fill_null(np.nan).to_numpy()
+    # The job encodes normalised kernels: equal to the last bits that centring leaves.
+    np.testing.assert_allclose(code, expected, atol=2e-3)
+    notes = json.loads((out / "summary.json").read_bytes())["sizes"]["7"]["autoencoder"]["notes"]
+    assert "given with --autoencoder" in notes[0]
+    # The same file under another name is the same run; another autoencoder is not.
+    assert main([*command, "--autoencoder", str(trained.parent)]) == 0
+    assert main(command) == 2
+    assert "other inputs or settings" in capsys.readouterr().err
+
+
+def test_autoencoders_that_cannot_be_used_are_refused(finished, source, tmp_path, capsys):
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(source.read_bytes())
+    command = [str(source), "--out", str(tmp_path / "out")]
+    for path, reason in (
+        (tmp_path / "absent", "no autoencoder at"),
+        (tmp_path, "no autoencoder at"),
+        (wrong, "not a dogfit autoencoder"),
+    ):
+        assert main([*command, "--autoencoder", str(path)]) == 3
+        assert reason in capsys.readouterr().err
+    assert main([*command, "--sizes", "5", "--autoencoder", str(finished)]) == 3
+    assert "for 7×7 kernels, the input has 5×5 ones" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leaving:
+        main([*command, "--no-autoencoder", "--autoencoder", str(finished)])
+    assert leaving.value.code == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_exits_clean(source, tmp_path):
     out = tmp_path / "out"
@@ -396,7 +500,7 @@ def test_ctrl_c_exits_clean(source, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -419,8 +523,8 @@ def test_version_and_help(capsys):
         main(["--help"])
     assert leaving.value.code == 0
     text = capsys.readouterr().out
-    options = "--out --sizes --families --seed --steps --null-rate --no-autoencoder --include --exclude "
-    options += "--overwrite --offline --quiet --json --version"
+    options = "--out --sizes --families --seed --steps --null-rate --autoencoder --no-autoencoder --include "
+    options += "--exclude --replace --replace-r2 --overwrite --offline --quiet --json --version"
     assert all(option in text for option in options.split())
     assert f"(default: {AutoencoderConfig.steps})" in " ".join(text.split())
 

@@ -10,7 +10,7 @@ import numpy as np
 from peers.common import Family, cost, normalised
 from peers.worker import FitterError, Run, Worker
 
-NUMBERS_OF_STARTS = (1, 2, 3, 5, 8, 10, 15, 20)
+NUMBERS_OF_STARTS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 40)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Task:
     timed_starts: dict[str, np.ndarray]
     best: dict[str, np.ndarray]
     """Costs of the sample, of an energy of 1."""
+    nodes: dict[str, int]
+    """How many of the starts are dictionary nodes, by family; the rest is for who needs more."""
 
     def optimal(self, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Which kernels are at the optimum by the first start, the first two, ...: `[s, n]` by family."""
@@ -97,15 +99,25 @@ def _prepare(entry: Entry, worker: Worker, task: Task, target: Result | None) ->
     few = {name: starts[:1, :8] for name, starts in task.sample_starts.items()}
     first, second = (worker.fit(task.sample[:8], few).seconds for _ in range(2))
     judged = min(entry.judged, len(task.sample))
-    begin = {name: starts[:, :judged] for name, starts in task.sample_starts.items()}
-    optimal = task.optimal(worker.fit(task.sample[:judged], begin).points)
+    sample = task.sample[:judged]
+    wanted = {name: 1.0 if target is None else target.optimal[name][:judged].mean() for name in task.best}
+    begin = {name: starts[: task.nodes[name], :judged] for name, starts in task.sample_starts.items()}
+    points = worker.fit(sample, begin).points
+    optimal = task.optimal(points)
+    short = [name for name, found in optimal.items() if found[-1].mean() < wanted[name]]
+    if short and not entry.ours:
+        say(f"{entry.label}: more starts for {', '.join(short)}")
+        rest = {
+            name: starts[task.nodes[name] :, :judged] if name in short else starts[:1, :judged]
+            for name, starts in task.sample_starts.items()
+        }
+        more = worker.fit(sample, rest).points
+        optimal |= task.optimal({name: np.concatenate([points[name], more[name]]) for name in short})
     result = Result(entry, {}, {}, max(first - second, 0.0))
     for name, by_starts in optimal.items():
         shares = {s: by_starts[s - 1].mean() for s in NUMBERS_OF_STARTS if s <= len(by_starts)}
-        wanted = max(shares.values())
-        if target is not None:
-            wanted = min(wanted, target.optimal[name][:judged].mean())
-        result.starts[name] = min(s for s, share in shares.items() if share >= wanted)
+        least = min(wanted[name], max(shares.values()))
+        result.starts[name] = min(s for s, share in shares.items() if share >= least)
         result.optimal[name] = by_starts[result.starts[name] - 1]
     return result
 

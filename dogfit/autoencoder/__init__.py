@@ -2,6 +2,13 @@
 
 from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
 from dogfit.autoencoder.train import train_autoencoder
-from dogfit.autoencoder.trained import Autoencoder
+from dogfit.autoencoder.trained import Autoencoder, load_autoencoders
 
-__all__ = ["MIN_KERNELS", "Autoencoder", "AutoencoderConfig", "TooFewKernels", "train_autoencoder"]
+__all__ = [
+    "MIN_KERNELS",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "TooFewKernels",
+    "load_autoencoders",
+    "train_autoencoder",
+]

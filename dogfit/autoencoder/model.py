@@ -1,5 +1,6 @@
 """The network: a sigmoid code, and a decoder that reads the code through Fourier features."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,24 +11,87 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dogfit.autoencoder.config import AutoencoderConfig
+
 Params = Any  # nested dict of arrays: an ordinary pytree
+
+HE = nnx.initializers.he_uniform()
 
 
 class Mlp(nnx.Module):
-    """Dense layers with ReLU between them."""
+    """Dense layers with ReLU between them.
 
-    def __init__(self, widths: Sequence[int], rngs: nnx.Rngs):
+    With `even` the first layer has no bias and is followed by |.| instead, so that x and -x give the same.
+    """
+
+    def __init__(self, widths: Sequence[int], dtype: Any, *, even: bool = False, rngs: nnx.Rngs):
+        self.even = even
         self.layers = nnx.List(
             [
-                nnx.Linear(a, b, kernel_init=nnx.initializers.he_uniform(), rngs=rngs)
-                for a, b in pairwise(widths)
+                nnx.Linear(a, b, use_bias=not (even and i == 0), kernel_init=HE, dtype=dtype, rngs=rngs)
+                for i, (a, b) in enumerate(pairwise(widths))
             ]
         )
 
     def __call__(self, x: Float[Array, "n a"]) -> Float[Array, "n b"]:
-        for layer in self.layers[:-1]:
-            x = nnx.relu(layer(x))
+        for i, layer in enumerate(self.layers[:-1]):
+            x = jnp.abs(layer(x)) if self.even and i == 0 else nnx.relu(layer(x))
         return self.layers[-1](x)
+
+
+class ConvEncoder(nnx.Module):
+    """3x3 convolutions that halve the kernel, then dense layers."""
+
+    def __init__(self, sides: Sequence[int], config: AutoencoderConfig, dtype: Any, *, rngs: nnx.Rngs):
+        self.sides = tuple(sides)
+        self.even = config.tie_sign
+        self.convs = nnx.List(
+            [
+                nnx.Conv(
+                    a,
+                    b,
+                    (3, 3),
+                    strides=2,
+                    use_bias=not (self.even and i == 0),
+                    kernel_init=HE,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i, (a, b) in enumerate(pairwise((1, *config.channels)))
+            ]
+        )
+        flat = sides[-1] ** 2 * config.channels[-1]
+        self.dense = Mlp((flat, *config.widths, config.code_dim), dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n taps"]) -> Float[Array, "n code"]:
+        x = x.reshape(len(x), self.sides[0], self.sides[0], 1)
+        for i, conv in enumerate(self.convs):
+            x = jnp.abs(conv(x)) if self.even and i == 0 else nnx.relu(conv(x))
+        return self.dense(x.reshape(len(x), -1))
+
+
+class ConvDecoder(nnx.Module):
+    """Dense layers, then enlargements, each followed by a 3x3 convolution."""
+
+    def __init__(
+        self, features: int, sides: Sequence[int], config: AutoencoderConfig, dtype: Any, *, rngs: nnx.Rngs
+    ):
+        self.sides = tuple(sides)
+        flat = sides[-1] ** 2 * config.channels[-1]
+        self.dense = Mlp((features, *reversed(config.widths), flat), dtype, rngs=rngs)
+        self.convs = nnx.List(
+            [
+                nnx.Conv(a, b, (3, 3), kernel_init=HE, dtype=dtype, rngs=rngs)
+                for a, b in pairwise((*reversed(config.channels), 1))
+            ]
+        )
+
+    def __call__(self, x: Float[Array, "m features"]) -> Float[Array, "m taps"]:
+        x = self.dense(x).reshape(len(x), self.sides[-1], self.sides[-1], -1)
+        for side, conv in zip(reversed(self.sides[:-1]), self.convs, strict=True):
+            x = nnx.relu(x)
+            x = conv(jax.image.resize(x, (len(x), side, side, x.shape[-1]), "linear"))
+        return x.reshape(len(x), -1)
 
 
 class Network(nnx.Module):
@@ -35,16 +99,27 @@ class Network(nnx.Module):
 
     A bare scalar is a poor input for an MLP, which then learns slowly varying curves only; sines and cosines
     of `frequencies` multiples of half a turn let the decoder's curve bend as often as the kernels ask for.
+    Weights are float32 whatever `config.compute`, and so are codes and kernels.
     """
 
-    def __init__(self, taps: int, widths: Sequence[int], code_dim: int, frequencies: int, *, rngs: nnx.Rngs):
-        self.frequencies = frequencies
-        self.encoder = Mlp((taps, *widths, code_dim), rngs)
-        self.decoder = Mlp((code_dim * (1 + 2 * frequencies), *reversed(widths), taps), rngs)
+    def __init__(self, taps: int, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        self.frequencies = config.frequencies
+        dtype = jnp.dtype(config.compute)
+        features = config.code_dim * (1 + 2 * config.frequencies)
+        if config.channels:
+            sides = [math.isqrt(taps)]
+            for _ in config.channels:
+                sides.append(-(-sides[-1] // 2))
+            self.encoder = ConvEncoder(sides, config, dtype, rngs=rngs)
+            self.decoder = ConvDecoder(features, sides, config, dtype, rngs=rngs)
+        else:
+            widths, even = config.widths, config.tie_sign
+            self.encoder = Mlp((taps, *widths, config.code_dim), dtype, even=even, rngs=rngs)
+            self.decoder = Mlp((features, *reversed(widths), taps), dtype, rngs=rngs)
 
     def logit(self, kernels: Float[Array, "n taps"]) -> Float[Array, "n code"]:
         # A unit-norm kernel has taps of size 1/sqrt(taps); the layers want inputs of size one.
-        return self.encoder(kernels * np.sqrt(kernels.shape[-1]))
+        return self.encoder(kernels * np.sqrt(kernels.shape[-1])).astype(jnp.float32)
 
     def encode(self, kernels: Float[Array, "n taps"]) -> Float[Array, "n code"]:
         return nnx.sigmoid(self.logit(kernels))
@@ -54,7 +129,7 @@ class Network(nnx.Module):
         angle = code[..., None] * multiples[None, None, :]
         waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         features = jnp.concatenate([2 * code - 1, waves.reshape(len(code), -1)], axis=-1)
-        return unit(self.decoder(features))
+        return unit(self.decoder(features).astype(jnp.float32))
 
 
 def unit(kernels: Float[Array, "n taps"]) -> Float[Array, "n taps"]:

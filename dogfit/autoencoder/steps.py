@@ -1,9 +1,14 @@
 """The compiled programs of training: initial state, chunks of steps, held-out scores.
 
+Training has two parts. First the decoder's curve alone is laid through the kernels: a step costs the
+decoding of 128 points and one matrix product with the batch. Then the encoder joins and learns each kernel's
+place on the curve, which goes on moving.
+
 Every restart sees the same batches; only the initial weights differ. That keeps the batch one array, so the
 restarts' first layers are one matrix product, and the kernels are gathered once per step.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,13 +21,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.model import Network, Params, code_grid
+from dogfit.autoencoder.order import shuffled_rows
 
 # Points of the decoder's curve that training compares each kernel with, and that encoding searches.
 TRAINING_POINTS = 128
 SEARCH_POINTS = 1024
-# Softmax temperature, in units of cosine, at the start and from the middle of training on: early every kernel
-# pulls on the whole curve, which unfolds it; late on its nearest points only.
-HOT, COLD = 0.2, 0.02
 
 State = dict[str, Any]
 
@@ -34,15 +37,7 @@ def graph(config: AutoencoderConfig, taps: int) -> nnx.GraphDef:
 
 
 def _network(config: AutoencoderConfig, taps: int, key: PRNGKeyArray) -> Network:
-    return Network(taps, config.widths, config.code_dim, config.frequencies, rngs=nnx.Rngs(key))
-
-
-def optimiser(config: AutoencoderConfig) -> optax.GradientTransformation:
-    total = chunks(config)[0] * chunks(config)[1]
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(total // 20, 1), max(total, 2), config.learning_rate / 100
-    )
-    return optax.adamw(schedule, weight_decay=config.weight_decay)
+    return Network(taps, config, rngs=nnx.Rngs(key))
 
 
 def chunks(config: AutoencoderConfig) -> tuple[int, int]:
@@ -51,15 +46,29 @@ def chunks(config: AutoencoderConfig) -> tuple[int, int]:
     return count, -(-config.steps // count)
 
 
-def batches(config: AutoencoderConfig, n: int) -> tuple[int, int]:
-    """Batches per epoch and rows per batch; the rows are spread evenly, so no batch is left with a crumb."""
-    per_epoch = -(-n // config.batch_size)
-    return per_epoch, -(-n // per_epoch)
+def parts(config: AutoencoderConfig) -> tuple[int, int]:
+    """Steps of the curve alone, and steps with the encoder."""
+    count, length = chunks(config)
+    curve = round(config.curve_share * count * length)
+    return curve, count * length - curve
 
 
-@partial(jax.jit, static_argnames=("config", "taps", "n"))
-def initial_state(config: AutoencoderConfig, taps: int, n: int) -> State:
-    """Weights and optimiser state stacked over restarts, the data order, the key and the loss history."""
+def optimisers(config: AutoencoderConfig) -> dict[str, optax.GradientTransformation]:
+    """One for the encoder, which joins late, and one for the decoder, whose rate falls and rises with it."""
+
+    def schedule(steps: int) -> optax.Schedule:
+        peak = config.learning_rate
+        return optax.warmup_cosine_decay_schedule(0.0, peak, max(steps // 20, 1), max(steps, 2), peak / 100)
+
+    curve, joint = parts(config)
+    both = optax.join_schedules([schedule(curve), schedule(joint)], [curve])
+    rates = {"encoder": schedule(joint), "decoder": both}
+    return {part: optax.adamw(rate, weight_decay=config.weight_decay) for part, rate in rates.items()}
+
+
+@partial(jax.jit, static_argnames=("config", "taps"))
+def initial_state(config: AutoencoderConfig, taps: int) -> State:
+    """Weights and optimiser state stacked over restarts, the key, the place in the data, the loss history."""
     key = jax.random.key(config.seed)
     weights_key, order_key = jax.random.split(key)
 
@@ -67,15 +76,15 @@ def initial_state(config: AutoencoderConfig, taps: int, n: int) -> State:
         return nnx.to_pure_dict(nnx.split(_network(config, taps, key))[1])
 
     params = jax.vmap(fresh)(jax.random.split(weights_key, config.restarts))
-    count, length = chunks(config)
-    per_epoch, size = batches(config, n)
+    zero = jnp.zeros((), jnp.int32)
     return {
         "params": params,
-        "optimiser": jax.vmap(optimiser(config).init)(params),
+        "optimiser": {part: jax.vmap(o.init)(params[part]) for part, o in optimisers(config).items()},
         "key": jax.random.key_data(order_key),
-        "order": jnp.arange(per_epoch * size),
-        "step": jnp.zeros((), jnp.int32),
-        "history": jnp.full((count * length, config.restarts), jnp.nan, jnp.float32),
+        "epoch": zero,
+        "place": zero,
+        "step": zero,
+        "history": jnp.full((sum(parts(config)), config.restarts), jnp.nan, jnp.float32),
     }
 
 
@@ -84,91 +93,163 @@ def train_chunk(
     state: State, kernels: Float[Array, "m taps"], *, config: AutoencoderConfig, n: int, rows: NamedSharding
 ) -> State:
     """Run one chunk of steps. The first `n` rows of `kernels` are data, the others padding for the mesh."""
-    one = partial(_step, kernels=kernels, config=config, n=n, rows=rows)
-    return jax.lax.scan(lambda s, _: (one(s), None), state, length=chunks(config)[1])[0]
+    curve, joint = parts(config)
+    step = partial(_step, kernels=kernels, config=config, n=n, rows=rows)
+    alone, together = partial(step, whole=False), partial(step, whole=True)
+
+    def either(state: State) -> State:
+        if not curve or not joint:
+            return together(state) if joint else alone(state)
+        return jax.lax.cond(state["step"] < curve, alone, together, state)
+
+    return jax.lax.scan(lambda s, _: (either(s), None), state, length=chunks(config)[1])[0]
 
 
-def batch_indices(
-    state: State, config: AutoencoderConfig, n: int, devices: int
-) -> tuple[Int[Array, " b"], Bool[Array, " b"], Int[Array, " e"]]:
-    """Rows of the current step's batch, which of them are data, and the order of the current epoch.
+def next_batch(
+    state: State, size: int, n: int, devices: int
+) -> tuple[Int[Array, " b"], Bool[Array, " b"], dict[str, Int[Array, ""]]]:
+    """Rows at the next `size` places of the shuffles, which of them are data, and the place after.
 
-    An epoch is one shuffle of the rows, padded to whole batches; the batch is padded to a multiple of
-    `devices`. Only the latter padding depends on the mesh, so every mesh sees the same batches.
+    Batches run on over the end of an epoch, so every row comes once in each and none is dropped. Only the
+    padding to a multiple of `devices` depends on the mesh, so every mesh sees the same batches.
     """
-    per_epoch, size = batches(config, n)
-    epoch, place = state["step"] // per_epoch, state["step"] % per_epoch
-    key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), 2 * epoch)
-    order = jax.lax.cond(
-        place == 0, lambda: jax.random.permutation(key, per_epoch * size), lambda: state["order"]
-    )
-    index = jax.lax.dynamic_slice(order, (place * size,), (size,))
+    place = state["place"] + jnp.arange(size)
+    index = shuffled_rows(state["epoch"] + place // n, place % n, state["key"], n)
     index = jnp.pad(index, (0, -size % devices), constant_values=n)
-    return index, index < n, order
+    after = state["place"] + size
+    return index, index < n, {"epoch": state["epoch"] + after // n, "place": after % n}
 
 
 def _step(
-    state: State, kernels: Float[Array, "m taps"], config: AutoencoderConfig, n: int, rows: NamedSharding
+    state: State,
+    kernels: Float[Array, "m taps"],
+    config: AutoencoderConfig,
+    n: int,
+    rows: NamedSharding,
+    *,
+    whole: bool,
 ) -> State:
-    key, step = jax.random.wrap_key_data(state["key"]), state["step"]
-    index, valid, order = batch_indices(state, config, n, rows.mesh.size)
+    """One step of the whole network, or of the decoder's curve alone."""
+    step, params = state["step"], state["params"]
+    size = config.batch_size if whole else config.curve_batch_size
+    index, valid, after = next_batch(state, size, n, rows.mesh.size)
     batch = jax.lax.with_sharding_constraint(jnp.take(kernels, index, axis=0, mode="clip"), rows)
-    valid = jax.lax.with_sharding_constraint(valid, rows)
+    weight = jax.lax.with_sharding_constraint(valid / size, rows)
 
-    shift = jax.random.uniform(jax.random.fold_in(key, 2 * step + 1), (1, config.code_dim))
-    grid = (jnp.asarray(code_grid(TRAINING_POINTS, config.code_dim)) + shift) % 1.0
-    progress = jnp.minimum(2 * step / state["history"].shape[0], 1.0)
-    temperature = HOT * (COLD / HOT) ** progress
+    key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), step)
+    grid = jnp.asarray(code_grid(TRAINING_POINTS, config.code_dim))
+    grid = (grid + jax.random.uniform(key, (1, config.code_dim))) % 1.0
+    trained = ("encoder", "decoder") if whole else ("decoder",)
+    loss = _whole_loss if whole else _curve_loss
+    fixed = {"config": config, "step": step, "batch": batch, "weight": weight, "grid": grid}
 
-    def update(params, optimiser_state):
-        objective = partial(
-            _loss, config=config, batch=batch, valid=valid, grid=grid, temperature=temperature
-        )
-        gradient, loss = jax.grad(objective, has_aux=True)(params)
-        updates, optimiser_state = optimiser(config).update(gradient, optimiser_state, params)
-        return optax.apply_updates(params, updates), optimiser_state, loss
+    def update(mine: Params, others: Params, optimiser: Any) -> tuple[Params, Any, Float[Array, ""]]:
+        gradient, nearest = jax.grad(lambda p: loss({**others, **p}, **fixed), has_aux=True)(mine)
+        new, states = {}, {}
+        for part, rule in optimisers(config).items():
+            if part in mine:
+                updates, states[part] = rule.update(gradient[part], optimiser[part], mine[part])
+                new[part] = optax.apply_updates(mine[part], updates)
+        return new, states, nearest
 
-    params, optimiser_state, loss = jax.vmap(update)(state["params"], state["optimiser"])
+    mine = {part: params[part] for part in trained}
+    others = {part: params[part] for part in params if part not in trained}
+    new, optimiser, nearest = jax.vmap(update)(mine, others, {p: state["optimiser"][p] for p in trained})
     return {
-        "params": params,
-        "optimiser": optimiser_state,
+        "params": {**params, **new},
+        "optimiser": {**state["optimiser"], **optimiser},
         "key": state["key"],
-        "order": order,
+        **after,
         "step": step + 1,
-        "history": state["history"].at[step].set(loss),
+        "history": state["history"].at[step].set(nearest),
     }
 
 
-def _loss(
+def _curve_loss(
     params: Params,
     *,
     config: AutoencoderConfig,
+    step: Int[Array, ""],
     batch: Float[Array, "b taps"],
-    valid: Bool[Array, "b"],
+    weight: Float[Array, "b"],
     grid: Float[Array, "g code"],
-    temperature: Float[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cosine loss at the points of `grid` nearest to each kernel, softly chosen; and at the nearest one."""
+    similarity = _match(batch @ _merged(config, batch, params).decode(grid).T, config)
+    return _to_curve(similarity, weight, config, step)
+
+
+def _whole_loss(
+    params: Params,
+    *,
+    config: AutoencoderConfig,
+    step: Int[Array, ""],
+    batch: Float[Array, "b taps"],
+    weight: Float[Array, "b"],
+    grid: Float[Array, "g code"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cosine loss through the encoder, cosine loss to the decoder's curve, and what ties the two.
 
     The first alone leaves kernels stranded: a code can only slide along the curve, past shapes that fit
     worse. The second moves the curve towards the kernels, wherever the encoder has put them. The third, a
     cross-entropy on the logits, tells the encoder of the nearest point of the curve however far it is, and
-    revives a saturated sigmoid.
+    revives a saturated sigmoid; it fades, because an encoder torn between two places aims at neither. The
+    curve yields to the encoder gradually: pulled by one that knows nothing yet, it would shrink to a point.
 
     Returns:
       The objective, and the mean cosine loss at the nearest point of `grid`.
     """
-    network = nnx.merge(graph(config, batch.shape[1]), params)
-    weight = valid / jnp.maximum(jnp.sum(valid), 1)
-    similarity = batch @ network.decode(grid).T
-    pull = jax.lax.stop_gradient(jax.nn.softmax(similarity / temperature, axis=-1))
-    to_curve = 1 - jnp.sum(pull * similarity, axis=-1)
+    network = _merged(config, batch, params)
+    similarity = _match(batch @ network.decode(grid).T, config)
+    to_curve, nearest = _to_curve(similarity, weight, config, step)
+    curve, joint = parts(config)
+    progress = _progress(step - curve, joint)
     logit = network.logit(batch)
-    through_code = 1 - jnp.sum(network.decode(nnx.sigmoid(logit)) * batch, axis=-1)
+    decoder = _scaled_gradient(params["decoder"], config.yield_weight * progress)
+    decode = _merged(config, batch, {**params, "decoder": decoder}).decode
+    at_code = _match(jnp.sum(decode(nnx.sigmoid(logit)) * batch, axis=-1), config)
     target = grid[jnp.argmax(similarity, axis=-1)]
     missed = jnp.sum(optax.sigmoid_binary_cross_entropy(logit, target), axis=-1)
-    nearest = 1 - jnp.max(similarity, axis=-1)
-    return jnp.sum(weight * (to_curve / 2 + through_code / 2 + missed)), jnp.sum(weight * nearest)
+    fading = config.target_weight * (1 - progress)
+    through_code = jnp.sum(weight * (1 - at_code))
+    return through_code + config.curve_weight * to_curve + fading * jnp.sum(weight * missed), nearest
+
+
+def _merged(config: AutoencoderConfig, batch: Float[Array, "b taps"], params: Params) -> Network:
+    return nnx.merge(graph(config, batch.shape[1]), params)
+
+
+def _scaled_gradient(params: Params, factor: Float[Array, ""]) -> Params:
+    """The same values; gradients times `factor`."""
+    fixed = jax.lax.stop_gradient(params)
+    return jax.tree.map(lambda p, f: f + factor * (p - f), params, fixed)
+
+
+def _match(cosine: Float[Array, "..."], config: AutoencoderConfig) -> Float[Array, "..."]:
+    return jnp.abs(cosine) if config.tie_sign else cosine
+
+
+def _progress(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
+    """0 at the start, 1 from the middle of `steps` on."""
+    return jnp.minimum(2 * step / max(steps, 1), 1.0)
+
+
+def _to_curve(
+    similarity: Float[Array, "b g"],
+    weight: Float[Array, "b"],
+    config: AutoencoderConfig,
+    step: Int[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    hot, cold = config.temperatures
+    curve, joint = parts(config)
+    temperature = hot * (cold / hot) ** _progress(step, curve or joint)
+    pull = jax.lax.stop_gradient(jax.nn.softmax(similarity / temperature, axis=-1))
+    soft = 1 - jnp.sum(pull * similarity, axis=-1)
+    return jnp.sum(weight * soft), jnp.sum(weight * (1 - jnp.max(similarity, axis=-1)))
+
+
+def _in_float32(config: AutoencoderConfig) -> AutoencoderConfig:
+    return replace(config, compute="float32")
 
 
 @partial(jax.jit, static_argnames="config")
@@ -177,13 +258,14 @@ def encode_block(
 ) -> tuple[Float[Array, "b code"], Float[Array, "b"], Float[Array, "b code"], Float[Array, "b"]]:
     """Best code of each unit-norm kernel and its cosine; the encoder's own code and its cosine.
 
-    The best code is the encoder's or a point of the search grid, whichever reconstructs better.
+    The best code is the encoder's or a point of the search grid, whichever reconstructs better. With tied
+    signs the better has the larger |cosine|, and cosines are absolute.
     """
-    network = nnx.merge(graph(config, kernels.shape[1]), params)
+    network = nnx.merge(graph(_in_float32(config), kernels.shape[1]), params)
     grid = jnp.asarray(code_grid(SEARCH_POINTS, config.code_dim))
     code = network.encode(kernels)
-    at_code = jnp.sum(network.decode(code) * kernels, axis=-1)
-    similarity = kernels @ network.decode(grid).T
+    at_code = _match(jnp.sum(network.decode(code) * kernels, axis=-1), config)
+    similarity = _match(kernels @ network.decode(grid).T, config)
     on_grid = jnp.max(similarity, axis=-1)
     best = jnp.where((on_grid > at_code)[:, None], grid[jnp.argmax(similarity, axis=-1)], code)
     return best, jnp.maximum(on_grid, at_code), code, at_code
@@ -194,4 +276,4 @@ def decode_block(
     params: Params, code: Float[Array, "m code"], config: AutoencoderConfig, taps: int
 ) -> Float[Array, "m taps"]:
     """Centred unit-norm kernels at the given codes."""
-    return nnx.merge(graph(config, taps), params).decode(code)
+    return nnx.merge(graph(_in_float32(config), taps), params).decode(code)

@@ -1,6 +1,7 @@
 """Train one autoencoder: several restarts at once, over a mesh, resumable."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def train_autoencoder(
     """
     config = config or AutoencoderConfig()
     taps, good = unit_rows(kernels)
-    size = np.asarray(kernels).shape[1]
+    size = math.isqrt(taps.shape[1])
     if not good.all():
         raise InputError(f"{np.sum(~good)} of {len(good)} kernels are constant or not finite; leave them out")
     if len(taps) < MIN_KERNELS:
@@ -59,11 +60,9 @@ def train_autoencoder(
             f"at least {MIN_KERNELS} are needed"
         )
     mesh = mesh or data_mesh(jax.devices()[:1])
-    shuffled = np.random.default_rng(config.seed).permutation(len(taps))
-    heldout_n = min(max(round(len(taps) * config.holdout), 1), len(taps) - 1, HELDOUT_MOST)
-    heldout, training = taps[shuffled[:heldout_n]], taps[shuffled[heldout_n:]]
+    heldout, training = _split(taps, config)
 
-    state = jax.device_put(steps.initial_state(config, taps.shape[1], len(training)), everywhere(mesh))
+    state = jax.device_put(steps.initial_state(config, taps.shape[1]), everywhere(mesh))
     if checkpoint_dir is None:
         state = _train(state, training, config, mesh, None, checkpoint_every_s, progress)
     else:
@@ -74,6 +73,16 @@ def train_autoencoder(
             state = checkpoints.restore(state)
             state = _train(state, training, config, mesh, checkpoints, checkpoint_every_s, progress)
     return _keep_best(jax.device_get(state), heldout, config, size)
+
+
+def _split(
+    taps: Float[np.ndarray, "n taps"], config: AutoencoderConfig
+) -> tuple[Float[np.ndarray, "h taps"], Float[np.ndarray, "m taps"]]:
+    """Held-out kernels, drawn at random, and the others: all that training sees."""
+    count = min(max(round(len(taps) * config.holdout), 1), len(taps) - 1, HELDOUT_MOST)
+    chosen = np.zeros(len(taps), bool)
+    chosen[np.random.default_rng(config.seed).choice(len(taps), count, replace=False)] = True
+    return taps[chosen], taps[~chosen]
 
 
 def _train(state, training, config, mesh, checkpoints, every_s, progress) -> steps.State:

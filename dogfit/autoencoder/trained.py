@@ -21,7 +21,9 @@ from dogfit.errors import InputError
 
 FILE = "autoencoder.safetensors"
 FORMAT = "dogfit-autoencoder-1"
+NORMALISATION = "each kernel minus its mean, divided by its Frobenius norm"
 BLOCK = 4096
+NORMALISED_AT_ONCE = 65_536
 # The encoder is dead when its codes fill fewer than about three of 64 equal bins (entropy as a share of
 # log 64); the decoder when its reconstructions vary less than a tenth as much as the kernels do.
 BINS, DEAD_ENCODER, DEAD_DECODER = 64, 0.25, 0.1
@@ -31,7 +33,9 @@ BINS, DEAD_ENCODER, DEAD_DECODER = 64, 0.25, 0.1
 class Autoencoder:
     """Kernels of one size on a code in [0, 1], and back.
 
-    A kernel and its negative are different shapes here, on and off, and get different codes.
+    A kernel and its negative are different shapes here, on and off, and get different codes, unless
+    `config.tie_sign` ties them: then both have one code, cosines are absolute, and the decoded kernel stands
+    for either.
 
     Attributes:
       params: weights of the kept restart, a nested dict of arrays.
@@ -92,8 +96,7 @@ class Autoencoder:
         and must err where similar kernels belong on far parts of the curve; so its code is compared with a
         search over the decoder's curve, and the better is returned. `search=False` gives the encoder's own.
         """
-        code = self._apply(kernels)[0 if search else 2]
-        return code[:, 0] if self.config.code_dim == 1 else code
+        return self.encode_and_score(kernels, search=search)[0]
 
     def decode(self, code: ArrayLike) -> Float[np.ndarray, "m k k"]:
         """Centred unit-norm kernels at codes `[m]` (`[m, code_dim]` when the code has several numbers)."""
@@ -103,28 +106,28 @@ class Autoencoder:
 
     def reconstruction_cosine(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
         """Cosine of each centred kernel `[n, k, k]` with its reconstruction; NaN where there is no shape."""
-        return self._apply(kernels)[1 if search else 3]
+        return self.encode_and_score(kernels, search=search)[1]
 
-    def _apply(self, kernels: ArrayLike) -> tuple[np.ndarray, ...]:
-        taps, good = unit_rows(kernels, self.size)
-        blocks = []
-        for start in range(0, max(len(taps), 1), BLOCK):
-            block = taps[start : start + BLOCK]
+    def encode_and_score(
+        self, kernels: ArrayLike, *, search: bool = True
+    ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+        """What `encode` and `reconstruction_cosine` return, for the work of one of them."""
+        array = _square(kernels, self.size)
+        code = np.empty((len(array), self.config.code_dim), np.float32)
+        cosine = np.empty(len(array), np.float32)
+        for start in range(0, len(array), BLOCK):
+            taps, good = unit_rows(array[start : start + BLOCK])
+            here = slice(start, start + len(taps))
             # Small inputs are padded to a power of two, so that few programs are compiled.
-            padded, valid = pad_rows(
-                block, BLOCK if len(taps) > BLOCK else 1 << max(len(block) - 1, 0).bit_length()
-            )
+            padded, _ = pad_rows(taps, BLOCK if len(array) > BLOCK else 1 << (len(taps) - 1).bit_length())
             out = steps.encode_block(self.params, padded, self.config)
-            blocks.append([np.array(a)[valid] for a in out])
-        columns = [np.concatenate(c) for c in zip(*blocks, strict=True)]
-        for column in columns:
-            column[~good] = np.nan
-        return tuple(columns)
+            best, fit = out[:2] if search else out[2:]
+            code[here] = np.where(good[:, None], np.asarray(best)[: len(taps)], np.nan)
+            cosine[here] = np.where(good, np.asarray(fit)[: len(taps)], np.nan)
+        return (code[:, 0] if self.config.code_dim == 1 else code), cosine
 
-    def save(self, directory: str | Path) -> Path:
-        """Write the autoencoder as one safetensors file into `directory`; whole, or not at all."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
+    def to_bytes(self) -> bytes:
+        """As one safetensors file: weights, settings, input normalisation, and how training went."""
         tensors = {
             f"params.{k}": np.array(v) for k, v in flatten_dict(_text_keys(self.params), sep=".").items()
         }
@@ -135,13 +138,19 @@ class Autoencoder:
             "format": FORMAT,
             "size": self.size,
             "restart": self.restart,
-            "normalisation": "each kernel minus its mean, divided by its Frobenius norm",
+            "normalisation": NORMALISATION,
             "config": dataclasses.asdict(self.config),
         }
+        return save(tensors, metadata={"dogfit": json.dumps(about)})
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the autoencoder as one safetensors file into `directory`; whole, or not at all."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
         part = folder / f".{FILE}.part"
         try:
-            part.write_bytes(save(tensors, metadata={"dogfit": json.dumps(about)}))
+            part.write_bytes(self.to_bytes())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -170,11 +179,16 @@ class Autoencoder:
     def _from(cls, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> "Autoencoder":
         if about.get("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}, found {about.get('format')}")
-        config = AutoencoderConfig(**{**about["config"], "widths": tuple(about["config"]["widths"])})
+        if about["normalisation"] != NORMALISATION:
+            raise ValueError(f"its kernels are normalised otherwise: {about['normalisation']}")
+        settings = about["config"]
+        config = AutoencoderConfig(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        )
         flat = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
         params = _layer_numbers(unflatten_dict(flat, sep="."))
         one = dataclasses.replace(config, restarts=1)
-        wanted = jax.eval_shape(lambda: steps.initial_state(one, about["size"] ** 2, 1)["params"])
+        wanted = jax.eval_shape(lambda: steps.initial_state(one, about["size"] ** 2)["params"])
         if jax.tree.structure(wanted) != jax.tree.structure(params):
             raise ValueError("its tensors are not those of its configuration")
         for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(params), strict=True):
@@ -187,6 +201,34 @@ class Autoencoder:
             restart=about["restart"],
             **{name: tensors[name] for name in _ARRAYS},
         )
+
+
+def load_autoencoders(path: str | Path) -> dict[int, Autoencoder]:
+    """The autoencoders at `path`, by kernel size.
+
+    Args:
+      path: a file that `Autoencoder.save` wrote, its folder, a folder of such folders, or a results folder
+        of the main job.
+
+    Raises:
+      InputError: there is none, two are for one size, or one is damaged.
+    """
+    root = Path(path)
+    folder = root / "autoencoder" if (root / "autoencoder").is_dir() else root
+    single = folder.is_file() or (folder / FILE).is_file()
+    files = [folder] if single else sorted(folder.glob(f"*/{FILE}"))
+    if not files:
+        raise InputError(
+            f"no autoencoder at {root}; expected an {FILE}, or a folder or results folder that holds one"
+        )
+    found: dict[int, Autoencoder] = {}
+    for file in files:
+        autoencoder = Autoencoder.load(file)
+        if autoencoder.size in found:
+            k = autoencoder.size
+            raise InputError(f"{root} holds two autoencoders for {k}x{k} kernels; give the path of one")
+        found[autoencoder.size] = autoencoder
+    return found
 
 
 _ARRAYS = ("history", "heldout_losses", "encoder_losses", "code_use", "shape_use")
@@ -203,12 +245,20 @@ def unit_rows(
     Raises:
       ValueError: if the shape is not `[n, k, k]`, or k is not `size` where one is given.
     """
-    array = np.asarray(kernels)
-    if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
-        k = size or "k"
-        raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
-    rows = array.reshape(len(array), array.shape[1] ** 2).astype(np.float32)
-    finite = np.asarray(np.isfinite(rows).all(axis=1))
+    array = _square(kernels, size)
+    unit = np.empty((len(array), array.shape[1] ** 2), np.float32)
+    good = np.empty(len(array), bool)
+    # In blocks, because each step below makes a copy, and of millions of kernels one copy is enough.
+    for start in range(0, len(array), NORMALISED_AT_ONCE):
+        here = slice(start, start + NORMALISED_AT_ONCE)
+        unit[here], good[here] = _unit_block(array[here].reshape(len(array[here]), -1).astype(np.float32))
+    return unit, good
+
+
+def _unit_block(
+    rows: Float[np.ndarray, "b taps"],
+) -> tuple[Float[np.ndarray, "b taps"], Bool[np.ndarray, "b"]]:
+    finite = np.isfinite(rows).all(axis=1)
     rows = np.where(finite[:, None], rows, 0)
     scale = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     rows = rows / np.where(scale > 0, scale, 1)
@@ -216,7 +266,15 @@ def unit_rows(
     norm = np.sqrt(np.sum(rows**2, axis=1))
     # Below this the taps differ by rounding alone.
     good = finite & (norm > 1e-5)
-    return np.where(good[:, None], rows / np.where(good, norm, 1)[:, None], 0).astype(np.float32), good
+    return np.where(good[:, None], rows / np.where(good, norm, 1)[:, None], 0), good
+
+
+def _square(kernels: ArrayLike, size: int | None = None) -> Float[np.ndarray, "n k k"]:
+    array = np.asarray(kernels)
+    if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
+        k = size or "k"
+        raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
+    return array
 
 
 def entropy_share(codes: Float[np.ndarray, "n code"]) -> float:

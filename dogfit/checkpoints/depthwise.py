@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from dogfit.checkpoints.dialects import (
     AVERAGED,
@@ -42,6 +42,26 @@ class Depthwise:
         if self.layout.startswith("kk"):
             taps = np.moveaxis(taps.reshape(self.size, self.size, self.channels), 2, 0)
         return np.ascontiguousarray(taps.reshape(self.channels, self.size, self.size))
+
+    def with_kernels(
+        self, content: bytes, rows: Bool[np.ndarray, "c"], kernels: Float32[np.ndarray, "c k k"]
+    ) -> tuple[bytes, Bool[np.ndarray, "c"]]:
+        """The tensor's bytes with the kernels of some rows put in; the other rows keep theirs bit for bit.
+
+        Returns:
+          The bytes, and the rows put in: a kernel that the tensor's type cannot hold is left out.
+        """
+        kind = self.tensor.kind
+        with np.errstate(over="ignore"):
+            rounded = kernels.astype(kind)
+        rows = rows & np.isfinite(rounded.astype(np.float32)).all(axis=(1, 2))
+        stored = np.frombuffer(content, kind).copy()
+        if self.layout.startswith("kk"):
+            view = stored.reshape(self.size, self.size, self.channels)
+            view[:, :, rows] = np.moveaxis(rounded[rows], 0, 2)
+        else:
+            stored.reshape(self.channels, self.size, self.size)[rows] = rounded[rows]
+        return stored.tobytes(), rows
 
 
 @dataclass(frozen=True)

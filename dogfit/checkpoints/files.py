@@ -45,6 +45,10 @@ class Reader(Protocol):
         """The bytes of each half-open range `(start, stop)`; `report` hears of every piece's length."""
         ...
 
+    def local(self) -> Path:
+        """The whole file on this machine; fetched first if it is elsewhere."""
+        ...
+
 
 @dataclass(eq=False)
 class LocalFile:
@@ -71,6 +75,9 @@ class LocalFile:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         return contents
+
+    def local(self) -> Path:
+        return self.path
 
     def _range(self, file: BinaryIO, start: int, stop: int) -> bytes:
         file.seek(start)

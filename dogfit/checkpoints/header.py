@@ -40,15 +40,20 @@ class Tensor:
     start: int
     stop: int
 
-    def decode(self, content: bytes) -> np.ndarray:
-        """The tensor as float32, from its bytes; `dtype` must be one of FLOATS."""
+    @property
+    def kind(self) -> np.dtype:
+        """The tensor's own type; `dtype` must be one of FLOATS."""
         kind = FLOATS[self.dtype]
         if not kind.startswith("<"):
             import ml_dtypes
 
             kind = getattr(ml_dtypes, kind)
+        return np.dtype(kind)
+
+    def decode(self, content: bytes) -> np.ndarray:
+        """The tensor as float32, from its bytes; `dtype` must be one of FLOATS."""
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is flagged
-            return np.frombuffer(content, kind).astype(np.float32).reshape(self.shape)
+            return np.frombuffer(content, self.kind).astype(np.float32).reshape(self.shape)
 
 
 @dataclass(frozen=True)

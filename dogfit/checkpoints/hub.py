@@ -81,6 +81,18 @@ class HubFile:
         contents = [self.pieces.find(start, stop) for start, stop in ranges]
         return [content for content in contents if content is not None]
 
+    def local(self) -> Path:
+        """The whole file in the hub's own cache.
+
+        Raises:
+          HubError: if the hub cannot be reached or refuses, or offline if the cache does not hold it.
+        """
+        if self.whole is None:
+            if self.offline:
+                raise offline_error(self.repository.name, self.repository.revision)
+            self.whole, self.downloaded = LocalFile(_attempt(self._download, self.repository)), True
+        return self.whole.path
+
     def _get(self, spans: Sequence[tuple[int, int]], report: Report | None) -> None:
         """Fetch spans into `pieces`, or the whole file where the server does not do ranges."""
         if not spans:

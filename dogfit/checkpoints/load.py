@@ -45,8 +45,21 @@ class Checkpoint:
     files: Mapping[str, Reader]
     weight_map: Mapping[str, str] | None
     """Tensor name -> file name, as an index gives it; None for a single file."""
+    index: tuple[str, Reader] | None = None
+    """Name of that index, and the index."""
     revision: str | None = None
     licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Located:
+    """The tensors of a checkpoint, where each lies, and which are depthwise kernels."""
+
+    tensors: Mapping[str, Tensor]
+    file_of: Mapping[str, str]
+    """Tensor name -> name of its file."""
+    metadata: Mapping[str, str]
+    findings: Findings
 
 
 def load_kernels(
@@ -81,12 +94,18 @@ def load_kernels(
         raise InputError("no source given; expected a safetensors file, a folder or a repository owner/name")
     sets = []
     for source in sources:
-        checkpoint = _open(source, offline)
+        checkpoint = open_checkpoint(source, offline)
         sets.append(_read(checkpoint, sizes, include, exclude, progress))
     return KernelSet.concatenate(sets)
 
 
-def _open(source: str | Path, offline: bool) -> Checkpoint:
+def open_checkpoint(source: str | Path, offline: bool = False) -> Checkpoint:
+    """Find the files of one source, see `load_kernels`; nothing but an index is read of them.
+
+    Raises:
+      InputError: if the source is missing or of another format.
+      HubError: if the hub cannot be reached or refuses.
+    """
     path = Path(source).expanduser()
     match = HUB_NAME.fullmatch(source) if isinstance(source, str) else None
     if match and not path.exists() and path.suffix not in (".safetensors", *PICKLES, *OTHER_FORMATS):
@@ -132,25 +151,24 @@ def _shards(
         return Checkpoint(model, {name: file}, None)
     weight_map = read_index(file, exists)
     shards = sorted(set(weight_map.values()))
-    return Checkpoint(model, {shard: open_file(shard) for shard in shards}, weight_map)
+    return Checkpoint(model, {shard: open_file(shard) for shard in shards}, weight_map, (name, file))
 
 
-def _read(
-    checkpoint: Checkpoint,
-    sizes: Sequence[int] | None,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    progress: Progress | None,
-) -> KernelSet:
+def locate(checkpoint: Checkpoint, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Located:
+    """Read the headers of a checkpoint and find its depthwise kernels; patterns as in `load_kernels`.
+
+    Raises:
+      InputError: if a header is damaged, or a shard lacks a tensor that the index promises.
+    """
     tensors: dict[str, Tensor] = {}
-    reader_of: dict[str, Reader] = {}
+    file_of: dict[str, str] = {}
     metadata: dict[str, str] = {}
     for name, reader in checkpoint.files.items():
         header = read_header(reader)
         metadata |= header.metadata
         for tensor in header.tensors.values():
             if checkpoint.weight_map is None or checkpoint.weight_map.get(tensor.name) == name:
-                tensors[tensor.name], reader_of[tensor.name] = tensor, reader
+                tensors[tensor.name], file_of[tensor.name] = tensor, name
     if absent := sorted(set(checkpoint.weight_map or ()) - set(tensors)):
         raise InputError(
             f"{checkpoint.model}: the index promises {len(absent)} tensors its shards do not hold, "
@@ -163,11 +181,24 @@ def _read(
         include=include,
         exclude=exclude,
     )
+    return Located(tensors, file_of, metadata, findings)
+
+
+def _read(
+    checkpoint: Checkpoint,
+    sizes: Sequence[int] | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    progress: Progress | None,
+) -> KernelSet:
+    located = locate(checkpoint, include, exclude)
+    findings, tensors = located.findings, located.tensors
     wanted = [layer for layer in findings.layers if sizes is None or layer.size in sizes]
     if not wanted:
         raise InputError(_nothing(checkpoint.model, tensors, findings, sizes))
-    kernels = _fetch(wanted, reader_of, checkpoint.model, progress)
-    tied = _tied(kernels)
+    reader_of = {name: checkpoint.files[file] for name, file in located.file_of.items()}
+    kernels = fetch(wanted, reader_of, checkpoint.model, progress)
+    tied = tied_names(kernels)
     # Counted over all layers, so that it does not depend on `sizes`.
     position = {layer.tensor.name: number for number, layer in enumerate(findings.layers)}
     pairs = []
@@ -197,7 +228,7 @@ def _read(
         checkpoint.revision,
         sum(reader.bytes_read for reader in checkpoint.files.values()),
         sum(reader.size() for reader in checkpoint.files.values()),
-        checkpoint.licence or metadata.get("license"),
+        checkpoint.licence or located.metadata.get("license"),
     )
     notes = [f"{checkpoint.model}: {n} left out: {reason}" for reason, n in Counter(reasons).items()]
     return KernelSet.from_layers(pairs, sources=[source], skipped=skipped, notes=notes)
@@ -219,9 +250,10 @@ def _states_ckk(metadata: Mapping[str, str]) -> bool:
     return metadata.get("shape_convention", "").replace(" ", "").startswith("(channels,height,width)")
 
 
-def _fetch(
+def fetch(
     layers: Sequence[Depthwise], reader_of: Mapping[str, Reader], model: str, progress: Progress | None
 ) -> dict[str, Float32[np.ndarray, "c k k"]]:
+    """Taps of layers by tensor name, `[c, k, k]` each."""
     total = sum(layer.tensor.stop - layer.tensor.start for layer in layers)
     done = 0
 
@@ -240,7 +272,7 @@ def _fetch(
     return kernels
 
 
-def _tied(kernels: Mapping[str, Float32[np.ndarray, "c k k"]]) -> dict[str, str]:
+def tied_names(kernels: Mapping[str, Float32[np.ndarray, "c k k"]]) -> dict[str, str]:
     """Names whose values another tensor repeats: a layer used at several places, saved under each name.
 
     The deepest name is kept, since it tells the place best.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogfit.kernelset import KernelSet, Layer
 from dogfit.report.result import RunResult, SizeResult
 
 if TYPE_CHECKING:
@@ -72,7 +73,6 @@ def fitted_tensors(result: RunResult) -> dict[str, np.ndarray]:
     without a fit keeps its own taps, so that the tensors can take the place of the network's.
     """
     kernelset = result.kernelset
-    several = len(kernelset.models) > 1
     tensors = {}
     for size, found in result.sizes.items():
         group = kernelset.groups[size]
@@ -80,6 +80,10 @@ def fitted_tensors(result: RunResult) -> dict[str, np.ndarray]:
         kernels = np.where(fitted, found.templates, group.kernels).astype(np.float32)
         for index in np.unique(group.layer):
             layer = kernelset.layers[index]
-            name = f"{layer.model}:{layer.name}" if several else layer.name
-            tensors[name] = layer.as_stored(kernels[group.layer == index])
+            tensors[tensor_name(kernelset, layer)] = layer.as_stored(kernels[group.layer == index])
     return tensors
+
+
+def tensor_name(kernelset: KernelSet, layer: Layer) -> str:
+    """What a layer is called among the tensors of a run."""
+    return f"{layer.model}:{layer.name}" if len(kernelset.models) > 1 else layer.name
