@@ -136,7 +136,7 @@ def labels(kernels: np.ndarray) -> None:
     from dogfit.fit import fit_kernels
     from dogfit.labels import label_fits
 
-    chosen = np.random.default_rng(0).permutation(kernels)[:4000]
+    chosen = np.random.default_rng(0).permutation(kernels)[:2048]
     own = label_fits(fit_kernels(chosen), 0.49)
     print("| | stretches | names along the code | NMI of code and label |\n|---|---|---|---|")
     for says, config in (VARIANTS["default"], VARIANTS["tied"]):
