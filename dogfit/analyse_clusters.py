@@ -182,6 +182,8 @@ def _train(
     kernels: np.ndarray, like: "Autoencoder", seed: int, title: str, work: Workspace, progress: Progress
 ) -> "Autoencoder":
     """An autoencoder of the same settings on other kernels, or from another seed; kept between runs."""
+    import jax
+
     from dogfit.autoencoder import Autoencoder, train_autoencoder
     from dogfit.devices import data_mesh
 
@@ -194,7 +196,7 @@ def _train(
             trained = train_autoencoder(
                 kernels,
                 replace(like.config, seed=seed),
-                mesh=data_mesh(),
+                mesh=data_mesh(jax.local_devices()),
                 progress=lambda step, steps, loss: update(step, steps),  # noqa: ARG005
             )
         trained.save(folder)
