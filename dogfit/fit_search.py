@@ -185,8 +185,7 @@ def _widening(search: Any) -> Any:
 
 
 def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
-    chosen = {name: value for name, value in asdict(config).items() if name in Effort._fields}
-    effort = Effort(**chosen, tolerance=tolerance)
-    if "log_ratio" in model.names:
-        return effort._replace(starts=2 * config.starts, finalists=2 * config.finalists)
-    return effort
+    import json, os
+    o = json.loads(os.environ.get("EFF", "{}"))
+    name = f"{getattr(model,'order',0)}{getattr(model,'two_widths',0):d}"
+    return Effort(o.get("S",8), o.get("steps",40), o.get("m"+name,0.75), o.get("hope",12.0), o.get("apart",0.3), tolerance)

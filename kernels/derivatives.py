@@ -86,8 +86,7 @@ def _by_calculus(
     names, n = model.names, len(point)
     products = products_of(model, point, (kernels.shape[0], kernels.shape[1]), weights)
     calculus = Calculus(model, point)
-    residual, gains, factor = project(kernels, [products.image(b) for b in model.basis(point)])
-    energy = jnp.sum(kernels * kernels, axis=(0, 1)) - jnp.sum(residual * residual, axis=(0, 1))
+    energy, gains, factor = products.project(kernels, model.basis(point))
     basis, by_kappa, whole, whole_by_kappa = _parts(model, point, gains)
 
     def derive(name: str, function: Combination, own: Combination) -> Combination:
@@ -106,7 +105,7 @@ def _by_calculus(
                 # Linear in kappa: the second derivative by it alone is nothing.
                 second[a, b] = calculus.first(whole_by_kappa, rest[0]) if rest else {}
     parts = [*first, *second.values(), *(b for row in basis_first for b in row)]
-    moments = products.moments(residual, {term for part in parts for term in part})
+    moments = products.residual_moments({term for part in parts for term in part})
 
     def against_residual(part: Combination) -> Batch:
         return total(w * moments[t] for t, w in part.items()) if part else jnp.zeros_like(energy)

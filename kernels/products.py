@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, total
+from dogfit.kernels.linalg import Batch, Solution, project, solve_gram, sum_taps, total
 from dogfit.kernels.model import Combination, GaussianModel, Term, TermImages
 from dogfit.kernels.profiles import PROFILES
 
@@ -28,6 +28,9 @@ class SeparableProducts:
         self._means: dict[tuple[int, int, int], Batch] = {}
         self._grams: dict[tuple[int, tuple[int, int], tuple[int, int]], Batch] = {}
         self._inner: dict[tuple[Term, Term], Batch] = {}
+        self._rows: dict[tuple[int, int], Float[Array, "ky b"]] = {}
+        # Two Gaussians of nearly one width: their Gram matrix has no digits to spare in float32.
+        self._ill_conditioned = model.two_widths and not model.tied
 
     def _mean(self, axis: int, width: int, order: int) -> Batch:
         key = (axis, width, order)
@@ -64,14 +67,35 @@ class SeparableProducts:
         """Inner product of two centred combinations."""
         return total(p * q * self._of_terms(a, b) for a, p in one.items() for b, q in other.items())
 
-    def moments(self, image: Image, terms: set[Term]) -> Combination:
+    def project(self, kernels: Image, basis: list[Combination]) -> Solution:
+        """Least-squares solution for centred kernels; prepares the moments of what is left."""
+        if self._ill_conditioned:
+            left, weights, factor = project(kernels, [self.image(function) for function in basis])
+            self._left, self._basis, self._weights = left, [], []
+            return Solution(sum_taps(kernels * kernels) - sum_taps(left * left), weights, factor)
+        self._left, self._basis = kernels, basis
+        gram = {(i, j): self.inner(basis[i], basis[j]) for i in range(len(basis)) for j in range(i + 1)}
+        moments = self._moments(kernels, {term for function in basis for term in function})
+        right = [total(weight * moments[t] for t, weight in function.items()) for function in basis]
+        solution = solve_gram(gram, right)
+        self._weights = solution.weights
+        return solution
+
+    def residual_moments(self, terms: set[Term]) -> Combination:
+        """Inner products with terms of what the projection left of the kernels."""
+        one = jnp.ones_like(self.profiles[0][0][0][0])
+        moments = self._moments(self._left, terms)
+        for function, weight in zip(self._basis, self._weights, strict=True):
+            moments = {t: m - weight * self.inner(function, {t: one}) for t, m in moments.items()}
+        return moments
+
+    def _moments(self, image: Image, terms: set[Term]) -> Combination:
         """Inner products of a centred image with terms."""
-        rows: dict[tuple[int, int], Float[Array, "ky b"]] = {}
         out: Combination = {}
         for width, i, j in sorted(terms):
-            if (width, i) not in rows:
-                rows[width, i] = jnp.sum(self.profiles[width][0][i][:, None, :] * image, axis=0)
-            out[width, i, j] = jnp.sum(rows[width, i] * self.profiles[width][1][j], axis=0)
+            if (width, i) not in self._rows:
+                self._rows[width, i] = jnp.sum(self.profiles[width][0][i][:, None, :] * image, axis=0)
+            out[width, i, j] = jnp.sum(self._rows[width, i] * self.profiles[width][1][j], axis=0)
         return out
 
     def image(self, combination: Combination) -> Image:
@@ -115,13 +139,17 @@ class WeightedProducts:
 
     def inner(self, one: Combination, other: Combination) -> Batch:
         """Inner product of two centred combinations."""
-        return jnp.sum(self.image(one) * self.image(other), axis=(0, 1))
+        return sum_taps(self.image(one) * self.image(other))
 
-    def moments(self, image: Image, terms: set[Term]) -> Combination:
-        """Inner products of a centred and weighted image with terms."""
-        if self._weights is not None:
-            image = jnp.sqrt(self._weights) * image
-        return {term: jnp.sum(image * self._terms.image(term), axis=(0, 1)) for term in sorted(terms)}
+    def project(self, kernels: Image, basis: list[Combination]) -> Solution:
+        """Least-squares solution for whitened kernels; prepares the moments of what is left."""
+        self._left, weights, factor = project(kernels, [self.image(function) for function in basis])
+        return Solution(sum_taps(kernels * kernels) - sum_taps(self._left * self._left), weights, factor)
+
+    def residual_moments(self, terms: set[Term]) -> Combination:
+        """Inner products with terms of what the projection left of the kernels."""
+        image = self._left if self._weights is None else jnp.sqrt(self._weights) * self._left
+        return {term: sum_taps(image * self._terms.image(term)) for term in sorted(terms)}
 
 
 def whiten(image: Image, weights: Image | None) -> Image:
