@@ -63,17 +63,17 @@ def sampled_entrants(path: str) -> list[Entry]:
 
 
 def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -> dict[str, np.ndarray]:
-    """dogfit's dictionary nodes, the best of each width, best first: `[s, n, p]` by family."""
+    """dogfit's starts, best first: `[s, n, p]` by family."""
     import jax
 
     from dogfit.families import FAMILY, with_profile
-    from dogfit.kernels.seeds import MAX_STARTS, find_seeds
+    from dogfit.kernels.seeds import find_seeds
 
     images = normalised(kernels).astype(np.float32).transpose(2, 1, 0)
     found = {}
     for family in families:
         model = with_profile(FAMILY[family.name], profile).model
-        count = MAX_STARTS * (2 if family.two_widths else 1)
+        count = 10 * (2 if family.two_widths else 1)
         seeds = jax.jit(find_seeds, static_argnums=(1, 2))(images, model, count)
         found[family.name] = np.asarray(seeds.points, np.float64).transpose(0, 2, 1)
     return found

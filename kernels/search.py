@@ -123,12 +123,12 @@ def search_optimum(
     rows = kernels.shape[-1]
     # Made from the data, so that under shard_map the state varies over the mesh as the results do.
     zero = 0.0 * kernels[0, 0, :1]
-    box = Box(*(jnp.asarray(side, kernels.dtype) + zero for side in box))
+    box = Box(*(jnp.asarray(side, kernels.dtype) + zero[None] for side in box))
     points, energies = _seed_all(kernels, weights, box if narrowed else None, model, effort, block)
     table = _Table(_Given(kernels, weights, box, points, energies))
     idle = jnp.full(block, rows, jnp.int32) + zero.astype(jnp.int32)
-    nothing = jnp.broadcast_to(zero, (block,))
-    start = jnp.broadcast_to(zero, (len(points[0]), block))
+    nothing = jnp.broadcast_to(zero, block)
+    start = jnp.broadcast_to(zero[None], (len(points[0]), block))
     search = _Search(
         given=table.take(jnp.zeros_like(idle)),
         lanes=_Lanes(
@@ -136,7 +136,7 @@ def search_optimum(
         ),
         ascent=begin_ascent(start)._replace(promise=nothing),
         queue=0 * idle[0],
-        found=jnp.broadcast_to(zero, (rows, len(start) + 3)),
+        found=jnp.broadcast_to(zero[None], (rows, len(start) + 3)),
     )
 
     def unfinished(search: _Search) -> Bool[Array, ""]:
@@ -172,7 +172,7 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     agrees = ended & ~lanes.finishing & ((ascent.energy >= lanes.energy - _AGREEMENT) | joins)
     ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + _AGREEMENT)
     lanes = lanes._replace(
-        point=jnp.where(better[None, :], ascent.point, lanes.point),
+        point=_where(better, ascent.point, lanes.point),
         energy=jnp.where(better, ascent.energy, lanes.energy),
         promise=jnp.where(better, ascent.promise, lanes.promise),
         steps=lanes.steps + jnp.where(ended, ascent.steps, 0),
@@ -192,23 +192,23 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     place = search.queue + jnp.cumsum(leaving, dtype=jnp.int32) - 1
     row = jnp.where(leaving, jnp.minimum(place, rows), lanes.row)
     fresh = table.take(row)
-    given = jax.tree.map(lambda new, old: jnp.where(leaving, new, old), fresh, given)
+    given = jax.tree.map(lambda new, old: _where(leaving, new, old), fresh, given)
     zero = jnp.zeros_like(row)
     lanes = _Lanes(
         row=row,
         start=jnp.where(leaving, zero, lanes.start),
         finishing=jnp.where(leaving, False, lanes.finishing | unsettled),
-        point=jnp.where(leaving, given.points[0], lanes.point),
+        point=_where(leaving, given.points[0], lanes.point),
         energy=jnp.where(leaving, -jnp.inf, lanes.energy),
         promise=jnp.where(leaving, jnp.inf, lanes.promise),
         steps=jnp.where(leaving, zero, lanes.steps),
         agreeing=jnp.where(leaving, zero, lanes.agreeing),
     )
-    begin = jnp.where(unsettled[None, :], lanes.point, _pick(given.points, lanes.start))
+    begin = _where(unsettled, lanes.point, _pick(given.points, lanes.start))
     begun = begin_ascent(jnp.clip(begin, given.box.lower, given.box.upper))
     # Lanes that the queue has nothing left for are at rest.
     begun = begun._replace(promise=jnp.where(row < rows, begun.promise, 0.0))
-    ascent = jax.tree.map(lambda new, old: jnp.where(ended, new, old), begun, ascent)
+    ascent = jax.tree.map(lambda new, old: _where(ended, new, old), begun, ascent)
     queue = search.queue + jnp.sum(leaving, dtype=jnp.int32)
     return _Search(given, lanes, ascent, queue, found)
 
@@ -217,11 +217,16 @@ def _near(model: Model, one: Float[Array, "p b"], other: Float[Array, "p b"]) ->
     return jnp.all(jnp.abs(one - other) < _NEAR * jnp.stack(model.scale(list(one))), axis=0)
 
 
+def _where(lanes: Bool[Array, " b"], new: Array, old: Array) -> Array:
+    """`jnp.where` along the last axis."""
+    return jnp.where(lanes.reshape(*[1] * (new.ndim - 1), -1), new, old)
+
+
 def _pick(values: Float[Array, "s *p b"], which: Int[Array, " b"]) -> Float[Array, "*p b"]:
     """What stands at a place of the first axis, 0 beyond its end."""
     out = jnp.zeros_like(values[0])
     for place in range(len(values)):
-        out = jnp.where(which == place, values[place], out)
+        out = _where(which == place, values[place], out)
     return out
 
 
@@ -253,7 +258,9 @@ class _Table:
         # Bounds that all kernels share need no fetching.
         self._shared = [leaf if leaf.shape[-1] == 1 != rows else None for leaf in leaves]
         self._shapes = [leaf.shape[:-1] for leaf in leaves]
-        own = [leaf.reshape(-1, rows) for leaf, same in zip(leaves, self._shared, strict=True) if same is None]
+        own = [
+            leaf.reshape(-1, rows) for leaf, same in zip(leaves, self._shared, strict=True) if same is None
+        ]
         self._rows = jnp.concatenate(own).T
 
     def take(self, rows: Int[Array, " b"]) -> _Given:

@@ -1,12 +1,14 @@
-"""Starting points from a dictionary: the explained energy on a grid of centres at several widths.
+"""Starting points from a dictionary: the explained energy on grids of centres at several widths.
 
-The energy of a kernel at a grid node is exact (offset, gains and orientation solved for), so the best node
-lies in, or next to, the best basin. The grid is a product of lines, so the projections of all its nodes on a
-kernel are two small matrix products, `P_x W P_y'`; what depends on the grid alone is prepared in NumPy.
+The energy of a kernel at a node is exact (offset, gains and orientation solved for), so a node that explains
+no less than its neighbours lies in, or next to, a basin of attraction. A grid is a product of lines, so the
+projections of all its nodes on a kernel are two small matrix products, `P_x W P_y'`; what depends on the grid
+alone is prepared in NumPy.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,9 +38,10 @@ _OFFSETS = (-0.3, 0.0, 0.3, 0.5)
 _FIRST_OFFSETS = (-0.18, -0.06, 0.06, 0.18)
 _SECOND_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.5, 0.52)
 _TIED_OFFSETS = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52)
-# Peaks that are looked at, in seeds that are wanted, and blocks of nodes of which the two best peaks are kept.
-_LOOKED_AT, _GROUP = 3, 16
-MAX_STARTS = 10
+# Largest kernels for which there are such nodes: in larger ones they would outnumber all others.
+_FINE_SIZE = 15
+# Nodes of which the two best peaks are kept.
+_GROUP = 16
 # Ellipses tried at each start of a round model: none, and one of each of four directions.
 _ELLIPSES = ((0.0, 0.0), (0.7, 0.0), (-0.7, 0.0), (0.0, 0.7), (0.0, -0.7))
 
@@ -84,7 +87,7 @@ class _Place(NamedTuple):
 
 
 def center_line(sigma: float, size: int, offsets: tuple[float, ...] | None = None) -> np.ndarray:
-    """Centres tried along one axis, `[m]`: at offsets from each tap, or evenly, in proportion to the width."""
+    """Centres tried along one axis, `[m]`: at offsets from each tap, or evenly, by the width."""
     if offsets is None and sigma < _NARROW:
         offsets = _OFFSETS
     if offsets is None:
@@ -104,14 +107,15 @@ def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     if model.tied:
         # Where narrow, they have nodes of their own.
         places = [_Place(s, i, None, _TIED_RATIOS, _KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]
-        narrow = [_Place(s, 0, _TIED_OFFSETS, _TIED_RATIOS, _NARROW_KAPPAS, 1) for s in (low, 1.18 * low)]
+        offsets = _TIED_OFFSETS if max(shape) <= _FINE_SIZE else None
+        narrow = [_Place(s, 0, offsets, _TIED_RATIOS, _NARROW_KAPPAS, 1) for s in (low, 1.18 * low)]
         return places + narrow * (low < _NARROW)
     if model.two_widths:
         places = [_Place(s, i, None, (_NEAR_RATIO,), (0.0,), 1) for i, s in enumerate(levels)]
         places += [_Place(s, i, None, _RATIOS, (0.0,), 2) for i, s in enumerate(levels)]
     else:
         places = [_Place(s, i, None, (1.0,), (0.0,), 1) for i, s in enumerate(levels)]
-    if low < _NARROW and (model.two_widths or model.order):
+    if low < _NARROW and (model.two_widths or model.order) and max(shape) <= _FINE_SIZE:
         offsets = _FIRST_OFFSETS if model.order == 1 else _SECOND_OFFSETS
         places.append(_Place(low, 0, offsets, (_NEAR_RATIO,) if model.two_widths else (1.0,), (0.0,), 1))
     return places
@@ -150,31 +154,44 @@ def _grid(model: GaussianModel, shape: tuple[int, int], place: _Place, ratio: fl
     )
     if laplacian:
         functions = ((((0, 0, 0), one),), (((0, 2, 0), one), ((0, 0, 2), one)))
-    columns = np.stack(
-        [
-            total(
-                weight[:, None, None, None, None]
-                * np.einsum("xm,yn->mnxy", profiles[0, w, i], profiles[1, w, j])
-                for (w, i, j), weight in function
-            )
-            for function in functions
-        ],
-        axis=3,
-    )
-    columns = columns.reshape(*columns.shape[:4], -1)
     constants = [np.log(place.sigma) * one] + [np.log(ratio) * one] * model.two_widths
     constants += [np.array(place.kappas)] * model.tied
-    # The far one of a free surround's ratios, and all of a tied one's, are no neighbours of the others.
+    # The far one of a free surround's ratios and all of a tied one's are no neighbours of others.
     variant = place.ratios.index(ratio)
     variant = 8 * variant if model.tied else 0 if laplacian else 1 + variant + (ratio > 5.0)
-    return _Grid((x, y), np.stack(constants, 1), (place.step, variant), profiles, functions, _whitening(columns))
+    return _Grid(
+        (x, y),
+        np.stack(constants, 1),
+        (place.step, variant),
+        profiles,
+        functions,
+        _whitening(profiles, functions),
+    )
 
 
-def _whitening(columns: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Lower triangle of the inverse Cholesky factor of the Gram matrices of columns `[..., q, taps]`."""
-    q = columns.shape[-2]
-    columns = columns - columns.mean(axis=-1, keepdims=True)
-    gram = columns @ columns.swapaxes(-1, -2)
+def _whitening(
+    profiles: dict[tuple[int, int, int], np.ndarray], functions: Sequence[Sequence[tuple[Term, np.ndarray]]]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Lower triangle of the inverse Cholesky factors of the functions' Gram matrices."""
+
+    def inner(one: Term, other: Term) -> np.ndarray:
+        """Of two terms about their means `[m, n]`."""
+        about, means = [], []
+        for axis in (0, 1):
+            p, q = (profiles[axis, term[0], term[1 + axis]] for term in (one, other))
+            means.append(p.sum(0) * q.sum(0) / len(p))
+            about.append(((p - p.mean(0)) * (q - q.mean(0))).sum(0))
+        return np.multiply.outer(about[0], about[1] + means[1]) + np.multiply.outer(means[0], about[1])
+
+    q = len(functions)
+    rows = [
+        [
+            total((v * w)[:, None, None] * inner(s, t) for s, v in functions[i] for t, w in functions[j])
+            for j in range(q)
+        ]
+        for i in range(q)
+    ]
+    gram = np.moveaxis(np.array(rows), (0, 1), (-2, -1))
     scale = 1 / np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 1e-30))
     correlation = gram * scale[..., :, None] * scale[..., None, :] + 1e-8 * np.eye(q)
     inverse = np.linalg.inv(np.linalg.cholesky(correlation)) * scale[..., None, :]
@@ -208,7 +225,7 @@ def find_seeds(
         energies.append(e)
         numbers.append(number + first)
         first += grid.whitening[0, 0].size
-    peaks = _largest(jnp.concatenate(energies), jnp.concatenate(numbers), _LOOKED_AT * count)
+    peaks = _largest(jnp.concatenate(energies), jnp.concatenate(numbers), 2 * count + 6)
     seeds = _thin(*peaks, _nodes(model, kernels.shape[:2]), count, apart)
     seeds = Seeds(seeds.points.astype(kernels.dtype), seeds.energies.astype(kernels.dtype))
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
@@ -239,9 +256,8 @@ def _peaks(energies: Float[Array, "kappas m n b"]) -> tuple[Float[Array, "c b"],
     keys = (lax.bitcast_convert_type(inner, jnp.int32) & ~low_bits) | number
     keys = jnp.where(inner >= around, keys, 0)
     # Of four nodes at most one is a peak.
-    keys = jnp.maximum(
-        jnp.maximum(keys[:, ::2, ::2], keys[:, 1::2, ::2]), jnp.maximum(keys[:, ::2, 1::2], keys[:, 1::2, 1::2])
-    )
+    keys = jnp.maximum(keys[:, ::2], keys[:, 1::2])
+    keys = jnp.maximum(keys[:, :, ::2], keys[:, :, 1::2])
     keys = keys.reshape(-1, keys.shape[-1])
     if len(keys) > 2 * _GROUP:
         # Nodes far from each other share a group.
@@ -257,11 +273,12 @@ def _largest(
     energies: Float[Array, "c b"], numbers: Int[Array, "c b"], count: int
 ) -> tuple[Float[Array, "t b"], Int[Array, "t b"]]:
     """The largest energies, repeated maximum: lax.top_k sorts on CPU. Of equal ones one is taken."""
-    found, last = [], jnp.full_like(energies[0], jnp.inf)
-    for _ in range(count):
-        last = jnp.max(jnp.where(energies < last[None], energies, 0.0), axis=0)
-        found.append((last, jnp.max(jnp.where(energies == last[None], numbers, 0), axis=0)))
-    return jnp.stack([e for e, _ in found]), jnp.stack([number for _, number in found])
+
+    def next_largest(last: Batch, _: None) -> tuple[Batch, tuple[Batch, Int[Array, " b"]]]:
+        best = jnp.max(jnp.where(energies < last[None], energies, 0.0), axis=0)
+        return best, (best, jnp.max(jnp.where(energies == best[None], numbers, 0), axis=0))
+
+    return lax.scan(next_largest, 0.0 * energies[0] + jnp.inf, length=count)[1]
 
 
 @functools.cache
@@ -339,7 +356,9 @@ def _node_sums(image: Image, along_x: np.ndarray, along_y: np.ndarray) -> Float[
 
 
 def _along_kappas(weight: np.ndarray, sums: Float[Array, "m n b"]) -> Float[Array, "kappas m n b"]:
-    return sums[None] if np.all(weight == 1) else jnp.asarray(weight, sums.dtype)[:, None, None, None] * sums[None]
+    if np.all(weight == 1):
+        return sums[None]
+    return jnp.asarray(weight, sums.dtype)[:, None, None, None] * sums[None]
 
 
 def _function_sums(image: Image, grid: _Grid) -> list[Float[Array, "kappas m n b"]]:
@@ -369,7 +388,7 @@ def _weighted_energies(kernels: Image, grid: _Grid, weights: Image) -> Float[Arr
     """As `_grid_energies` with weighted taps: the Gram matrices are the kernels' own."""
     projections = _function_sums(jnp.sqrt(weights) * kernels, grid)
     means = _function_sums(weights, grid)
-    everything = jnp.sum(weights, axis=(0, 1))
+    everything = jnp.sum(weights, axis=(0, 1))[None, None, None]
     q = len(projections)
 
     def gram(i: int, j: int) -> Float[Array, "kappas m n b"]:
