@@ -27,7 +27,7 @@ class FitConfig:
     starts: int = 5
     """Effort: the number of starts is in proportion, and with it grows how much less than the best may do."""
     steps: int = 40
-    """Most evaluations for each start; the best one gets four times as many if it needs them."""
+    """Most evaluations for each start (the plain search takes half); the best gets more if it needs them."""
 
     def __post_init__(self) -> None:
         for name, choice in (("profile", Profile), ("criterion", Criterion), ("engine", Engine)):

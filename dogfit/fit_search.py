@@ -195,9 +195,10 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
         starts *= 1 + model.tied
     return Effort(
         starts=max(round(harder * starts), 1),
-        steps=config.steps,
+        # What has not arrived by then is in a narrow valley; the best of a kernel gets to its end.
+        steps=(config.steps + 1) // 2,
         margin=share**harder,
-        hope=12.0 * harder,
+        hope=8.0 * harder,
         apart=0.3 / harder**0.5,
         tolerance=tolerance,
     )

@@ -306,12 +306,13 @@ def _thin(
     better = np.tri(len(at), k=-1, dtype=bool)[..., None]
     keep = (energies > 0) & ~jnp.any(near & better, axis=1)
     place = jnp.where(keep, jnp.cumsum(keep, axis=0, dtype=jnp.int32) - 1, count)
-    points, chosen = [], []
-    for s in range(count):
-        here = place == s
-        points.append(jnp.sum(jnp.where(here[:, None], found[:, :-2], 0.0), axis=0))
-        chosen.append(jnp.sum(jnp.where(here, energies, 0.0), axis=0))
-    return Seeds(jnp.stack(points), jnp.stack(chosen))
+    here = place[None] == jnp.arange(count, dtype=jnp.int32)[:, None, None]
+
+    def put(values: Float[Array, "t b"]) -> Float[Array, "s b"]:
+        return jnp.sum(jnp.where(here, values[None], 0.0), axis=1)
+
+    points = [put(found[:, parameter]) for parameter in range(found.shape[1] - 2)]
+    return Seeds(jnp.stack(points, axis=1), put(energies))
 
 
 def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: int) -> Seeds:
