@@ -99,7 +99,7 @@ class TorchAutoencoder:
         temperature = torch.tensor(hot * (cold / hot) ** min(2 * warming, 1.0))
         progress = min(2 * number / total, 1.0)
         if whole:
-            yields = torch.tensor(self.config.yield_weight * progress)
+            yields = torch.tensor(self.config.yield_weight * (progress if self.curve else 1.0))
             fading = torch.tensor(self.config.target_weight * (1 - progress))
             loss = self.whole_loss(batch, grid, temperature, yields, fading)
         else:

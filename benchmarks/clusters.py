@@ -100,7 +100,9 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
             f"clusters preferred in {curve['space']}: silhouette / stability / BIC",
             [f"{s['silhouette']} / {s['bootstrap_ari']} / {s['bic']}" for s in supported],
         )
-    yield "clusters by the gap statistic", [str(evidence["gap"]["supported"]), *nothing]
+    gap = dict(zip(evidence["gap"]["counts"], evidence["gap"]["gap"], strict=True))
+    shown = ", ".join(f"{gap[k]:.3f} at {k}" for k in (2, 10, 32) if k in gap)
+    yield f"clusters by the gap statistic ({shown})", [str(evidence["gap"]["supported"]), *nothing]
     universal = found["universal"]
     for name, row in universal["found"].items():
         at = min(FILTERS, len(row["explained"]))

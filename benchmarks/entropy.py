@@ -47,7 +47,7 @@ def main() -> None:
         "    # side: height, midpoint, rate, offset; largest miss of the minima; of the mean by closed form"
     )
     for k in arguments.sides:
-        draws = {n: arguments.draws or int(np.clip(2e7 / (n * k * k), 3, 200)) for n in COUNTS}
+        draws = {n: arguments.draws or int(np.clip(3e6 / (n * k * k), 3, 200)) for n in COUNTS}
         least = {n: least_entropy(k, n, draws[n]) for n in COUNTS}
         found = refit(k, least)
         n = np.array(COUNTS)

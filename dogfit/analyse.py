@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dogfit.analyse_clusters import with_evidence, with_universal
 from dogfit.clusters import paper_r2, read_filters
 from dogfit.config import RunConfig
 from dogfit.console import Progress, Update
+from dogfit.distributed import announce, gather_rows, own_rows
 from dogfit.kernelset import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.outputs import Workspace
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 NULL_KERNELS = (8_192, 32_768)
 # The paper names about ten patterns; used where no stretches of a code say how many there are.
 KMEANS_CLUSTERS = 10
+# Of more kernels than these a random sample finds the centres, and scores the partitions.
+KMEANS_SAMPLE, SILHOUETTE_SAMPLE = 200_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Fits:
 
         from dogfit.labels import label_fits
 
-        fit = _fit(kernels, config, progress)
+        fit = fit_together(kernels, config, progress)
         frame = fit.table() if whole else pl.DataFrame({"r2": np.asarray(fit.r2)})
         frame = frame.with_columns(
             pl.Series("label", label_fits(fit, paper_r2(fit.size)).tolist(), dtype=pl.String)
@@ -61,23 +65,23 @@ class Fits:
         templates = fit.templates() if whole else np.empty((0, *kernels.shape[1:]), np.float32)
         return cls(frame, templates, fit.families, dict(fit.omitted))
 
-    def to_bytes(self) -> bytes:
-        """As one safetensors file."""
-        from safetensors.numpy import save
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        from safetensors.numpy import save_file
 
         about = json.dumps({"families": self.families, "omitted": dict(self.omitted)}).encode()
         parts = {"frame": parquet(self.frame), "about": about}
-        return save(
-            {"templates": self.templates, **{k: np.frombuffer(v, np.uint8) for k, v in parts.items()}}
+        save_file(
+            {"templates": self.templates, **{k: np.frombuffer(v, np.uint8) for k, v in parts.items()}}, path
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` made."""
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
         import polars as pl
-        from safetensors.numpy import load
+        from safetensors.numpy import load_file
 
-        parts = load(data)
+        parts = load_file(path)
         about = json.loads(parts["about"].tobytes())
         frame = pl.read_parquet(io.BytesIO(parts["frame"].tobytes()))
         return cls(frame, parts["templates"], tuple(about["families"]), about["omitted"])
@@ -94,6 +98,12 @@ def _fit(kernels: np.ndarray, config: RunConfig, progress: Update | None = None)
 
     how = FitConfig(profile=config.profile, criterion=config.criterion)
     return fit_kernels(kernels, config.families, config=how, progress=progress)
+
+
+def fit_together(kernels: np.ndarray, config: RunConfig, progress: Update | None = None) -> "FitResult":
+    """Fit this process's share; the fits of all, in process 0, and of the share alone in the others."""
+    mine = _fit(kernels[own_rows(len(kernels))], config, progress)
+    return gather_rows(mine, everywhere=False)
 
 
 def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
@@ -122,17 +132,18 @@ def analyse_size(
     filters = None if config.filters is None else read_filters(config.filters)
 
     def fits(name: str, kernels: np.ndarray) -> Fits:
-        def make() -> bytes:
+        def make(path: Path) -> None:
             with progress.stage(f"fit {size}×{size} {name}", "kernels") as update:
-                return Fits.of(kernels, config, update, whole=name == "network").to_bytes()
+                announce(do="fit", size=size, name=name)
+                Fits.of(kernels, config, update, whole=name == "network").save(path)
 
-        return Fits.from_bytes(work.stage(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
+        return Fits.load(work.stage_file(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
 
     found = fits("network", group.kernels)
     own = found.scores("network", group.normalised(), group.layer)
     nulls = [
         fits(name, kernels).scores(name, _normalised(kernels), layer)
-        for name, (kernels, layer) in _nulls(group, config.seed).items()
+        for name, (kernels, layer) in null_kernels(group, config.seed).items()
     ]
     result = SizeResult(
         own=own,
@@ -160,7 +171,7 @@ def analyse_size(
     return result
 
 
-def _nulls(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def null_kernels(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Null kernels and the layers they stand for (-1: none), from the easiest to the hardest to beat."""
     k = group.kernels.shape[-1]
     n = int(np.clip(len(group.kernels), *NULL_KERNELS))
@@ -192,29 +203,39 @@ def _autoencoder(
         # Beside the results, as one trained here would be: its codes mean nothing without it.
         given.save(work.hidden / f"autoencoder-{given.size}")
         return given
-    from dogfit.autoencoder import MIN_KERNELS, Autoencoder, AutoencoderConfig, train_autoencoder
-    from dogfit.devices import data_mesh
+    from dogfit.autoencoder import MIN_KERNELS, Autoencoder
 
     if len(kernels) < MIN_KERNELS:
         return f"{len(kernels)} kernels are too few; it takes {MIN_KERNELS}"
     size = kernels.shape[-1]
-    settings = AutoencoderConfig(seed=config.seed)
-    if config.steps is not None:
-        settings = replace(settings, steps=config.steps)
     with work.stage_folder(f"autoencoder-{size}") as (folder, finished):
         if finished:
             return Autoencoder.load(folder)
         shutil.rmtree(folder, ignore_errors=True)
         with progress.stage(f"train {size}×{size} autoencoder", "steps") as update:
-            autoencoder = train_autoencoder(
-                kernels,
-                settings,
-                mesh=data_mesh(),
-                checkpoint_dir=work.hidden.resolve() / f"training-{size}",
-                progress=lambda step, steps, loss: update(step, steps),  # noqa: ARG005
-            )
+            announce(do="train", size=size)
+            autoencoder = train_together(kernels, config, work.hidden, update)
         autoencoder.save(folder)
     return autoencoder
+
+
+def train_together(
+    kernels: Float[np.ndarray, "n k k"], config: RunConfig, hidden: Path, progress: Update | None = None
+) -> "Autoencoder":
+    """Train one size's autoencoder on all devices of all processes, with checkpoints in the hidden folder."""
+    from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
+    from dogfit.devices import data_mesh
+
+    settings = AutoencoderConfig(seed=config.seed)
+    if config.steps is not None:
+        settings = replace(settings, steps=config.steps)
+    return train_autoencoder(
+        kernels,
+        settings,
+        mesh=data_mesh(),
+        checkpoint_dir=hidden.resolve() / f"training-{kernels.shape[-1]}",
+        progress=None if progress is None else lambda step, steps, loss: progress(step, steps),  # noqa: ARG005
+    )
 
 
 def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":
@@ -268,7 +289,7 @@ def _with_code(
 
 def _with_baseline(result: SizeResult, config: RunConfig, progress: Progress) -> SizeResult:
     """The result with k-means on the kernels, and how far the partitions agree."""
-    from dogfit.clusters import agreement, kmeans, silhouette
+    from dogfit.clusters import agreement, silhouette
 
     kernels = result.usable.kernels
     count = len(result.stretches.names) if result.stretches else KMEANS_CLUSTERS
@@ -276,22 +297,47 @@ def _with_baseline(result: SizeResult, config: RunConfig, progress: Progress) ->
         return result
     size = kernels.shape[-1]
     with progress.stage(f"k-means of {size}×{size} kernels", "kernels"):
-        found = kmeans(kernels, count, config.seed)
+        labels, centres = _kmeans(kernels, count, config.seed)
     names = []
     for cluster in range(count):
-        common = Counter(result.usable.label[found.labels == cluster].tolist()).most_common(1)
+        common = Counter(result.usable.label[labels == cluster].tolist()).most_common(1)
         names.append(f"{cluster} {common[0][0]}" if common else str(cluster))
     index = np.full(len(result.own.r2), -1, np.int32)
-    index[result.good] = found.labels
-    partitions = {"k-means": found.labels, "label of the fit": result.usable.label}
+    index[result.good] = labels
+    partitions = {"k-means": labels, "label of the fit": result.usable.label}
     if result.stretches:
         partitions = {"name along the code": result.stretches.index[result.good], **partitions}
     pairs = [(a, b) for i, a in enumerate(partitions) for b in list(partitions)[i + 1 :]]
     numbered = {name: np.unique(partition, return_inverse=True)[1] for name, partition in partitions.items()}
-    scores = {name: silhouette(kernels, partition, seed=config.seed) for name, partition in numbered.items()}
+    some = _sample(len(kernels), SILHOUETTE_SAMPLE, config.seed)
+    scores = {
+        name: silhouette(kernels[some], given[some], seed=config.seed) for name, given in numbered.items()
+    }
     return replace(
         result,
-        kmeans=Clusters(index, tuple(names), _normalised(found.centroids.reshape(count, size, size))),
-        agreement={f"{a} / {b}": agreement(partitions[a], partitions[b])._asdict() for a, b in pairs},
+        kmeans=Clusters(index, tuple(names), _normalised(centres)),
+        agreement={f"{a} / {b}": agreement(numbered[a], numbered[b])._asdict() for a, b in pairs},
         silhouette={name: score for name, score in scores.items() if np.isfinite(score)},
     )
+
+
+def _kmeans(
+    kernels: Float[np.ndarray, "n k k"], count: int, seed: int
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "m k k"]]:
+    """Cluster of each kernel and the centres, found among a sample where there are very many kernels."""
+    from dogfit.clusters import kmeans
+
+    some = _sample(len(kernels), KMEANS_SAMPLE, seed)
+    found = kmeans(kernels[some], count, seed)
+    centres = found.centroids.astype(np.float32)
+    labels = found.labels
+    if len(labels) < len(kernels):
+        rows, half = kernels.reshape(len(kernels), -1), np.sum(centres**2, axis=1) / 2
+        blocks = [rows[i : i + KMEANS_SAMPLE] @ centres.T - half for i in range(0, len(rows), KMEANS_SAMPLE)]
+        labels = np.concatenate([np.argmax(block, axis=1) for block in blocks]).astype(np.int32)
+    return labels, centres.reshape(-1, *kernels.shape[1:])
+
+
+def _sample(n: int, most: int, seed: int) -> np.ndarray | slice:
+    """Rows of a random sample in order, or all if they are no more than `most`."""
+    return slice(None) if n <= most else np.sort(np.random.default_rng(seed).permutation(n)[:most])

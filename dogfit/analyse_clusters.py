@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CANDIDATES = (50, 25, 10)
 """Candidate filters decoded from evenly spaced codes, as many as in Babaiee et al. (NeurIPS 2025)."""
+COUNTS = (2, 3, 4, 6, 8, 10, 12, 16, 24, 32)
+"""Numbers of clusters that are tried."""
 _RANDOM_ORDERS = 5
 _GAP_REFERENCES = 4
 
@@ -143,7 +145,9 @@ def _evidence(
                     **agreement(named, renamed)._asdict(),
                 }
         with progress.stage(f"evidence for {size}×{size} clusters, {title}", "kernels"):
-            evidence = cluster_evidence(scores.kernels, code, clusters=count, given=parts, seed=config.seed)
+            evidence = cluster_evidence(
+                scores.kernels, code, clusters=count, given=parts, counts=COUNTS, seed=config.seed
+            )
         part["kernels"] = evidence.kernels
         part["scores"] = [asdict(score) for score in evidence.scores]
         part["curves"] = [{**asdict(curve), "supported": curve.supported} for curve in evidence.curves]
@@ -151,7 +155,7 @@ def _evidence(
     null = result.nearest_null
     order = rng.permutation(len(null.kernels))
     references = [null.kernels[rows] for rows in np.array_split(order, _GAP_REFERENCES)]
-    counts = [k for k in (1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32) if k < min(n, len(references[-1])) / 4]
+    counts = [k for k in (1, *COUNTS) if k < min(n, len(references[-1])) / 4]
     if len(counts) > 1:
         with progress.stage(f"gap statistic of {size}×{size} kernels", "kernels"):
             gap = gap_statistic(own.kernels, references, counts=counts, seed=config.seed)
@@ -179,6 +183,8 @@ def _train(
     kernels: np.ndarray, like: "Autoencoder", seed: int, title: str, work: Workspace, progress: Progress
 ) -> "Autoencoder":
     """An autoencoder of the same settings on other kernels, or from another seed; kept between runs."""
+    import jax
+
     from dogfit.autoencoder import Autoencoder, train_autoencoder
     from dogfit.devices import data_mesh
 
@@ -191,7 +197,7 @@ def _train(
             trained = train_autoencoder(
                 kernels,
                 replace(like.config, seed=seed),
-                mesh=data_mesh(),
+                mesh=data_mesh(jax.local_devices()),
                 progress=lambda step, steps, loss: update(step, steps),  # noqa: ARG005
             )
         trained.save(folder)

@@ -89,6 +89,25 @@ class RunConfig:
     exclude: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
     """Leave out tensors whose name matches."""
 
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT|auto", help_behavior_hint="(default: one process)")
+    ] = None
+    """Share the work with other processes, started with the same command: address of process 0 and a free
+    port there, or auto under SLURM, Open MPI, Kubernetes and on TPU pods. Process 0 writes the results."""
+
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(with auto: found)")] = (
+        None
+    )
+    """Number of processes."""
+
+    process_id: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="(with auto: found)")] = (
+        None
+    )
+    """Which of them this is, from 0."""
+
+    lost_after: Annotated[int, tyro.conf.arg(metavar="SECONDS")] = 60
+    """A process that is silent for so long is lost; the others then end, and the same command goes on."""
+
     overwrite: bool = False
     """Replace the results of another run in the same folder."""
 
@@ -126,6 +145,27 @@ class RunConfig:
             )
         if self.replace in ("universal", "autoencoder") and self.no_autoencoder:
             raise ValueError(f"--replace {self.replace} needs the autoencoder; leave out --no-autoencoder")
+
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        count, index = self.processes, self.process_id
+        if self.coordinator is None:
+            if (count, index) != (None, None):
+                raise ValueError("--processes and --process-id need --coordinator HOST:PORT")
+            return
+        if self.coordinator != "auto":
+            host, _, port = self.coordinator.rpartition(":")
+            if not (host and port.isdecimal() and 0 < int(port) < 65536):
+                raise ValueError(f"--coordinator is HOST:PORT, or auto; got {self.coordinator}")
+            if count is None or index is None:
+                raise ValueError("--coordinator HOST:PORT needs --processes N and --process-id I")
+        if count is not None and count < 1:
+            raise ValueError(f"--processes must be 1 or more, got {count}")
+        if index is not None and not 0 <= index < (count or index + 1):
+            raise ValueError(f"--process-id counts from 0 to {(count or 1) - 1}, got {index}")
+        if self.lost_after < 1:
+            raise ValueError(f"--lost-after must be 1 second or more, got {self.lost_after}")
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers. Inputs are compared by content, not by path."""

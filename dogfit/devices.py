@@ -1,4 +1,4 @@
-"""One mesh over all devices, its two shardings, and padding of uneven row counts."""
+"""One mesh over all devices of all processes, its two shardings, and padding of uneven row counts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Bool, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 DATA = "data"
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A one-axis mesh, named "data", over `devices` (all devices of the process group when None)."""
+    """A one-axis mesh, named "data", over `devices` (all devices of all processes when None)."""
     chosen = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(chosen),), (DATA,), devices=chosen, axis_types=(AxisType.Auto,))
 
@@ -25,6 +25,14 @@ def rows(mesh: Mesh) -> NamedSharding:
 def everywhere(mesh: Mesh) -> NamedSharding:
     """Sharding that keeps a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def place(array: Shaped[np.ndarray, "..."], sharding: NamedSharding) -> Shaped[Array, "..."]:
+    """Put an array of the host on the devices of a mesh that may span processes.
+
+    Every process gives the same array, and copies no more of it than its own devices hold.
+    """
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def pad_rows(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Rows rendered, or differentiated, at once.
 _ROWS = 512
+# Rows whose Jacobians are held at once, in float64.
+_ERROR_ROWS = 8_192
 
 
 class Status(enum.IntEnum):
@@ -178,12 +180,13 @@ class FitResult:
         """
         import polars
 
-        chosen = [*self.families, None]
+        chosen = np.array([*self.families, None], dtype=object)
+        statuses = np.array([status.name.lower() for status in Status], dtype=object)
         columns: dict[str, Any] = {
-            "family": [chosen[i] for i in np.asarray(self.family)],
+            "family": polars.Series(chosen[np.asarray(self.family)].tolist(), dtype=polars.String),
             "r2": np.asarray(self.r2),
             "rmse": np.asarray(self.rmse),
-            "status": [Status(s).name.lower() for s in np.asarray(self.status)],
+            "status": statuses[np.asarray(self.status)].tolist(),
         }
         for i, name in enumerate(self.families):
             columns[f"r2_{name}"] = np.asarray(self.r2_by_family)[:, i]
@@ -257,6 +260,22 @@ def standard_errors(
     weights: np.ndarray | None,
 ) -> np.ndarray:
     """Standard errors of the reported parameters `[n, p]`, given the sum of squared residuals `[n]`."""
+    pieces = []
+    for start in range(0, len(parameters), _ERROR_ROWS):
+        here = slice(start, start + _ERROR_ROWS)
+        weight = None if weights is None else weights[here]
+        pieces.append(_errors(family, parameters[here], held[here], residual[here], shape, weight))
+    return np.concatenate(pieces)
+
+
+def _errors(
+    family: Family,
+    parameters: np.ndarray,
+    held: np.ndarray,
+    residual: np.ndarray,
+    shape: tuple[int, int],
+    weights: np.ndarray | None,
+) -> np.ndarray:
     jacobian, change = (
         array.astype(np.float64)
         for array in _in_pieces(functools.partial(_jacobians, family=family, shape=shape), parameters)

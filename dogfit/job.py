@@ -17,7 +17,9 @@ import dogfit
 from dogfit.analyse import analyse_size, why_not_fitted
 from dogfit.config import RunConfig
 from dogfit.console import Progress
+from dogfit.distributed import announce, process_count, process_index
 from dogfit.errors import InputError
+from dogfit.follow import follow
 from dogfit.kernelset import Flag, KernelSet
 from dogfit.outputs import Workspace
 from dogfit.report.result import RunResult
@@ -44,6 +46,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
     """Do the whole job and return the summary, as written to `summary.json`.
 
     A finished run with the same inputs and settings in `config.out` is read; an interrupted one goes on.
+    Of several processes the first does this with the help of the others, which return an empty summary.
 
     Raises:
       DogfitError: by kind, see `dogfit.errors`; its `exit_code` is the command's.
@@ -60,7 +63,12 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
             f"{config.autoencoder} has autoencoders for {_sizes(given)} kernels, the input has "
             f"{_sizes(kernelset.groups)} ones; leave out --autoencoder to train them"
         )
-    with Workspace(config.out, _fingerprint(kernelset, config, given), overwrite=config.overwrite) as work:
+    fingerprint = _fingerprint(kernelset, config, given)
+    if process_index() > 0:
+        follow(kernelset, config, fingerprint)
+        return {}
+    with Workspace(config.out, fingerprint, overwrite=config.overwrite) as work:
+        announce(do="begin", fingerprint=fingerprint)
         if work.finished:
             progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
         else:
@@ -83,6 +91,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
             work.publish()
         if config.replace is not None:
             _replace(config, kernelset, progress)
+        announce(do="end")
     return json.loads((config.out / "summary.json").read_bytes())
 
 
@@ -152,7 +161,7 @@ def _fingerprint(kernelset: KernelSet, config: RunConfig, given: Mapping[int, "A
     about = [dogfit.__version__, settings, [asdict(layer) for layer in kernelset.layers], kernelset.notes]
     digest = hashlib.sha256(json.dumps(about).encode())
     for group in kernelset.groups.values():
-        digest.update(np.ascontiguousarray(group.kernels).tobytes())
+        digest.update(np.ascontiguousarray(group.kernels).data)
     for autoencoder in given.values():
         digest.update(autoencoder.to_bytes())
     return digest.hexdigest()
@@ -160,18 +169,19 @@ def _fingerprint(kernelset: KernelSet, config: RunConfig, given: Mapping[int, "A
 
 def _write(work: Workspace, result: RunResult) -> None:
     """Gather every result but `run.json`."""
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
     from dogfit.report.gather import draw_figures
     from dogfit.report.page import report_page
-    from dogfit.report.tables import fitted_tensors, kernel_table, parquet
+    from dogfit.report.tables import fitted_tensors, kernel_table, layer_table, parquet
 
     shutil.rmtree(work.results, ignore_errors=True)
     summary = json.loads(_json(summarise(result)))
     work.write("summary.json", _json(summary))
-    work.write("kernels.parquet", parquet(kernel_table(result)))
-    work.write("fits.safetensors", save(fitted_tensors(result)))
-    pictures = draw_figures(result)
+    work.write_file("kernels.parquet", lambda path: kernel_table(result).write_parquet(path))
+    work.write("layers.parquet", parquet(layer_table(summary)))
+    work.write_file("fits.safetensors", lambda path: save_file(fitted_tensors(result), path))
+    pictures = draw_figures(result, summary)
     for (size, name), png in pictures.items():
         work.write(f"figures/{name}_{size}x{size}.png", png)
     work.write("report.html", report_page(summary, pictures).encode())
@@ -260,6 +270,7 @@ def _about(
         "versions": {"dogfit": dogfit.__version__, "python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "processes": process_count(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {
             "total": round((datetime.now(UTC) - started).total_seconds(), 3),

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Float32, Int8, Int32
@@ -23,6 +23,8 @@ FORMAT = "dogfit-kernelset-1"
 ZERO_TAP = 1e-12
 # A constant kernel stored in float32 keeps a centred norm of about 1e-7 of its norm.
 CONSTANT_RATIO = 1e-6
+# Kernels at once in float64: of millions of them, memory should hold one copy.
+BLOCK = 65_536
 
 
 class Flag(enum.IntEnum):
@@ -134,11 +136,15 @@ class KernelGroup:
 
     def normalised(self) -> Float32[np.ndarray, "n k k"]:
         """Centred kernels of unit norm; rows whose flag is not OK are zero."""
-        ok = (self.flag == Flag.OK)[:, None, None]
-        centred = np.where(ok, self.kernels, 0).astype(np.float64)
-        centred -= centred.mean((1, 2), keepdims=True)
-        norm = np.sqrt(np.sum(centred**2, (1, 2), keepdims=True))
-        return (centred / np.where(ok, norm, 1)).astype(np.float32)
+        unit = np.empty_like(self.kernels)
+        for start in range(0, len(unit), BLOCK):
+            here = slice(start, start + BLOCK)
+            ok = (self.flag[here] == Flag.OK)[:, None, None]
+            centred = np.where(ok, self.kernels[here], 0).astype(np.float64)
+            centred -= centred.mean((1, 2), keepdims=True)
+            norm = np.sqrt(np.sum(centred**2, (1, 2), keepdims=True))
+            unit[here] = centred / np.where(ok, norm, 1)
+        return unit
 
 
 @dataclass(frozen=True)
@@ -286,22 +292,27 @@ class KernelSet:
         import polars
 
         groups = list(self.groups.values())
-        layers = [self.layers[index] for group in groups for index in group.layer]
-        flags = [Flag(flag).name for group in groups for flag in group.flag]
+        names = np.array([flag.name for flag in Flag], dtype=object)
+        flags = [name for group in groups for name in names[group.flag]]
 
         def column(name: str, dtype: type) -> np.ndarray:
             return np.concatenate([np.zeros(0, dtype), *(getattr(group, name) for group in groups)])
 
+        place = polars.Series(column("layer", np.int32))
+
+        def of_layer(name: str, values: list[Any], dtype: Any) -> polars.Series:
+            return polars.Series(name, values, dtype).gather(place)
+
         text, whole = polars.String, polars.Int32
         return polars.DataFrame(
             [
-                polars.Series("model", [layer.model for layer in layers], text),
-                polars.Series("layer", [layer.name for layer in layers], text),
-                polars.Series("position", [layer.position for layer in layers], whole),
-                polars.Series("stage", [layer.stage for layer in layers], whole),
-                polars.Series("block", [layer.block for layer in layers], whole),
+                of_layer("model", [layer.model for layer in self.layers], text),
+                of_layer("layer", [layer.name for layer in self.layers], text),
+                of_layer("position", [layer.position for layer in self.layers], whole),
+                of_layer("stage", [layer.stage for layer in self.layers], whole),
+                of_layer("block", [layer.block for layer in self.layers], whole),
                 polars.Series("channel", column("channel", np.int32)),
-                polars.Series("size", [layer.size for layer in layers], whole),
+                of_layer("size", [layer.size for layer in self.layers], whole),
                 polars.Series("mean", column("mean", np.float32)),
                 polars.Series("norm", column("norm", np.float32)),
                 polars.Series("flag", flags, text),
@@ -366,8 +377,18 @@ class KernelSet:
 
 
 def _group(rows: list[tuple[int, np.ndarray]]) -> KernelGroup:
+    kernels = np.concatenate([np.asarray(k, np.float32) for _, k in rows])
+    blocks = [_statistics(kernels[start : start + BLOCK]) for start in range(0, max(len(kernels), 1), BLOCK)]
+    mean, norm, flag = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    counts = [len(k) for _, k in rows]
+    layer = np.repeat(np.array([index for index, _ in rows], np.int32), counts)
+    channel = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    return KernelGroup(kernels, layer, channel, mean, norm, flag)
+
+
+def _statistics(kernels: Float32[np.ndarray, "n k k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, norm about the mean, and flag of each kernel."""
     with np.errstate(over="ignore", invalid="ignore"):
-        kernels = np.concatenate([np.asarray(k, np.float32) for _, k in rows])
         taps = kernels.astype(np.float64)
         mean = taps.mean((1, 2))
         norm = np.sqrt(np.sum((taps - mean[:, None, None]) ** 2, (1, 2)))
@@ -377,10 +398,7 @@ def _group(rows: list[tuple[int, np.ndarray]]) -> KernelGroup:
         flag[norm <= CONSTANT_RATIO * energy] = Flag.CONSTANT
         flag[np.abs(kernels).max((1, 2)) < ZERO_TAP] = Flag.ZERO
         flag[~(np.isfinite(norm) & np.isfinite(mean))] = Flag.NONFINITE
-    counts = [len(k) for _, k in rows]
-    layer = np.repeat(np.array([index for index, _ in rows], np.int32), counts)
-    channel = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-    return KernelGroup(kernels, layer, channel, mean, norm, flag)
+    return mean, norm, flag
 
 
 def _split(layers: tuple[Layer, ...], kernels: dict[int, np.ndarray]) -> list[tuple[Layer, np.ndarray]]:

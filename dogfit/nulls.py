@@ -58,12 +58,19 @@ def covariance_matched(
     layer = layer.astype(np.int32)
     kernels = np.empty((layer.size, k, k), np.float32)
     generator = _generator(seed, "covariance matched", k)
-    for index in np.unique(layer):
-        taps = group.kernels[good & (group.layer == index)].reshape(-1, k * k).astype(np.float64)
-        rows = layer == index
+    members = np.argsort(group.layer, kind="stable")
+    sorted_layers = group.layer[members]
+    # `layer` ascends, so each layer's nulls lie together.
+    drawn = np.unique(layer)
+    for index, start, stop in zip(
+        drawn, np.searchsorted(layer, drawn), np.searchsorted(layer, drawn, side="right"), strict=True
+    ):
+        here = members[slice(*np.searchsorted(sorted_layers, (index, index + 1)))]
+        taps = group.kernels[here[good[here]]].reshape(-1, k * k).astype(np.float64)
+        rows = slice(start, stop)
         # eigh, not Cholesky: the covariance is singular when the layer has fewer kernels than taps.
         variance, axes = np.linalg.eigh(np.cov(taps, rowvar=False))
-        scores = generator.standard_normal((rows.sum(), k * k)) * np.sqrt(np.maximum(variance, 0))
+        scores = generator.standard_normal((stop - start, k * k)) * np.sqrt(np.maximum(variance, 0))
         kernels[rows] = (taps.mean(0) + scores @ axes.T).reshape(-1, k, k)
     return kernels, layer
 

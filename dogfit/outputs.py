@@ -18,6 +18,7 @@ from dogfit.errors import DogfitError
 
 RESULTS = (
     "kernels.parquet",
+    "layers.parquet",
     "fits.safetensors",
     "autoencoder",
     "figures",
@@ -39,12 +40,16 @@ class OutputError(DogfitError):
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place and rename it there."""
+    make_whole(path, lambda beside: beside.write_bytes(data))
+
+
+def make_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place and rename it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
+        write(beside)
+        with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
@@ -137,6 +142,13 @@ class Workspace:
             write_whole(path, make())
         return path.read_bytes()
 
+    def stage_file(self, name: str, write: Callable[[Path], object]) -> Path:
+        """The file of a stage: there already where an earlier run finished it, otherwise written and kept."""
+        path = self.hidden / name
+        if not path.exists():
+            make_whole(path, write)
+        return path
+
     @contextmanager
     def stage_folder(self, name: str) -> Iterator[tuple[Path, bool]]:
         """A folder to fill, and whether an earlier run finished it; without an error it is then finished."""
@@ -149,6 +161,10 @@ class Workspace:
     def write(self, name: str, data: bytes) -> None:
         """Gather one result file; `publish` shows it."""
         write_whole(self.results / name, data)
+
+    def write_file(self, name: str, write: Callable[[Path], object]) -> None:
+        """Gather one result file that is too large to hold twice."""
+        make_whole(self.results / name, write)
 
     def publish(self) -> None:
         """Put the gathered results in place of any older ones, then forget the stages."""
@@ -207,7 +223,8 @@ def disk_trouble(error: BaseException | None) -> str | None:
     """What the disk refused, if that is behind an error, also where a library wrapped it; otherwise None."""
     full = os.strerror(errno.ENOSPC)
     while error is not None:
-        if isinstance(error, OSError):
+        # A lost connection is no reason to throw away what has been computed.
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
             return error.strerror or str(error)
         if full in str(error):
             return full

@@ -19,16 +19,23 @@ SPARSE_SHARE = 0.01
 THRESHOLDS: dict[int, tuple[float, float, float, float]] = {
     2: (0.75373, 2.5141, 0.92624, -0.15789),
     3: (1.2618047, 2.30436435, 0.88767525, -0.31050834),
-    4: (1.6557, 2.1642, 0.84449, -0.45783),
+    4: (1.6561, 2.1638, 0.84429, -0.45811),
     5: (2.1745, 1.8558, 0.68485, -0.77276),
-    6: (2.4585, 1.8533, 0.64233, -0.89557),
-    7: (2.7529, 1.8008, 0.58705, -1.048),
+    6: (2.46, 1.8518, 0.64197, -0.89684),
+    7: (2.7538, 1.8, 0.58687, -1.0488),
     8: (2.8058, 2.0578, 0.57106, -0.98092),
-    9: (3.0605, 1.9973, 0.52544, -1.122),
-    10: (3.1584, 2.1244, 0.50755, -1.1216),
+    9: (3.06, 1.9987, 0.52547, -1.1213),
+    10: (3.1597, 2.1231, 0.50735, -1.1227),
+    11: (3.3177, 2.1525, 0.48145, -1.1869),
+    13: (3.6049, 2.2091, 0.44021, -1.3052),
+    15: (3.8629, 2.2604, 0.40828, -1.413),
+    19: (4.4067, 2.2559, 0.35403, -1.685),
+    25: (5.3012, 2.0593, 0.29106, -2.2051),
+    31: (6.4984, 1.4973, 0.23819, -3.0171),
+    51: (56.167, -26.342, 0.077503, -50.111),
 }
-# Kernels whose cosines with all others are held at once.
-_ROWS = 1024
+# Kernels whose cosines with others are held at once.
+_ROWS = 512
 # Lengths and envelopes tried, as factors between neighbours, coarse then finer about the best.
 _NODES, _ZOOMS = 16, 3
 
@@ -103,16 +110,15 @@ def logistic(x: ArrayLike, height: float, midpoint: float, rate: float, offset: 
 def entropy_threshold(n: int, k: int) -> float:
     """CNN Filter DB's T(n), the least variance entropy of random layers of n kernels, for side k.
 
-    A logistic curve in log2 n: the published one for 3x3, refitted for other sides (`benchmarks/entropy.py`);
-    between the sides of the table, and beyond them, its four numbers are interpolated in log k. NaN below
-    n = 4, where the curve crosses zero.
+    A logistic curve in log2 n: the published one for 3x3, refitted for other sides (`benchmarks/entropy.py`).
+    Between the sides of the table it is interpolated in log k, and beyond them it is that of the nearest. NaN
+    below n = 4, where the curve crosses zero.
     """
     if n < 4:
         return math.nan
     sides = sorted(THRESHOLDS)
-    columns = zip(*(THRESHOLDS[side] for side in sides), strict=True)
-    numbers = [np.interp(math.log(k), np.log(sides), column) for column in columns]
-    return float(logistic(math.log2(n), *numbers))
+    values = [float(logistic(math.log2(n), *THRESHOLDS[side])) for side in sides]
+    return float(np.interp(math.log(k), np.log(sides), values))
 
 
 def orthogonality(kernels: ArrayLike) -> float:
@@ -124,11 +130,20 @@ def orthogonality(kernels: ArrayLike) -> float:
     """
     rows = usable(kernels)
     norm = np.linalg.norm(rows, axis=1)
-    unit = rows[norm > 0] / norm[norm > 0, None]
-    if len(unit) < 2:
+    unit = (rows[norm > 0] / norm[norm > 0, None]).astype(np.float32)
+    n = len(unit)
+    if n < 2:
         return math.nan
-    total = sum(float(np.abs(unit[i : i + _ROWS] @ unit.T).sum()) for i in range(0, len(unit), _ROWS))
-    return 1 - (total - len(unit)) / (len(unit) * (len(unit) - 1))
+    total = 0.0
+    for start in range(0, n, _ROWS):
+        # Pairs above the diagonal of this block and beside it, each once.
+        block = unit[start : start + _ROWS]
+        cosines = np.abs(block @ unit[start:].T)
+        within = cosines[:, : len(block)]
+        total += (
+            float(cosines.sum(dtype=np.float64)) - float(within.sum(dtype=np.float64)) / 2 - len(block) / 2
+        )
+    return 1 - total / (n * (n - 1) / 2)
 
 
 def random_orthogonality(k: int) -> float:

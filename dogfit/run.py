@@ -27,6 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.version:
         print(f"dogfit {dogfit.__version__}")
         return 0
+    if config.coordinator is None:
+        return _reported(config)
+    from dogfit.watch import run_watched
+
+    return run_watched(_reported, config)
+
+
+def _reported(config: RunConfig) -> int:
+    """Run the job; what goes wrong becomes a sentence and an exit code."""
     try:
         return _run(config)
     except KeyboardInterrupt:
@@ -34,8 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DogfitError as error:
         return _fail(str(error), error.exit_code)
     except Exception as error:
+        from dogfit.distributed import is_loss
         from dogfit.outputs import disk_trouble
 
+        if is_loss(error):
+            from dogfit.watch import LOST
+
+            return _fail(LOST, FAILED)
         if (reason := disk_trouble(error)) is None:
             raise
         return _fail(f"could not write to {config.out}: {reason}; nothing partial is left there", FAILED)
@@ -45,16 +59,24 @@ def _run(config: RunConfig) -> int:
     # Nothing heavy is imported before the command line is known to be right.
     import json
 
-    from dogfit.console import ctrl_c_between_steps, progress_for, without_library_logs
+    from dogfit import distributed
+    from dogfit.console import Progress, ctrl_c_between_steps, progress_for, without_library_logs
     from dogfit.job import run_job
     from dogfit.report.text import summary_lines
 
-    progress = progress_for(config.quiet)
+    if config.coordinator is not None:
+        distributed.start(
+            config.coordinator, config.processes, config.process_id, lost_after_s=config.lost_after
+        )
+    first = distributed.process_index() == 0
+    progress = progress_for(config.quiet) if first else Progress()
     with without_library_logs(), ctrl_c_between_steps(progress):
         summary = run_job(config, progress)
-    if config.json:
+    if config.coordinator is not None:
+        distributed.finish()
+    if config.json and first:
         print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
-    elif not config.quiet:
+    elif not config.quiet and first:
         print("\n".join(summary_lines(summary, config.out)))
     return 0
 

@@ -146,7 +146,7 @@ def test_every_kernel_is_seen_once_an_epoch_on_an_uneven_mesh():
 )
 def test_networks_of_other_kinds(size, channels, tie_sign, compute):
     config = AutoencoderConfig(
-        widths=(16, 8), channels=channels, tie_sign=tie_sign, compute=compute, frequencies=0, code_dim=2
+        widths=(64, 32), channels=channels, tie_sign=tie_sign, compute=compute, frequencies=0, code_dim=2
     )
     network = Network(size**2, config, rngs=nnx.Rngs(0))
     graph, weights = nnx.split(network)
@@ -293,8 +293,9 @@ def test_impossible_settings_are_refused(change):
 
 
 def test_a_run_that_diverges_everywhere_says_so():
+    config = dataclasses.replace(SMALL, steps=20, curve_share=1.0, learning_rate=1e30)
     with pytest.raises(DogfitError, match="diverged in all 2 restarts"):
-        train_autoencoder(edges(100), dataclasses.replace(SMALL, steps=20, widths=(8,), learning_rate=1e30))
+        train_autoencoder(edges(100), config)
 
 
 def test_dead_codes_are_told_from_live_ones(trained):
@@ -316,7 +317,9 @@ def test_dead_codes_are_told_from_live_ones(trained):
 def test_an_encoder_that_cannot_learn_is_reported():
     # Steps far too small to leave the start, and kernels of two kinds only: the codes fall in a few bins.
     kernels = np.concatenate([edges(1), -edges(1)] * 60)
-    model = train_autoencoder(kernels, dataclasses.replace(SMALL, steps=2, learning_rate=1e-12))
+    model = train_autoencoder(
+        kernels, dataclasses.replace(SMALL, steps=2, curve_share=0.0, learning_rate=1e-12)
+    )
     assert model.collapsed
     assert "collapsed in all" in model.notes[0]
 

@@ -143,26 +143,37 @@ model.save(Path(sys.argv[1]))
 @pytest.mark.slow
 def test_a_killed_process_continues_to_the_same_bits(tmp_path):
     """SIGKILL while states are being written one after another; then the same command runs to its end."""
-    steps = 3000
+    steps = 1500
     command = [sys.executable, "-c", CHILD, str(tmp_path), str(steps)]
     # The child must not inherit the eight devices of this process: one device, as in the reference below.
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     random = np.random.default_rng()
+    states = tmp_path / "run" / "states"
     before = 0
-    for _ in range(2):
+    for aimed in (True, False, True, False):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
             assert child.stdout is not None
             first = int(child.stdout.readline().split()[0])
             assert first > before, "the second run did not continue the first"
             # The state before a reported chunk has been saved.
-            for _ in range(3):
+            for _ in range(2):
                 before = int(child.stdout.readline().split()[0]) - 50
-            time.sleep(random.uniform(0.0, 0.3))
+            # Either in the middle of a save, or at any moment.
+            until = time.monotonic() + (60 if aimed else random.uniform(0.0, 0.1))
+            while time.monotonic() < until and not (aimed and any(map(is_half_written, states.iterdir()))):
+                pass
             child.send_signal(signal.SIGKILL)
             child.wait()
             assert child.returncode == -signal.SIGKILL, "the run ended before it was killed; raise steps"
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    assert not any(map(is_half_written, states.iterdir()))
     kernels = np.random.default_rng(0).normal(size=(200, 5, 5)).astype(np.float32)
     mesh = data_mesh(jax.devices()[:1])
     reference = train_autoencoder(kernels, dataclasses.replace(CONFIG, steps=steps), mesh=mesh)
     assert_same(Autoencoder.load(Path(tmp_path)), reference)
+
+
+def is_half_written(state: Path) -> bool:
+    return state.name.endswith("tmp")

@@ -15,8 +15,10 @@ REPOSITORY = Path(__file__).parent.parent
 # Top floor first. A module may import its own floor's package and any floor below it.
 HOUSE = (
     "run",
+    "watch",
     "job",
     "replace",
+    "follow",
     "analyse",
     "analyse_clusters",
     "embedded",
@@ -45,6 +47,7 @@ HOUSE = (
     "checkpoints",
     "kernelset",
     "devices",
+    "distributed",
     "kernels",
     "errors",
 )

@@ -127,7 +127,8 @@ def test_orthogonality_is_the_mean_over_pairs(n, k):
     rows = [row / math.sqrt(sum(row**2)) for row in kernels.reshape(n, -1)]
     chosen = list(itertools.combinations(range(n), 2))[:: max(1, n // 40)]
     cosines = [abs(sum(rows[i] * rows[j])) for i, j in chosen]
-    tolerance = 1e-9 if len(chosen) == n * (n - 1) // 2 else 0.02
+    # Cosines are taken in float32.
+    tolerance = 1e-7 if len(chosen) == n * (n - 1) // 2 else 0.02
     assert orthogonality(kernels) == pytest.approx(1 - np.mean(cosines), abs=tolerance)
 
 

@@ -13,12 +13,13 @@ from dogfit.checkpoints import load_kernels
 from dogfit.clusters import paper_dissimilarity, paper_r2
 from dogfit.kernelset import KernelSet
 from dogfit.labels import LABELS
+from dogfit.quality import layer_quality
 from dogfit.report.gather import draw_figures
 from dogfit.report.page import report_page
 from dogfit.report.result import RunResult
 from dogfit.report.style import label_colours
 from dogfit.report.summary import summarise
-from dogfit.report.tables import fitted_tensors, kernel_table
+from dogfit.report.tables import fitted_tensors, kernel_table, layer_table
 from dogfit.report.text import summary_lines
 from made_results import HOSTILE, K, make_result
 
@@ -225,3 +226,43 @@ def test_terminal_lines_put_each_share_beside_its_nulls(result):
 def test_colours_tell_labels_apart():
     colours = label_colours(LABELS)
     assert len(set(colours.values())) == len(LABELS)
+
+
+def test_layers_are_picked_as_a_search_would():
+    result = make_result(("a", "b", "c", "d"))
+    found = result.sizes[K]
+    for scores in (found.usable, *found.nulls):
+        for layers in ([0], [3], [1, 2], [0, 2], [3, 0], [7], []):
+            rows = np.isin(scores.layer, layers) | (scores.layer < 0)
+            part = scores.of_layers(layers)
+            np.testing.assert_array_equal(part.r2, scores.r2[rows])
+            np.testing.assert_array_equal(part.kernels, scores.kernels[rows])
+            assert part.label_counts == dict(
+                zip(*np.unique(scores.label[rows], return_counts=True), strict=True)
+            )
+    mixed = replace(found.nulls[1], layer=found.nulls[1].layer[::-1])
+    with pytest.raises(ValueError, match="must be ordered by layer"):
+        mixed.of_layers([0])
+
+
+def test_layer_table_holds_what_the_summary_says_of_each_layer():
+    result = make_result(("a", "b", "c"))
+    summary = json.loads(json.dumps(summarise(result), allow_nan=False))
+    table = layer_table(summary)
+    assert table["layer"].to_list() == ["a", "b", "c"]
+    assert table["kernels"].sum() == 35  # one kernel is NaN
+    group = result.kernelset.groups[K]
+    for row, part in zip(table.iter_rows(named=True), summary["sizes"][str(K)]["by_layer"], strict=True):
+        index = [layer.name for layer in result.kernelset.layers].index(row["layer"])
+        expected = layer_quality(group.kernels[group.layer == index])
+        assert part["quality"] == expected
+        assert {name: row[name] for name in expected} == expected
+        assert row["median_r2 network"] == part["median_r2"]["network"]
+        assert sum(value for name, value in row.items() if name.startswith("label ")) == pytest.approx(1)
+
+
+def test_page_shows_the_quality_of_layers():
+    page = report_page(json.loads(json.dumps(summarise(make_result(("a", HOSTILE))))), {})
+    rows = re.findall(r"<tr><td><code>(.*?)</code></td><td>[\d.]+ %</td>\s*<td>[\d.]+ <span", page)
+    assert len(rows) == 2
+    assert HOSTILE not in page

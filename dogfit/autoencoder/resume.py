@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.steps import State
+from dogfit.distributed import broadcast, process_index
 from dogfit.errors import DogfitError
 
 FINGERPRINT = "run.json"
@@ -27,23 +29,53 @@ def fingerprint(taps: np.ndarray, config: AutoencoderConfig) -> dict[str, str | 
     }
 
 
+def _context() -> ocp.Context:
+    context = ocp.Context()
+    # A state is whole on every device: the first process writes it, and the others wait.
+    context.array.saving.use_replica_parallel = False
+    return context
+
+
 class Checkpoints:
     """Keeps the two newest states of one run in a folder.
 
-    Orbax writes beside and renames: a state that was being written when the process died is never read.
+    Orbax writes beside and renames: a state that was being written when a process died is never read.
+    The processes of the mesh share the folder; each of them makes every call, and the first one writes.
     """
 
-    def __init__(self, directory: Path, run: dict[str, str | int]):
+    def __init__(self, directory: Path, run: dict[str, str | int], mesh: Mesh):
         # Orbax wants absolute paths.
         self.directory = directory.absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._claim(run)
+        self._agree(run, mesh)
         two: Any = ocp.training.preservation_policies.LatestN(2)
         self._orbax = ocp.training.Checkpointer(
-            str(self.directory / "states"), preservation_policy=two, cleanup_tmp_directories=True
+            str(self.directory / "states"),
+            context=_context(),
+            preservation_policy=two,
+            cleanup_tmp_directories=True,
         )
 
+    def _agree(self, run: dict[str, str | int], mesh: Mesh) -> None:
+        """Claim the folder for the run; raises in all processes if the first cannot."""
+        if not mesh.is_multi_process:
+            self._claim(run)
+            return
+        problem = ""
+        if process_index() == 0:
+            try:
+                self._claim(run)
+            except (DogfitError, OSError) as error:
+                problem = str(error)
+        said = json.loads(broadcast(json.dumps([run, problem]).encode()))
+        if said[1]:
+            raise DogfitError(said[1])
+        if said[0] != run:
+            raise DogfitError(
+                f"process {process_index()} trains on other kernels or with other settings than process 0"
+            )
+
     def _claim(self, run: dict[str, str | int]) -> None:
+        (self.directory / "states").mkdir(parents=True, exist_ok=True)
         path = self.directory / FINGERPRINT
         try:
             before = dict(json.loads(path.read_text()))
@@ -81,7 +113,7 @@ class Checkpoints:
     def save(self, state: State) -> None:
         step = int(state["step"])
         if self._orbax.latest is None or self._orbax.latest.step < step:
-            self._orbax.save(step, state)
+            self._orbax.save(step, state, force=True)
 
     def close(self) -> None:
         self._orbax.close()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dogfit.autoencoder.config import AutoencoderConfig
@@ -102,7 +102,9 @@ def train_chunk(
             return together(state) if joint else alone(state)
         return jax.lax.cond(state["step"] < curve, alone, together, state)
 
-    return jax.lax.scan(lambda s, _: (either(s), None), state, length=chunks(config)[1])[0]
+    state = jax.lax.scan(lambda s, _: (either(s), None), state, length=chunks(config)[1])[0]
+    # Whole on every device, so that each process can read it.
+    return jax.lax.with_sharding_constraint(state, NamedSharding(rows.mesh, PartitionSpec()))
 
 
 def next_batch(
@@ -194,7 +196,7 @@ def _whole_loss(
     worse. The second moves the curve towards the kernels, wherever the encoder has put them. The third, a
     cross-entropy on the logits, tells the encoder of the nearest point of the curve however far it is, and
     revives a saturated sigmoid; it fades, because an encoder torn between two places aims at neither. The
-    curve yields to the encoder gradually: pulled by one that knows nothing yet, it would shrink to a point.
+    curve, once laid, yields to the encoder gradually: pulled by one that knows nothing yet, it would shrink.
 
     Returns:
       The objective, and the mean cosine loss at the nearest point of `grid`.
@@ -205,7 +207,7 @@ def _whole_loss(
     curve, joint = parts(config)
     progress = _progress(step - curve, joint)
     logit = network.logit(batch)
-    decoder = _scaled_gradient(params["decoder"], config.yield_weight * progress)
+    decoder = _scaled_gradient(params["decoder"], config.yield_weight * (progress if curve else 1.0))
     decode = _merged(config, batch, {**params, "decoder": decoder}).decode
     at_code = _match(jnp.sum(decode(nnx.sigmoid(logit)) * batch, axis=-1), config)
     target = grid[jnp.argmax(similarity, axis=-1)]
@@ -219,7 +221,7 @@ def _merged(config: AutoencoderConfig, batch: Float[Array, "b taps"], params: Pa
     return nnx.merge(graph(config, batch.shape[1]), params)
 
 
-def _scaled_gradient(params: Params, factor: Float[Array, ""]) -> Params:
+def _scaled_gradient(params: Params, factor: Float[Array, ""] | float) -> Params:
     """The same values; gradients times `factor`."""
     fixed = jax.lax.stop_gradient(params)
     return jax.tree.map(lambda p, f: f + factor * (p - f), params, fixed)

@@ -14,7 +14,8 @@ from jaxtyping import ArrayLike, Float
 from dogfit.autoencoder import steps
 from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
 from dogfit.autoencoder.trained import Autoencoder, collapsed, entropy_share, unit_rows
-from dogfit.devices import data_mesh, everywhere, pad_rows, rows
+from dogfit.devices import data_mesh, everywhere, pad_rows, place, rows
+from dogfit.distributed import broadcast, process_count
 from dogfit.errors import DogfitError, InputError
 
 HELDOUT_MOST = 4096
@@ -33,14 +34,16 @@ def train_autoencoder(
 
     The decoder's curve is drawn towards the kernels, at first as a whole and then more and more locally,
     while the encoder learns to find each kernel's place on it. Batches are split over the mesh; uneven
-    counts are padded and masked. The number of devices changes the result only through rounding.
+    counts are padded and masked. The number of devices changes the result only through rounding. A mesh over
+    several processes is trained on when each of them makes this call with the same arguments; all get the
+    result, and process 0 writes the checkpoints.
 
     Args:
       kernels: `[n, k, k]`; centred and scaled to unit norm here. Leave constant and non-finite ones out.
       config: see `AutoencoderConfig`.
-      mesh: devices to train on (see `dogfit.devices.data_mesh`); the first device when None.
+      mesh: devices to train on (see `dogfit.devices.data_mesh`); the first of this process when None.
       checkpoint_dir: folder for checkpoints. The same call continues a run that was killed, to bit-identical
-        parameters on the same devices.
+        parameters on the same devices. Several processes need one that all of them can read.
       checkpoint_every_s: least seconds between two checkpoints; the last state is always written.
       progress: called with (steps done, steps in all, lowest current cosine loss of the restarts).
 
@@ -59,17 +62,26 @@ def train_autoencoder(
             f"{len(taps)} kernels of {size}x{size} are too few to learn a code from; "
             f"at least {MIN_KERNELS} are needed"
         )
-    mesh = mesh or data_mesh(jax.devices()[:1])
+    mesh = mesh or data_mesh(jax.local_devices()[:1])
+    among = len({device.process_index for device in mesh.devices.flat})
+    if among < process_count() and (among > 1 or checkpoint_dir is not None):
+        raise ValueError(
+            f"the mesh spans {among} of {process_count()} processes; give one that spans all, or the devices "
+            "of one process and no checkpoint_dir"
+        )
     heldout, training = _split(taps, config)
 
-    state = jax.device_put(steps.initial_state(config, taps.shape[1]), everywhere(mesh))
+    fresh = jax.device_get(steps.initial_state(config, taps.shape[1]))
+    state = jax.tree.map(lambda array: place(array, everywhere(mesh)), fresh)
     if checkpoint_dir is None:
         state = _train(state, training, config, mesh, None, checkpoint_every_s, progress)
     else:
         # Orbax takes a second to import, and most callers train without it.
         from dogfit.autoencoder.resume import Checkpoints, fingerprint
 
-        with contextlib.closing(Checkpoints(Path(checkpoint_dir), fingerprint(taps, config))) as checkpoints:
+        with contextlib.closing(
+            Checkpoints(Path(checkpoint_dir), fingerprint(taps, config), mesh)
+        ) as checkpoints:
             state = checkpoints.restore(state)
             state = _train(state, training, config, mesh, checkpoints, checkpoint_every_s, progress)
     return _keep_best(jax.device_get(state), heldout, config, size)
@@ -86,7 +98,7 @@ def _split(
 
 
 def _train(state, training, config, mesh, checkpoints, every_s, progress) -> steps.State:
-    data = jax.device_put(pad_rows(training, mesh.size)[0], rows(mesh))
+    data = place(pad_rows(training, mesh.size)[0], rows(mesh))
     total = state["history"].shape[0]
     step = int(state["step"])
     saved = time.monotonic()
@@ -94,10 +106,13 @@ def _train(state, training, config, mesh, checkpoints, every_s, progress) -> ste
         state = steps.train_chunk(state, data, config=config, n=len(training), rows=rows(mesh))
         step = int(state["step"])
         if progress is not None:
-            progress(step, total, float(np.nanmin(state["history"][step - 1])))
-        if checkpoints is not None and (step == total or time.monotonic() - saved >= every_s):
-            checkpoints.save(state)
-            saved = time.monotonic()
+            progress(step, total, float(np.nanmin(np.asarray(state["history"])[step - 1])))
+        if checkpoints is not None:
+            due = step == total or time.monotonic() - saved >= every_s
+            # The processes save together, by the clock of the first.
+            if broadcast(bytes([due])) == b"\x01" if mesh.is_multi_process else due:
+                checkpoints.save(state)
+                saved = time.monotonic()
     return state
 
 

@@ -181,10 +181,11 @@ class Autoencoder:
             raise ValueError(f"expected format {FORMAT}, found {about.get('format')}")
         if about["normalisation"] != NORMALISATION:
             raise ValueError(f"its kernels are normalised otherwise: {about['normalisation']}")
-        settings = about["config"]
-        config = AutoencoderConfig(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        )
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in about["config"].items()
+        }
+        config = AutoencoderConfig(**settings)
         flat = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
         params = _layer_numbers(unflatten_dict(flat, sep="."))
         one = dataclasses.replace(config, restarts=1)
@@ -258,7 +259,7 @@ def unit_rows(
 def _unit_block(
     rows: Float[np.ndarray, "b taps"],
 ) -> tuple[Float[np.ndarray, "b taps"], Bool[np.ndarray, "b"]]:
-    finite = np.isfinite(rows).all(axis=1)
+    finite = np.asarray(np.isfinite(rows).all(axis=1))
     rows = np.where(finite[:, None], rows, 0)
     scale = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     rows = rows / np.where(scale > 0, scale, 1)

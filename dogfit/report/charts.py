@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import Patch
 
 MAX_TICKS = 48
+MODELS_SHOWN = 12
 
 
 def distribution(found: SizeResult, size: int, measure: str) -> "Figure | None":
@@ -87,16 +88,14 @@ def distribution(found: SizeResult, size: int, measure: str) -> "Figure | None":
 def labels_by_layer(found: SizeResult, kernelset: KernelSet, labels: Sequence[str]) -> "Figure":
     """Share of labels in each layer, in network order, a row for each model; the nulls at the right."""
     usable = found.usable
-    layers = {
-        model: [i for i in np.unique(usable.layer).tolist() if kernelset.layers[i].model == model]
-        for model in kernelset.models
-    }
-    layers = {model: indices for model, indices in layers.items() if indices}
+    present = np.unique(usable.layer).tolist()
+    layers = {m: [i for i in present if kernelset.layers[i].model == m] for m in kernelset.models}
+    layers = _largest({model: indices for model, indices in layers.items() if indices})
     rows = len(layers)
     fig = style.figure(7.2, 0.7 + 2.3 * rows)
     axes = fig.subplots(rows, 2, squeeze=False, sharey=True, width_ratios=(3.3, 1.7))
     colours = style.label_colours(labels)
-    used = [label for label in colours if any((s.label == label).any() for s in (usable, *found.nulls))]
+    used = [label for label in colours if any(s.label_counts[label] for s in (usable, *found.nulls))]
     for (ax, side), (model, indices) in zip(axes, layers.items(), strict=True):
         parts = [usable.of_layers([index]) for index in indices]
         _stack(ax, parts, used, colours)
@@ -130,12 +129,12 @@ def models_side_by_side(
     found: SizeResult, kernelset: KernelSet, size: int, labels: Sequence[str]
 ) -> "Figure":
     """Share of kernels above each R², and of labels, for each model beside its covariance-matched null."""
-    parts: dict[str, tuple[Scores, Scores]] = {}
-    for model in kernelset.models:
-        indices = [i for i, layer in enumerate(kernelset.layers) if layer.model == model]
-        own = found.usable.of_layers(indices)
-        if len(own.r2):
-            parts[model] = (own, found.nearest_null.of_layers(indices))
+    present = np.unique(found.usable.layer).tolist()
+    layers = {m: [i for i in present if kernelset.layers[i].model == m] for m in kernelset.models}
+    parts: dict[str, tuple[Scores, Scores]] = {
+        model: (found.usable.of_layers(indices), found.nearest_null.of_layers(indices))
+        for model, indices in _largest({m: indices for m, indices in layers.items() if indices}).items()
+    }
     fig = style.figure(7.2, 4.3)
     left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
     grid = np.linspace(0, 1, 401)
@@ -162,7 +161,7 @@ def models_side_by_side(
     left.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, fontsize=7)
     colours = style.label_colours(labels)
     bars = [scores for pair in parts.values() for scores in pair]
-    used = [label for label in colours if any((s.label == label).any() for s in bars)]
+    used = [label for label in colours if any(s.label_counts[label] for s in bars)]
     _stack(right, bars, used, colours)
     names = [name for model in parts for name in (style.plain(model, 18), "null")]
     right.set_xticks(range(len(bars)), names, rotation=40, ha="right", rotation_mode="anchor")
@@ -176,11 +175,26 @@ def models_side_by_side(
     return fig
 
 
+def _largest(layers: dict[str, list[int]]) -> dict[str, list[int]]:
+    """No more models than a figure has room for: those with most layers, in the order given."""
+    kept = sorted(layers, key=lambda model: -len(layers[model]))[:MODELS_SHOWN]
+    return {model: indices for model, indices in layers.items() if model in kept}
+
+
 def _stack(ax: "Axes", parts: Sequence[Scores], labels: Sequence[str], colours: Mapping[str, tuple]) -> None:
+    from matplotlib.collections import PolyCollection
+
     base = np.zeros(len(parts))
+    left = np.arange(len(parts)) - 0.44
+    right = left + 0.88
     for label in labels:
-        share = np.array([100 * np.mean(part.label == label) if len(part.label) else 0 for part in parts])
-        ax.bar(range(len(parts)), share, 0.88, base, color=colours[label], edgecolor="white", linewidth=0.3)
+        share = np.array([100 * part.label_counts[label] / max(len(part.label), 1) for part in parts])
+        corners = np.array([[left, base], [right, base], [right, base + share], [left, base + share]])
+        # One artist for a label: as many as there are layers take minutes.
+        bars = PolyCollection(
+            list(corners.transpose(2, 0, 1)), facecolors=colours[label], edgecolors="white", linewidths=0.3
+        )
+        ax.add_collection(bars, autolim=False)
         base += share
     ax.set(xlim=(-0.6, len(parts) - 0.4), ylim=(0, 100))
 

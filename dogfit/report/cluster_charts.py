@@ -122,7 +122,8 @@ def universal_filters(found: SizeResult, size: int) -> "Figure | None":
     style.show_kernels(strip, pictures, limit, left=0, top=0, columns=FILTERS_SHOWN)
     for row, (name, _) in enumerate(rows):
         strip.text(-0.15, row + 0.5, name, ha="right", va="center", fontsize=7)
-    strip.set(xlim=(0, FILTERS_SHOWN), ylim=(len(rows), 0))
+    # Room at the left for the names.
+    strip.set(xlim=(-4.2, FILTERS_SHOWN), ylim=(len(rows), 0))
     return fig
 
 

@@ -1,5 +1,8 @@
 """Every figure of a run."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from dogfit.report import style
 from dogfit.report.charts import distribution, labels_by_layer, models_side_by_side
 from dogfit.report.cluster_charts import (
@@ -13,7 +16,7 @@ from dogfit.report.result import RunResult
 from dogfit.report.shares import share_sections
 
 
-def draw_figures(result: RunResult) -> dict[tuple[str, str], bytes]:
+def draw_figures(result: RunResult, summary: Mapping[str, Any] | None = None) -> dict[tuple[str, str], bytes]:
     """PNG files by kernel size and name; figures that do not apply are left out."""
     import matplotlib as mpl
 
@@ -26,7 +29,10 @@ def draw_figures(result: RunResult) -> dict[tuple[str, str], bytes]:
         mpl.rcdefaults()
         mpl.rcParams.update(style.RC)
         for size, found in result.sizes.items():
-            sections = share_sections(kernelset, size, found)
+            if summary is None:
+                sections = share_sections(kernelset, size, found)
+            else:
+                sections = summary["sizes"][str(size)]["label_shares"]
             figures = {
                 "r2": distribution(found, size, "r2"),
                 "cosine": distribution(found, size, "cosine"),

@@ -23,7 +23,7 @@ CAPTIONS = {
     "gallery": "Kernel, fit and residual of the best, the median and the worst kernels, centred and scaled "
     "to unit norm, all on one scale: red above zero, blue below, white at zero.",
     "labels": "Share of labels in each layer, in network order; black lines part the stages. At the right "
-    "all layers together and the nulls.",
+    "all layers together and the nulls. Of many models, those with most layers.",
     "models": "Left, the share of kernels above each R² for each model (solid) and its covariance-matched "
     "null (dashed). Right, label shares of each model and its null.",
     "spectrum": "What the decoder draws along its code, the stretches named by fitting those drawings, how "

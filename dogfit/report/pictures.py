@@ -17,6 +17,8 @@ CLUSTERS_SHOWN = 24
 SPECTRUM_CELLS = 26
 NAMED_WIDTH = 0.018
 GALLERY_COLUMNS = 8
+# Kernels that set the scale of colours, evenly taken.
+SCALED_BY = 20_000
 
 
 def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
@@ -35,7 +37,7 @@ def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
         shown = [index for index in shown if index in largest]
     fig = style.figure(7.2, 0.5 + 0.385 * len(shown))
     ax = fig.subplots()
-    limit = style.symmetric_limit(found.own.kernels)
+    limit = style.symmetric_limit(found.own.kernels[:: -(-len(found.own.kernels) // SCALED_BY)])
     rows = []
     for row, index in enumerate(shown):
         kernels = found.own.kernels[members[index]]
@@ -108,9 +110,12 @@ def fit_gallery(found: SizeResult, group: KernelGroup, size: int) -> "Figure | N
         "worst": ranked[-columns:],
     }
     kernels = found.own.kernels
-    # Fits are in the checkpoint's units; shown on the scale of the centred, unit-norm kernels.
-    scale = np.where(group.norm > 0, group.norm, 1)[:, None, None]
-    fits = (found.templates - group.mean[:, None, None]) / scale
+
+    def fits(rows: np.ndarray) -> np.ndarray:
+        """In the checkpoint's units; shown on the scale of the centred, unit-norm kernels."""
+        scale = np.where(group.norm[rows] > 0, group.norm[rows], 1)[:, None, None]
+        return (found.templates[rows] - group.mean[rows, None, None]) / scale
+
     limit = style.symmetric_limit(kernels[np.concatenate(list(blocks.values()))])
     fig = style.figure(7.2, 8.6)
     ax = fig.subplots()
@@ -121,7 +126,7 @@ def fit_gallery(found: SizeResult, group: KernelGroup, size: int) -> "Figure | N
         for column, row in enumerate(rows):
             text = f"{found.own.label[row]}\nR² {r2[row]:.3f}"
             ax.text(column + 0.5, top - 0.06, text, ha="center", va="bottom", fontsize=6.5)
-        pictures = [list(kernels[rows]), list(fits[rows]), list(kernels[rows] - fits[rows])]
+        pictures = [list(kernels[rows]), list(fits(rows)), list(kernels[rows] - fits(rows))]
         image = style.show_kernels(ax, pictures, limit, left=0, top=top)
         for line, text in enumerate(("kernel", "fit", "residual")):
             ax.text(-0.1, top + line + 0.5, text, rotation=90, ha="right", va="center", fontsize=7.5)

@@ -1,7 +1,9 @@
 """What a run found, as arrays: the input of every table, figure and page."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +39,8 @@ class Scores:
     cosine: Float[np.ndarray, " n"] | None = None
     code: Float[np.ndarray, " n"] | None = None
 
-    def select(self, rows: np.ndarray) -> "Scores":
-        """The scores of some rows, by mask or index."""
+    def select(self, rows: np.ndarray | slice) -> "Scores":
+        """The scores of some rows, by mask, index or slice."""
         return replace(
             self,
             kernels=self.kernels[rows],
@@ -51,7 +53,35 @@ class Scores:
 
     def of_layers(self, layers: Sequence[int]) -> "Scores":
         """The kernels of some layers; a null that stands for no layer stands for all."""
-        return self.select(np.isin(self.layer, layers) | (self.layer < 0))
+        if self._stands_for_all:
+            return self
+        # Kernels are ordered by layer: what lies together is a view, and none of it is looked through.
+        wanted = np.unique(np.asarray(layers, np.int64))
+        starts, stops = (np.searchsorted(self.layer, wanted, side) for side in ("left", "right"))
+        if len(wanted) and (starts[1:] == stops[:-1]).all():
+            return self.select(slice(starts[0], stops[-1]))
+        return self.select(np.concatenate([np.zeros(0, int), *map(np.arange, starts, stops)]))
+
+    @cached_property
+    def _stands_for_all(self) -> bool:
+        if (self.layer < 0).all():
+            return True
+        if (self.layer < 0).any() or (np.diff(self.layer) < 0).any():
+            raise ValueError(f"{self.name}: kernels must be ordered by layer, or all stand for none")
+        return False
+
+    @cached_property
+    def label_counts(self) -> Counter[str]:
+        """Kernels by label."""
+        return Counter(self.label.tolist())
+
+    @cached_property
+    def r2_quantiles(self) -> dict[str, float | None]:
+        """Quantiles of R² where there is one, by their level."""
+        values = self.r2[np.isfinite(self.r2)].astype(np.float64)
+        levels = (5, 25, 50, 75, 95)
+        found = np.percentile(values, levels).tolist() if values.size else [None] * len(levels)
+        return {f"{level} %": value for level, value in zip(levels, found, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -132,10 +162,10 @@ class SizeResult:
         """Place of each kernel on the code `[n]`, NaN for kernels left out."""
         return self.own.code
 
-    @property
+    @cached_property
     def usable(self) -> Scores:
         """The network's kernels that can be analysed; all shares are of these."""
-        return self.own.select(self.good)
+        return self.own if self.good.all() else self.own.select(self.good)
 
     @property
     def clusters(self) -> Clusters | None:

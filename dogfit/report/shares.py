@@ -95,7 +95,7 @@ def share_sections(kernelset: KernelSet, size: int, found: SizeResult) -> dict[s
     from dogfit.labels import LABELS
 
     own, null = found.usable, found.nearest_null
-    used = [label for label in LABELS if np.any(own.label == label)]
+    used = [label for label in LABELS if own.label_counts[label]]
     present = np.unique(own.layer).tolist()
     models = {model: [i for i in present if kernelset.layers[i].model == model] for model in kernelset.models}
     models = {model: layers for model, layers in models.items() if layers}
@@ -108,12 +108,12 @@ def share_sections(kernelset: KernelSet, size: int, found: SizeResult) -> dict[s
 
     def part(layers: Sequence[int], *, absent: bool = True) -> dict[str, Any]:
         mine, beside = own.of_layers(layers), null.of_layers(layers)
-        here = [label for label in used if absent or np.any(mine.label == label)]
+        here = [label for label in used if absent or mine.label_counts[label]]
         intervals = label_shares(mine.label, here, draws=_DRAWS, level=LEVEL)
         return {
             "kernels": len(mine.label),
             "shares": {
-                label: {**interval._asdict(), null.name: _equal(beside.label, label)}
+                label: {**interval._asdict(), null.name: _share(beside, label)}
                 for label, interval in intervals.items()
             },
         }
@@ -136,14 +136,14 @@ def share_sections(kernelset: KernelSet, size: int, found: SizeResult) -> dict[s
     }
 
 
-def _equal(labels: np.ndarray, label: str) -> float | None:
-    return float(np.mean(labels == label)) if labels.size else None
+def _share(scores: Scores, label: str) -> float | None:
+    return scores.label_counts[label] / len(scores.label) if len(scores.label) else None
 
 
 def _table(own: Scores, layers: Sequence[int], used: Sequence[str]) -> np.ndarray:
     """Kernels of each layer and label."""
-    of_layer = [own.label[own.layer == index] for index in layers]
-    return np.array([[int(np.sum(labels == label)) for label in used] for labels in of_layer])
+    counts = [own.of_layers([index]).label_counts for index in layers]
+    return np.array([[count[label] for label in used] for count in counts])
 
 
 def _outlying(
@@ -228,9 +228,7 @@ def _over_time(
         "kernels": [len(scores.r2) for scores in mine],
         "shares": shares,
         "labels": {label: [list(at[label]) for at in labels] for label in used},
-        f"labels of {null.name}": {
-            label: [_equal(scores.label, label) for scores in beside] for label in used
-        },
+        f"labels of {null.name}": {label: [_share(scores, label) for scores in beside] for label in used},
     }
 
 

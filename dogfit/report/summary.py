@@ -13,6 +13,7 @@ import dogfit
 from dogfit.clusters import paper_dissimilarity, paper_r2, share_above
 from dogfit.kernelset import Flag, KernelSet
 from dogfit.nulls import threshold_at_rate
+from dogfit.quality import layer_quality
 from dogfit.report.result import RunResult, Scores, SizeResult
 from dogfit.report.shares import patterns, share_sections, threshold_curves, universal
 
@@ -58,7 +59,7 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
         "null_kernels": {null.name: len(null.r2) for null in found.nulls},
         "families": _counts(found.fits["family"].to_list(), found.families),
         "omitted_families": dict(found.omitted),
-        "r2": {scores.name: _quantiles(scores.r2) for scores in everyone},
+        "r2": {scores.name: scores.r2_quantiles for scores in everyone},
         "shares": _shares(everyone, size, null_thresholds(found), null_thresholds(found, "cosine")),
         "curves": threshold_curves(everyone),
         "labels": _labels(everyone),
@@ -124,7 +125,7 @@ def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[
     part = [scores.of_layers(layers) for scores in everyone]
     return {
         "kernels": len(part[0].r2),
-        "median_r2": {scores.name: _quantiles(scores.r2)["50 %"] for scores in part},
+        "median_r2": {scores.name: scores.r2_quantiles["50 %"] for scores in part},
         "shares": _shares(part, size, {}, {}),
         "labels": _labels(part),
     }
@@ -132,14 +133,17 @@ def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[
 
 def _layer(kernelset: KernelSet, index: int) -> dict[str, Any]:
     layer = kernelset.layers[index]
-    return {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
+    about = {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
+    group = kernelset.groups[layer.size]
+    start, stop = np.searchsorted(group.layer, (index, index + 1))
+    return {**about, "quality": layer_quality(group.kernels[start:stop])}
 
 
 def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
     """How many kernels of the network and of each null bear each label, in display order, unused ones not."""
     from dogfit.labels import LABELS
 
-    counts = {scores.name: Counter(scores.label.tolist()) for scores in everyone}
+    counts = {scores.name: scores.label_counts for scores in everyone}
     used = [label for label in LABELS if any(count[label] for count in counts.values())]
     return {label: {name: count[label] for name, count in counts.items()} for label in used}
 
@@ -163,10 +167,3 @@ def _autoencoder(found: SizeResult) -> dict[str, Any]:
 def _counts(values: Sequence[str | None], order: Sequence[str]) -> dict[str, int]:
     count = Counter(values)
     return {name: count[name] for name in order}
-
-
-def _quantiles(values: np.ndarray) -> dict[str, float | None]:
-    values = values[np.isfinite(values)].astype(np.float64)
-    levels = (5, 25, 50, 75, 95)
-    found = np.percentile(values, levels).tolist() if values.size else [None] * len(levels)
-    return {f"{level} %": value for level, value in zip(levels, found, strict=True)}

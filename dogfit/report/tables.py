@@ -1,7 +1,8 @@
 """`kernels.parquet` and `fits.safetensors`."""
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +29,37 @@ def kernel_table(result: RunResult) -> "pl.DataFrame":
     return pl.concat(
         [origin.filter(wanted), found.with_columns(pl.col(numbers).fill_nan(None))], how="horizontal"
     )
+
+
+def layer_table(summary: Mapping[str, Any]) -> "pl.DataFrame":
+    """One row per layer, by size and network order: what `summary.json` says of it, as columns.
+
+    Columns: size, model, layer, position, stage, block, kernels; median_r2 and the share of kernels past each
+    threshold for the network and every null; the measures of `dogfit.quality.layer_quality`; and the share of
+    each label.
+    """
+    import polars as pl
+
+    rows = [
+        {"size": int(size), **_layer_row(part)}
+        for size, found in summary["sizes"].items()
+        for part in found["by_layer"]
+    ]
+    shares = [name for row in rows for name in row if name.startswith("label ")]
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    return frame.with_columns(pl.col(list(dict.fromkeys(shares))).fill_null(0.0))
+
+
+def _layer_row(part: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: part[name] for name in ("model", "name", "position", "stage", "block", "kernels")}
+    row["layer"] = row.pop("name")
+    row |= {f"median_r2 {name}": value for name, value in part["median_r2"].items()}
+    for share in part["shares"]:
+        threshold = f"{share['measure']} > {share['threshold']:g}"
+        row |= {f"{threshold} {name}": value for name, value in share["shares"].items()}
+    row |= part["quality"]
+    counts = {label: count["network"] for label, count in part["labels"].items()}
+    return row | {f"label {name}": n / max(part["kernels"], 1) for name, n in counts.items() if n}
 
 
 def _size_columns(found: SizeResult) -> "pl.DataFrame":
@@ -76,11 +108,15 @@ def fitted_tensors(result: RunResult) -> dict[str, np.ndarray]:
     tensors = {}
     for size, found in result.sizes.items():
         group = kernelset.groups[size]
-        fitted = np.isfinite(found.own.r2)[:, None, None]
-        kernels = np.where(fitted, found.templates, group.kernels).astype(np.float32)
+        start = 0
+        # Groups are ordered by layer.
         for index in np.unique(group.layer):
             layer = kernelset.layers[index]
-            tensors[tensor_name(kernelset, layer)] = layer.as_stored(kernels[group.layer == index])
+            rows = slice(start, start + layer.channels)
+            start = rows.stop
+            fitted = np.isfinite(found.own.r2[rows])[:, None, None]
+            kernels = np.where(fitted, found.templates[rows], group.kernels[rows]).astype(np.float32)
+            tensors[tensor_name(kernelset, layer)] = layer.as_stored(kernels)
     return tensors
 
 
