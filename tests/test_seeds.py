@@ -208,7 +208,7 @@ def test_every_bump_gets_a_start():
 
 def test_no_node_explains_more_than_the_first_start():
     kernels = unit_kernels(15)[..., :2]
-    points, energies = seeds_of(kernels, GaussianModel(1))
+    _, energies = seeds_of(kernels, GaussianModel(1))
     for sigma in np.geomspace(0.3, 0.75 * KX, 6):
         lines = (center_line(float(sigma), size) for size in (KX, KY))
         for cx, cy in itertools.product(*lines):
