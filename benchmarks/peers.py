@@ -7,7 +7,7 @@
     python benchmarks/peers.py --cpufit libCpufit.so     with the Cpufit that you built (or DOGFIT_CPUFIT=...)
 
 The task: real 7x7 kernels, the four default families with their bounds, the least cost of each. dogfit
-starts from the kernels alone. The others are given dogfit's dictionary nodes, the best of each width, best
+starts from the kernels alone. The others are given the peaks of dogfit's dictionary, best
 first, free of charge, and as many of them per family as they need to reach dogfit's share of optima, found
 beforehand; where all nodes do not suffice, up to 40 with points about the best nodes. A fit is at the optimum
 if its cost is within 1e-3 (relative, plus 1e-4 of the kernel's energy) of the best of dense float64
@@ -63,7 +63,7 @@ def sampled_entrants(path: str) -> list[Entry]:
 
 
 def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -> dict[str, np.ndarray]:
-    """dogfit's dictionary nodes, the best of each width, best first, then points about the best five of them.
+    """Peaks of dogfit's dictionary, best first, then points about the best five of them.
 
     `[s, n, p]` by family, as many as are ever tried.
     """
@@ -78,18 +78,19 @@ def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -
         model = with_profile(FAMILY[family.name], profile).model
         seeds = jax.jit(find_seeds, static_argnums=(1, 2))(images, model, number_of_nodes(family))
         nodes = np.asarray(seeds.points, np.float64).transpose(0, 2, 1)
-        about = np.resize(nodes[:5], (max(NUMBERS_OF_STARTS) - len(nodes), *nodes.shape[1:]))
+        about = np.resize(nodes[:5], (max(NUMBERS_OF_STARTS), *nodes.shape[1:]))
         # In taps, and in logarithms of widths.
         about = about + rng.normal(size=about.shape) * np.array([0.3, 0.3, 0.3, 0.5][: about.shape[-1]])
-        found[family.name] = np.concatenate([nodes, np.clip(about, *bounds(family))])
+        about = np.clip(about, *bounds(family))
+        peaks = np.isfinite(seeds.energies)[:, :, None]
+        about[: len(nodes)] = np.where(peaks, nodes, about[: len(nodes)])
+        found[family.name] = about
     return found
 
 
 def number_of_nodes(family: Family) -> int:
-    """Of the dictionary, one per width and range of ratios."""
-    from dogfit.kernels.seeds import MAX_STARTS
-
-    return MAX_STARTS * (2 if family.two_widths else 1)
+    """Peaks of the dictionary that are asked for."""
+    return 20 if family.two_widths else 10
 
 
 def make_tasks(options: argparse.Namespace, entries: Sequence[Entry]) -> tuple[str, dict[str, Task]]:

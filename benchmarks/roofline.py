@@ -29,9 +29,7 @@ from dogfit.kernels.search import Effort
 
 FAMILIES = ("gaussian", "dog", "d1", "d2")
 SIZE = 7
-EFFORT = Effort(
-    starts=10, first_steps=7, finalists=4, second_steps=10, polish_steps=3, last_steps=40, tolerance=1e-7
-)
+EFFORT = Effort(starts=10, steps=20, margin=0.65, hope=12.0, apart=0.3, tolerance=1e-7)
 # An H200: float32 by its datasheet, 132 multiprocessors of 128 lanes, 16 special functions a clock each at
 # 1.98 GHz; copy and bfloat16 matrix rates as measured on one.
 H200_FLOPS, H200_SPECIAL, H200_BYTES, H200_MATRIX = 67e12, 132 * 16 * 1.98e9, 4.3e12, 780e12

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from dogfit.config import RunConfig
 from dogfit.console import Progress
 from dogfit.outputs import Workspace
-from dogfit.report.result import Scores, SizeResult, Universal
+from dogfit.report.result import SizeResult, Universal
 
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder
@@ -132,10 +132,10 @@ def _evidence(
             if title != own.name:
                 trained = _train(scores.kernels, autoencoder, config.seed, title, work, progress)
             spectrum = name(trained)
-            code = np.asarray(trained.encode(scores.kernels))
+            code, cosine = trained.encode_and_score(scores.kernels)
             named = np.asarray(spectrum.names)[spectrum.assign(code)]
             parts = {"name along the code": named, **parts}
-            part["autoencoder"] = _about_code(trained, spectrum, named, scores)
+            part["autoencoder"] = _about_code(trained, spectrum, named, cosine)
             if title == own.name:
                 again = _train(scores.kernels, trained, config.seed + 1, "network again", work, progress)
                 other = name(again)
@@ -164,12 +164,11 @@ def _evidence(
 
 
 def _about_code(
-    trained: "Autoencoder", spectrum: "Spectrum", named: np.ndarray, scores: Scores
+    trained: "Autoencoder", spectrum: "Spectrum", named: np.ndarray, cosine: np.ndarray
 ) -> dict[str, Any]:
     """What an autoencoder makes of the kernels it was trained on."""
     from dogfit.clusters import UNNAMED, paper_dissimilarity
 
-    cosine = np.asarray(trained.reconstruction_cosine(scores.kernels))
     return {
         "heldout_dissimilarity": float(trained.heldout_loss),
         "stretches": len(spectrum.stretches),

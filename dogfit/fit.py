@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from dogfit.families import FAMILIES, FAMILY, Family, why_unidentifiable
-from dogfit.fit_block import fit_block
+from dogfit.fit_block import fit_block, fit_sharded
 from dogfit.fit_bounds import Bounds, resolve_bounds
 from dogfit.fit_config import DEFAULT, FitConfig
 from dogfit.fit_result import FitResult, concatenate
@@ -38,6 +39,7 @@ class _Task(NamedTuple):
     omitted: tuple[tuple[str, str], ...]
     config: FitConfig
     shape: tuple[int, int]
+    mesh: Mesh | None = None
 
 
 def fit_kernel(
@@ -90,6 +92,7 @@ def fit_kernels(
     weights: Float[ArrayLike, "h w"] | Float[ArrayLike, "n h w"] | None = None,
     bounds: Bounds | None = None,
     config: FitConfig = DEFAULT,
+    mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FitResult:
     """Fit every kernel with every family and choose one family each.
@@ -104,6 +107,8 @@ def fit_kernels(
       weights: of taps, shared `[h, w]` or each kernel's own; see `fit_kernel`.
       bounds: see `fit_kernel`; values may be arrays `[n]`, one per kernel.
       config: profile, criterion and search effort.
+      mesh: devices of this process that share the kernels, each fitting its own (see
+        `dogfit.devices.data_mesh`); JAX's default device if None.
       progress: called with the kernels done so far and their number (for an iterator, those done).
 
     Returns:
@@ -113,11 +118,12 @@ def fit_kernels(
       ValueError: as `fit_kernel`; for an iterator that yields nothing.
     """
     if isinstance(kernels, Iterator):
-        results, total = fit_stream(kernels, families, weights=weights, bounds=bounds, config=config), None
+        results = fit_stream(kernels, families, weights=weights, bounds=bounds, config=config, mesh=mesh)
+        total = None
     else:
         host = kernels if isinstance(kernels, np.ndarray) else np.asarray(kernels)
         # The shape is checked first.
-        results, total = _fit_array(host, families, weights, bounds, config), len(host)
+        results, total = _fit_array(host, families, weights, bounds, config, mesh), len(host)
     parts: list[FitResult] = []
     done = 0
     for part in results:
@@ -137,17 +143,19 @@ def fit_stream(
     weights: Float[ArrayLike, "h w"] | None = None,
     bounds: Bounds | None = None,
     config: FitConfig = DEFAULT,
+    mesh: Mesh | None = None,
 ) -> Iterator[FitResult]:
     """Fit blocks of kernels as they come, one `FitResult` per block, in order and in bounded memory.
 
     Blocks may have any length; long ones are cut for the device, short ones padded. All blocks of one
-    kernel shape share a compiled program. Weights and bounds are shared by all kernels.
+    kernel shape share a compiled program. Weights and bounds are shared by all kernels; `mesh` as for
+    `fit_kernels`.
     """
 
     def jobs() -> Iterator[list[_Piece]]:
         for block in blocks:
             host = np.asarray(block)
-            task = _task(host.shape, "n h w", families, config)
+            task = _task(host.shape, "n h w", families, config)._replace(mesh=mesh)
             weight = None if weights is None else np.asarray(weights)
             _check_weights(weight, [host.shape[1:]])
             boxes = _host_boxes(bounds, task)
@@ -159,9 +167,14 @@ def fit_stream(
 
 
 def _fit_array(
-    host: np.ndarray, families: Families, weights: ArrayLike | None, bounds: Bounds | None, config: FitConfig
+    host: np.ndarray,
+    families: Families,
+    weights: ArrayLike | None,
+    bounds: Bounds | None,
+    config: FitConfig,
+    mesh: Mesh | None,
 ) -> Iterator[FitResult]:
-    task = _task(host.shape, "n h w", families, config)
+    task = _task(host.shape, "n h w", families, config)._replace(mesh=mesh)
     weight = None if weights is None else np.asarray(weights)
     _check_weights(weight, [host.shape[1:], host.shape])
     boxes = _host_boxes(bounds, task)
@@ -183,7 +196,7 @@ class _Piece(NamedTuple):
 
 def _cut(whole: _Piece) -> list[_Piece]:
     """Pieces of at most one call of the compiled program."""
-    rows = _chunk_rows()
+    rows = _chunk_rows(whole.task.mesh)
 
     def part(start: int) -> _Piece:
         here = slice(start, start + rows)
@@ -215,7 +228,7 @@ def _run(jobs: Iterable[list[_Piece]]) -> Iterator[FitResult]:
 def _fit_piece(piece: _Piece, x64: bool) -> FitResult:
     rows = len(piece.kernels)
     # Zero rows end at once: constant kernels have nothing to climb.
-    padding = _chunk_rows() - rows
+    padding = _chunk_rows(piece.task.mesh) - rows
     # The caller's float64 setting may be local to its thread.
     with jax.enable_x64(x64):
         kernels = _working_dtype(jnp.asarray(np.pad(piece.kernels, ((0, padding), (0, 0), (0, 0)))))
@@ -227,7 +240,11 @@ def _fit_piece(piece: _Piece, x64: bool) -> FitResult:
             name: Box(*(jnp.asarray(_pad_bound(side, padding), kernels.dtype) for side in box))
             for name, box in piece.boxes.items()
         }
-        result = fit_block(kernels, weights, boxes, *piece.task[:3])
+        mesh = piece.task.mesh
+        if mesh is None:
+            result = fit_block(kernels, weights, boxes, *piece.task[:3])
+        else:
+            result = fit_sharded(kernels, weights, boxes, *piece.task[:3], mesh)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], result)
 
 
@@ -285,6 +302,6 @@ def _working_dtype(kernels: Array) -> Array:
     return kernels if kernels.dtype == jnp.float64 else kernels.astype(jnp.float32)
 
 
-def _chunk_rows() -> int:
+def _chunk_rows(mesh: Mesh | None) -> int:
     """Kernels per call of the compiled program."""
-    return 16 * block_rows()
+    return 16 * block_rows() * (1 if mesh is None else mesh.size)

@@ -1,7 +1,6 @@
 """Which engine searches, how hard, and how the search behaves under `vmap`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +97,7 @@ def _search_native(
     harder = config.starts / DEFAULT.starts
     effort = usual._replace(
         starts=min(4 * config.starts + 4, native.MAX_STARTS),
-        steps=config.last_steps,
+        steps=config.steps,
         apart=usual.apart / harder**0.5,
         margin=usual.margin**harder,
         hope=usual.hope * harder,
@@ -128,9 +127,8 @@ def _search_pallas(images: Images, weights: Images | None, given: Search, config
         raise ValueError(f"engine pallas cannot make this fit: {reason}")
     model = given.model
     assert isinstance(model, GaussianModel)
-    # It takes up starts one by one and drops most of them early, so that it can afford more of them.
     effort = _effort(model, config, tolerance_of(images.dtype))._replace(
-        starts=2 * config.starts, first_steps=2 * config.first_steps, second_steps=2 * config.second_steps
+        starts=2 * config.starts, steps=(config.steps + 6) // 2
     )
 
     def search(images: Images, box: Box) -> Found:
@@ -184,9 +182,23 @@ def _widening(search: Any) -> Any:
     return batched
 
 
+# Share of the best energy known below which a seed is no start, by order and number of widths: the lower, the
+# more a family's shape varies from node to node, and an ascent adds.
+_SHARES = {(0, 1): 0.85, (1, 1): 0.75, (2, 1): 0.65, (0, 2): 0.65, (1, 2): 0.6, (2, 2): 0.6}
+
+
 def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
-    chosen = {name: value for name, value in asdict(config).items() if name in Effort._fields}
-    effort = Effort(**chosen, tolerance=tolerance)
-    if "log_ratio" in model.names:
-        return effort._replace(starts=2 * config.starts, finalists=2 * config.finalists)
-    return effort
+    harder = config.starts / DEFAULT.starts
+    share, starts = 0.5, 12
+    if isinstance(model, GaussianModel):
+        share = _SHARES[model.order, 1 + model.two_widths]
+        starts *= 1 + model.tied
+    return Effort(
+        starts=max(round(harder * starts), 1),
+        # What has not arrived by then is in a narrow valley; the best of a kernel gets to its end.
+        steps=(config.steps + 1) // 2,
+        margin=share**harder,
+        hope=8.0 * harder,
+        apart=0.3 / harder**0.5,
+        tolerance=tolerance,
+    )

@@ -176,8 +176,9 @@ def _write(work: Workspace, result: RunResult) -> None:
     from dogfit.report.tables import fitted_tensors, kernel_table, layer_table, parquet
 
     shutil.rmtree(work.results, ignore_errors=True)
-    summary = json.loads(_json(summarise(result)))
-    work.write("summary.json", _json(summary))
+    text = _json(summarise(result))
+    summary = json.loads(text)
+    work.write("summary.json", text)
     work.write_file("kernels.parquet", lambda path: kernel_table(result).write_parquet(path))
     work.write("layers.parquet", parquet(layer_table(summary)))
     work.write_file("fits.safetensors", lambda path: save_file(fitted_tensors(result), path))

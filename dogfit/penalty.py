@@ -13,7 +13,7 @@ from dogfit.fit_config import FitConfig
 
 Reduction = Literal["mean", "energy", "none"]
 
-QUICK = FitConfig(starts=2, first_steps=4, finalists=1, last_steps=20)
+QUICK = FitConfig(starts=2, steps=20)
 """Less search than a fit for its own sake needs: a miss only makes the penalty of one kernel, for one step, a
 little larger than its distance."""
 

@@ -70,12 +70,12 @@ class _Parts(NamedTuple):
     whole_by_kappa: Combination
 
 
-def _parts(model: GaussianModel, point: list[Batch], gains: list[Batch]) -> _Parts:
+def _parts(basis: list[Combination], gains: list[Batch]) -> _Parts:
     def with_gains(functions: list[Combination]) -> Combination:
-        return {t: u * weight for u, f in zip(gains, functions, strict=True) for t, weight in f.items()}
+        weighed = [{t: u * weight for t, weight in f.items()} for u, f in zip(gains, functions, strict=True)]
+        return add(*weighed)
 
-    basis = model.basis(point)
-    minus = -jnp.ones_like(point[0])
+    minus = -jnp.ones_like(gains[0])
     by_kappa = [{term: minus for term in function if term[0] == 1} for function in basis]
     return _Parts(basis, by_kappa, with_gains(basis), with_gains(by_kappa))
 
@@ -86,9 +86,9 @@ def _by_calculus(
     names, n = model.names, len(point)
     products = products_of(model, point, (kernels.shape[0], kernels.shape[1]), weights)
     calculus = Calculus(model, point)
-    residual, gains, factor = project(kernels, [products.image(b) for b in model.basis(point)])
-    energy = jnp.sum(kernels * kernels, axis=(0, 1)) - jnp.sum(residual * residual, axis=(0, 1))
-    basis, by_kappa, whole, whole_by_kappa = _parts(model, point, gains)
+    basis = model.search_basis(point)
+    energy, gains, factor = products.project(kernels, basis)
+    _, by_kappa, whole, whole_by_kappa = _parts(basis, gains)
 
     def derive(name: str, function: Combination, own: Combination) -> Combination:
         """First derivative of a function, whose own derivative by kappa is given."""
@@ -106,7 +106,7 @@ def _by_calculus(
                 # Linear in kappa: the second derivative by it alone is nothing.
                 second[a, b] = calculus.first(whole_by_kappa, rest[0]) if rest else {}
     parts = [*first, *second.values(), *(b for row in basis_first for b in row)]
-    moments = products.moments(residual, {term for part in parts for term in part})
+    moments = products.residual_moments({term for part in parts for term in part})
 
     def against_residual(part: Combination) -> Batch:
         return total(w * moments[t] for t, w in part.items()) if part else jnp.zeros_like(energy)
@@ -132,7 +132,7 @@ def slopes(model: Model, point: list[Batch], gains: list[Batch], shape: tuple[in
     """Derivative of the model's image by each search parameter, in the model's units, for fixed gains."""
     if isinstance(model, GaussianModel):
         calculus = Calculus(model, point)
-        parts = _parts(model, point, gains)
+        parts = _parts(model.basis(point), gains)
         images = TermImages(model, point, shape, model.order + 2)
         # The scale of the derivatives, which the search leaves to the gains.
         own = {term: model.order * weight for term, weight in parts.whole.items()}

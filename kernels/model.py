@@ -109,6 +109,20 @@ class GaussianModel:
         second = -point[self.names.index("kappa")] if self.tied else one
         return [{term: second if self.tied and term[0] else one for term in terms} for terms in self.terms]
 
+    def search_basis(self, point: list[Batch]) -> list[Combination]:
+        """A basis of the same functions, with digits to spare in its inner products.
+
+        Of two Gaussians of nearly one width it is the narrow one and what the other adds to it.
+        """
+        basis = self.basis(point)
+        if self.two_widths and not self.tied:
+            return [basis[0], basis[1] | {(0, 0, 0): -self.overlap(point)}]
+        return basis
+
+    def overlap(self, point: list[Batch]) -> Batch:
+        """What `search_basis` takes off the wider of two Gaussians: all of the other, or nothing."""
+        return jnp.where(point[3] < math.log(2.0), jnp.ones_like(point[3]), 0.0)
+
     def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
         """The basis as images, x on the first axis, not centred."""
         rendered = TermImages(self, point, shape, self.order)

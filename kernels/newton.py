@@ -15,20 +15,30 @@ from dogfit.kernels.products import Image
 _LEAST_PIVOT = 1e-5
 
 
-class Optimum(NamedTuple):
-    """State of the ascent.
+class Ascent(NamedTuple):
+    """Where an ascent stands.
 
     Attributes:
-      point: search parameters of the model.
+      point: best search point met.
       energy: explained energy there.
       promise: energy that a further Newton step promises: zero at an optimum.
       steps: evaluations made while the row had not converged.
+      gradient: half the derivatives of the energy at the point.
+      hessian: half the second derivatives, lower triangle by rows.
+      trial: point to be evaluated next.
+      predicted: energy that the quadratic model gains there.
+      damping: multiple of the identity added to the curvature.
     """
 
     point: Float[Array, "p b"]
     energy: Float[Array, " b"]
     promise: Float[Array, " b"]
     steps: Int[Array, " b"]
+    gradient: tuple[Batch, ...]
+    hessian: tuple[Batch, ...]
+    trial: Float[Array, "p b"]
+    predicted: Float[Array, " b"]
+    damping: Float[Array, " b"]
 
 
 class Box(NamedTuple):
@@ -36,14 +46,6 @@ class Box(NamedTuple):
 
     lower: Float[Array, "p #b"] | Float[np.ndarray, "p #b"]
     upper: Float[Array, "p #b"] | Float[np.ndarray, "p #b"]
-
-
-class _State(NamedTuple):
-    optimum: Optimum
-    trial: Float[Array, "p b"]
-    predicted: Batch
-    damping: Batch
-    iteration: Int[Array, ""]
 
 
 def _ascent_step(
@@ -89,6 +91,76 @@ def _ascent_step(
     return trial, predicted, total(s * x for s, x in zip(slope, undamped, strict=True))
 
 
+def begin_ascent(start: Float[Array, "p b"]) -> Ascent:
+    """An ascent of which nothing is known but where to begin."""
+    zero = 0.0 * start[0]
+    n = len(start)
+    return Ascent(
+        point=start,
+        energy=zero - jnp.inf,
+        promise=zero + jnp.inf,
+        steps=zero.astype(jnp.int32),
+        gradient=(zero,) * n,
+        hessian=(zero,) * (n * (n + 1) // 2),
+        trial=start,
+        predicted=zero + jnp.inf,
+        damping=zero + 1e-3,
+    )
+
+
+def advance(
+    ascent: Ascent, kernels: Image, box: Box, model: Model, tolerance: float, weights: Image | None = None
+) -> Ascent:
+    """Evaluate the trial, take it where the energy does not fall, and propose the next inside the box.
+
+    Exact Newton steps where the curvature allows, damped by a multiple of the identity that follows
+    the ratio of gained to promised energy. Parameters on a bound are held while the gradient pushes
+    outwards. A non-finite trial is refused, so that a row never gets worse than its start. A row that has
+    converged stays put, so that it does not depend on its neighbours in the batch.
+
+    Args:
+      ascent: after `begin_ascent`, at a point inside the box.
+      kernels: centred kernels of unit energy, x on the first axis, batch last; with weights, whitened.
+      box: bounds.
+      model: static.
+      tolerance: promised energy below which a row has converged.
+      weights: of each tap; all alike if None.
+    """
+    at_trial = projected_derivatives(kernels, list(ascent.trial), model, weights)
+    gain = at_trial.energy - ascent.energy
+    active = ascent.promise > tolerance
+    accepted = active & (gain >= 0)  # False for a non-finite trial
+    agreement = gain / jnp.maximum(ascent.predicted, jnp.finfo(gain.dtype).tiny)
+    damping = jnp.where(
+        accepted,
+        ascent.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0)),
+        jnp.where(active, 4.0 * jnp.maximum(ascent.damping, 1e-2), ascent.damping),
+    )
+    n = len(ascent.point)
+    pairs = [(a, b) for a in range(n) for b in range(a + 1)]
+
+    def update(new: Batch, old: Batch) -> Batch:
+        return jnp.where(accepted, new, old)
+
+    point = jnp.where(accepted[None, :], ascent.trial, ascent.point)
+    gradient = tuple(map(update, at_trial.gradient, ascent.gradient))
+    hessian = tuple(map(update, [at_trial.hessian[pair] for pair in pairs], ascent.hessian))
+    trial, predicted, promise = _ascent_step(
+        list(point), list(gradient), dict(zip(pairs, hessian, strict=True)), damping, box, model
+    )
+    return Ascent(
+        point=point,
+        energy=update(at_trial.energy, ascent.energy),
+        promise=promise,
+        steps=ascent.steps + active,
+        gradient=gradient,
+        hessian=hessian,
+        trial=jnp.stack(trial),
+        predicted=predicted,
+        damping=damping,
+    )
+
+
 def maximise_energy(
     kernels: Image,
     start: Float[Array, "p b"],
@@ -97,62 +169,20 @@ def maximise_energy(
     max_steps: Int[Array, ""] | int,
     tolerance: float,
     weights: Image | None = None,
-) -> Optimum:
-    """Climb from `start` to a local maximum of the explained energy inside a box.
+) -> Ascent:
+    """Climb from `start`, clipped to the box, to a local maximum of the explained energy inside the box.
 
-    Exact Newton steps where the curvature allows, damped by a multiple of the identity that follows
-    the ratio of gained to promised energy. Parameters on a bound are held while the gradient pushes
-    outwards. A non-finite trial is refused, so that a row never gets worse than its start.
-
-    Args:
-      kernels: centred kernels of unit energy, x on the first axis, batch last; with weights, whitened.
-      start: search point per kernel; clipped to the box.
-      box: bounds.
-      model: static.
-      max_steps: most evaluations; may be traced.
-      tolerance: promised energy below which a row has converged; the loop ends early when all have.
-      weights: of each tap; all alike if None.
-
-    Returns:
-      The best point met per kernel, its energy and how it was reached.
+    Arguments as of `advance`; ends early when all rows have converged.
     """
     # Made from the data, so that under shard_map it varies over the mesh as the results do.
-    zero = 0.0 * kernels[0, 0]
-    start = jnp.clip(start, box.lower, box.upper) + zero[None, :]
-    n = start.shape[0]
-    pairs = [(a, b) for a in range(n) for b in range(a + 1)]
+    start = jnp.clip(start, box.lower, box.upper) + 0.0 * kernels[:1, 0]
 
-    def unfinished(carry: tuple[_State, tuple[Batch, ...]]) -> Bool[Array, ""]:
-        state, _ = carry
-        return (state.iteration < max_steps) & jnp.any(state.optimum.promise > tolerance)
+    def unfinished(carry: tuple[Ascent, Int[Array, ""]]) -> Bool[Array, ""]:
+        ascent, turn = carry
+        return (turn < max_steps) & jnp.any(ascent.promise > tolerance)
 
-    def advance(carry: tuple[_State, tuple[Batch, ...]]) -> tuple[_State, tuple[Batch, ...]]:
-        state, slopes = carry
-        best = state.optimum
-        at_trial = projected_derivatives(kernels, list(state.trial), model, weights)
-        gain = at_trial.energy - best.energy
-        # A row that has converged stays put, so that it does not depend on its neighbours in the batch.
-        active = best.promise > tolerance
-        accepted = active & (gain >= 0)  # False for a non-finite trial
-        agreement = gain / jnp.maximum(state.predicted, jnp.finfo(gain.dtype).tiny)
-        damping = jnp.where(
-            accepted,
-            state.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0)),
-            jnp.where(active, 4.0 * jnp.maximum(state.damping, 1e-2), state.damping),
-        )
-        point = jnp.where(accepted[None, :], state.trial, best.point)
-        energy = jnp.where(accepted, at_trial.energy, best.energy)
-        fresh = [*at_trial.gradient, *(at_trial.hessian[p] for p in pairs)]
-        slopes = tuple(jnp.where(accepted, new, old) for new, old in zip(fresh, slopes, strict=True))
-        hessian = dict(zip(pairs, slopes[n:], strict=True))
-        trial, predicted, promise = _ascent_step(list(point), list(slopes[:n]), hessian, damping, box, model)
-        steps = best.steps + active
-        optimum = Optimum(point, energy, promise, steps)
-        return _State(optimum, jnp.stack(trial), predicted, damping, state.iteration + 1), slopes
+    def climb(carry: tuple[Ascent, Int[Array, ""]]) -> tuple[Ascent, Int[Array, ""]]:
+        ascent, turn = carry
+        return advance(ascent, kernels, box, model, tolerance, weights), turn + 1
 
-    # The first evaluation is the first turn of the loop, so that the model is compiled only once.
-    optimum = Optimum(start, zero - jnp.inf, zero + jnp.inf, zero.astype(jnp.int32))
-    slopes = (zero,) * (n + len(pairs))
-    first = _State(optimum, start, zero + jnp.inf, zero + 1e-3, jnp.zeros((), jnp.int32))
-    state, _ = lax.while_loop(unfinished, advance, (first, slopes))
-    return state.optimum
+    return lax.while_loop(unfinished, climb, (begin_ascent(start), jnp.zeros((), jnp.int32)))[0]

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, total
+from dogfit.kernels.linalg import Batch, Solution, project, solve_gram, sum_taps, total
 from dogfit.kernels.model import Combination, GaussianModel, Term, TermImages
 from dogfit.kernels.profiles import PROFILES
 
@@ -28,6 +28,8 @@ class SeparableProducts:
         self._means: dict[tuple[int, int, int], Batch] = {}
         self._grams: dict[tuple[int, tuple[int, int], tuple[int, int]], Batch] = {}
         self._inner: dict[tuple[Term, Term], Batch] = {}
+        self._rows: dict[tuple[int, int], Float[Array, "ky b"]] = {}
+        self._overlap = model.overlap(point) if model.two_widths and not model.tied else None
 
     def _mean(self, axis: int, width: int, order: int) -> Batch:
         key = (axis, width, order)
@@ -64,26 +66,65 @@ class SeparableProducts:
         """Inner product of two centred combinations."""
         return total(p * q * self._of_terms(a, b) for a, p in one.items() for b, q in other.items())
 
-    def moments(self, image: Image, terms: set[Term]) -> Combination:
-        """Inner products of a centred image with terms."""
-        rows: dict[tuple[int, int], Float[Array, "ky b"]] = {}
+    def project(self, kernels: Image, basis: list[Combination]) -> Solution:
+        """Least-squares solution for centred kernels; prepares the moments of what is left."""
+        self._kernels, self._basis = kernels, basis
+        if self._overlap is not None:
+            gram, right = self._pair_equations()
+        else:
+            gram = {(i, j): self.inner(basis[i], basis[j]) for i in range(len(basis)) for j in range(i + 1)}
+            moments = self._moments({term for function in basis for term in function})
+            right = [total(weight * moments[t] for t, weight in function.items()) for function in basis]
+        solution = solve_gram(gram, right)
+        self._weights = solution.weights
+        return solution
+
+    def _pair_equations(self) -> tuple[dict[tuple[int, int], Batch], list[Batch]]:
+        """Normal equations of `search_basis`, to the relative precision of what the wider Gaussian adds.
+
+        That is `(x' - s x) * y' + s x * (y' - y)`, with dashes for its profiles and `s` the overlap.
+        """
+        (x, y), (wide_x, wide_y) = ([profiles[axis][0] for axis in (0, 1)] for profiles in self.profiles)
+        assert self._overlap is not None
+        overlap = self._overlap[None, :]
+        dx, dy = wide_x - overlap * x, overlap * (wide_y - y)
+        narrow, added = [(x, y)], [(dx, wide_y), (x, dy)]
+
+        def about_mean(profile: Array) -> Array:
+            return profile - jnp.mean(profile, axis=0, keepdims=True)
+
+        def inner(one: list[tuple[Array, Array]], other: list[tuple[Array, Array]]) -> Batch:
+            out = []
+            for a in one:
+                for b in other:
+                    pairs = list(zip(a, b, strict=True))
+                    sums = [jnp.sum(p, axis=0) * jnp.sum(q, axis=0) / len(p) for p, q in pairs]
+                    about = [jnp.sum(about_mean(p) * about_mean(q), axis=0) for p, q in pairs]
+                    out.append(about[0] * about[1] + sums[0] * about[1] + sums[1] * about[0])
+            return total(out)
+
+        rows, more = (jnp.sum(p[:, None, :] * self._kernels, axis=0) for p in (x, dx))
+        self._rows[0, 0] = rows
+        right = [jnp.sum(rows * y, axis=0), jnp.sum(more * wide_y + rows * dy, axis=0)]
+        gram = {(0, 0): inner(narrow, narrow), (1, 0): inner(narrow, added), (1, 1): inner(added, added)}
+        return gram, right
+
+    def residual_moments(self, terms: set[Term]) -> Combination:
+        """Inner products with terms of what the projection left of the kernels."""
+        one = jnp.ones_like(self.profiles[0][0][0][0])
+        moments = self._moments(terms)
+        for function, weight in zip(self._basis, self._weights, strict=True):
+            moments = {t: m - weight * self.inner(function, {t: one}) for t, m in moments.items()}
+        return moments
+
+    def _moments(self, terms: set[Term]) -> Combination:
+        """Inner products of the kernels with terms."""
         out: Combination = {}
         for width, i, j in sorted(terms):
-            if (width, i) not in rows:
-                rows[width, i] = jnp.sum(self.profiles[width][0][i][:, None, :] * image, axis=0)
-            out[width, i, j] = jnp.sum(rows[width, i] * self.profiles[width][1][j], axis=0)
+            if (width, i) not in self._rows:
+                self._rows[width, i] = jnp.sum(self.profiles[width][0][i][:, None, :] * self._kernels, axis=0)
+            out[width, i, j] = jnp.sum(self._rows[width, i] * self.profiles[width][1][j], axis=0)
         return out
-
-    def image(self, combination: Combination) -> Image:
-        """Centred image of a combination."""
-
-        def centred(term: Term) -> Image:
-            width, i, j = term
-            x, y = self.profiles[width][0][i], self.profiles[width][1][j]
-            mean = self._mean(0, width, i) * self._mean(1, width, j)
-            return x[:, None, :] * y[None, :, :] - mean[None, None, :]
-
-        return total(weight[None, None, :] * centred(term) for term, weight in combination.items())
 
 
 class WeightedProducts:
@@ -115,13 +156,17 @@ class WeightedProducts:
 
     def inner(self, one: Combination, other: Combination) -> Batch:
         """Inner product of two centred combinations."""
-        return jnp.sum(self.image(one) * self.image(other), axis=(0, 1))
+        return sum_taps(self.image(one) * self.image(other))
 
-    def moments(self, image: Image, terms: set[Term]) -> Combination:
-        """Inner products of a centred and weighted image with terms."""
-        if self._weights is not None:
-            image = jnp.sqrt(self._weights) * image
-        return {term: jnp.sum(image * self._terms.image(term), axis=(0, 1)) for term in sorted(terms)}
+    def project(self, kernels: Image, basis: list[Combination]) -> Solution:
+        """Least-squares solution for whitened kernels; prepares the moments of what is left."""
+        self._left, weights, factor = project(kernels, [self.image(function) for function in basis])
+        return Solution(sum_taps(kernels * kernels) - sum_taps(self._left * self._left), weights, factor)
+
+    def residual_moments(self, terms: set[Term]) -> Combination:
+        """Inner products with terms of what the projection left of the kernels."""
+        image = self._left if self._weights is None else jnp.sqrt(self._weights) * self._left
+        return {term: sum_taps(image * self._terms.image(term)) for term in sorted(terms)}
 
 
 def whiten(image: Image, weights: Image | None) -> Image:

@@ -1,41 +1,51 @@
-"""From kernels to the global optimum of one family: seeds, rounds of refinement, and a tail re-packed.
+"""From kernels to the global optimum of one family: seeds, then ascents in lanes that are refilled.
 
-Every seed gets a few steps, the more promising ones a few more, the best one is polished. Steps are
-taken by a block of kernels together, so a few slow rows would hold up all others: rows that are not
-done after polishing are gathered into blocks of their own and finished there.
+A lane takes up the starts of one kernel one after the other, best seed first, and then the next kernel of
+the queue. All lanes step together, so a straggler holds up nobody but its lane, and what a lane computes
+depends on its kernel alone.
 """
 
+import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dogfit.kernels.derivatives import Model
-from dogfit.kernels.newton import Box, maximise_energy
+from dogfit.kernels.newton import Ascent, Box, advance, begin_ascent
 from dogfit.kernels.products import Image
 from dogfit.kernels.seeds import find_seeds
+
+# Steps between two looks at which lanes are done.
+_STRIDE = 2
+# Times the steps of a start that the best one gets more of, if it needs them.
+_FINISHING_FACTOR = 4
+# A start that comes so near the best one (in widths, and units of the other parameters), and to within so
+# much of its energy, is about to arrive there too.
+_NEAR, _ALIKE = 0.15, 3e-3
+# Energies that agree.
+_AGREEMENT = 1e-3
 
 
 class Effort(NamedTuple):
     """How hard to search; static.
 
     Attributes:
-      starts: seeds that are refined.
-      first_steps: evaluations for each start.
-      finalists: starts that get `second_steps` more.
-      second_steps: evaluations for each finalist.
-      polish_steps: evaluations for the best, together with its block.
-      last_steps: evaluations for rows that have not converged then.
+      starts: most seeds that are refined.
+      steps: most evaluations for a start.
+      margin: share of the best energy known below which a seed is no start.
+      hope: a start is given up where so many times the promise of its next step is less than it lacks.
+      apart: widths within which a seed stands for those of neighbouring widths.
       tolerance: energy (of 1) promised by a further step below which a row has converged.
     """
 
     starts: int
-    first_steps: int
-    finalists: int
-    second_steps: int
-    polish_steps: int
-    last_steps: int
+    steps: int
+    margin: float
+    hope: float
+    apart: float
     tolerance: float
 
 
@@ -55,19 +65,39 @@ class Found(NamedTuple):
     agreeing: Int[Array, " n"]
 
 
-class _Starts(NamedTuple):
-    """State of every start of every kernel."""
+class _Given(NamedTuple):
+    """What belongs to a kernel; batch last."""
 
-    point: Float[Array, "s p n"]
-    energy: Float[Array, "s n"]
-    promise: Float[Array, "s n"]
-    steps: Int[Array, " n"]
+    kernels: Image
+    weights: Image | None
+    box: Box
+    points: Float[Array, "s p b"]
+    energies: Float[Array, "s b"]
+
+
+class _Lanes(NamedTuple):
+    """Where each lane stands."""
+
+    row: Int[Array, " b"]
+    start: Int[Array, " b"]
+    finishing: Bool[Array, " b"]
+    """The best start once more, with more steps."""
+    point: Float[Array, "p b"]
+    energy: Float[Array, " b"]
+    promise: Float[Array, " b"]
+    """Of the best start so far."""
+    steps: Int[Array, " b"]
+    agreeing: Int[Array, " b"]
 
 
 class _Search(NamedTuple):
-    starts: _Starts
-    pending: Bool[Array, " n"]
-    job: Int[Array, ""]
+    given: _Given
+    lanes: _Lanes
+    ascent: Ascent
+    queue: Int[Array, ""]
+    """Rows taken so far."""
+    found: Float[Array, "n q"]
+    """Point, promise, steps and agreeing starts of the rows that are done."""
 
 
 def search_optimum(
@@ -90,102 +120,158 @@ def search_optimum(
       weights: of each tap; all alike if None.
       narrowed: whether the box is narrower than the dictionary of starts.
     """
-    given = kernels.shape[-1]
-
-    def pad(array: Any, value: float) -> Any:
-        widths = [(0, 0)] * (array.ndim - 1) + [(0, -given % block)]
-        return array if array.shape[-1] == 1 != given else jnp.pad(array, widths, constant_values=value)
-
-    # Zero kernels explain nothing and end at once.
-    kernels = pad(kernels, 0.0)
-    weights = None if weights is None else pad(weights, 1.0)
-    box = Box(pad(box.lower, 0.0), pad(box.upper, 0.0))
-    count = kernels.shape[-1]
-    blocks = count // block
-    slot = jnp.arange(effort.starts, dtype=jnp.int32)[:, None]
-    # Per round: the start it takes up (by number, or by rank once all have energies), and its budget.
-    rounds = [(i, effort.first_steps) for i in range(effort.starts)]
-    rounds += [(rank, effort.second_steps) for rank in range(effort.finalists)]
-    rounds += [(0, effort.polish_steps), (0, effort.last_steps)]
-    which, budgets = (jnp.asarray(column, jnp.int32) for column in zip(*rounds, strict=True))
-    last = len(rounds) - 1
-
-    def of_rows(rows: Int[Array, " b"]) -> tuple[Image, Image | None, Box]:
-        def take(array: Any) -> Any:
-            shared = array.shape[-1] == 1 != count
-            return array if shared else jnp.take(array, rows, axis=-1, mode="fill", fill_value=0)
-
-        return (
-            take(kernels),
-            None if weights is None else take(weights),
-            Box(take(box.lower), take(box.upper)),
-        )
-
-    def seed(index: Int[Array, ""]) -> _Starts:
-        image, weight, bounds = of_rows(index * block + jnp.arange(block, dtype=jnp.int32))
-        seeds = find_seeds(image, model, effort.starts, weight, bounds if narrowed else None)
-        zero = 0.0 * image[0, 0]
-        infinite = jnp.broadcast_to(zero + jnp.inf, seeds.energies.shape)
-        return _Starts(seeds.points + zero[None, None, :], -infinite, infinite, zero.astype(jnp.int32))
-
-    def unfinished(search: _Search) -> Bool[Array, ""]:
-        return (search.job < blocks) | jnp.any(search.pending)
-
-    def refine_round(
-        turn: Int[Array, ""], image: Image, weight: Image | None, bounds: Box, mine: _Starts
-    ) -> _Starts:
-        rank = jnp.sum(mine.energy[:, None, :] < mine.energy[None, :, :], axis=1)
-        earlier = slot[:, None, :] > slot[None, :, :]
-        rank += jnp.sum((mine.energy[:, None, :] == mine.energy[None, :, :]) & earlier, axis=1)
-        taken = jnp.where(turn < effort.starts, slot, rank) == which[turn]
-        start = jnp.sum(jnp.where(taken[:, None, :], mine.point, 0.0), axis=0)
-        found = maximise_energy(image, start, bounds, model, budgets[turn], effort.tolerance, weight)
-        return _Starts(
-            jnp.where(taken[:, None, :], found.point[None], mine.point),
-            jnp.where(taken, found.energy[None], mine.energy),
-            jnp.where(taken, found.promise[None], mine.promise),
-            mine.steps + found.steps,
-        )
-
-    def work(search: _Search) -> _Search:
-        # A job is a block and all rounds but the last, or, when the blocks are done, the last round for
-        # whichever rows still need it.
-        regular = search.job < blocks
-        in_order = search.job * block + jnp.arange(block, dtype=jnp.int32)
-        left_over = jnp.nonzero(search.pending, size=block, fill_value=count)[0].astype(jnp.int32)
-        rows = jnp.where(regular, in_order, left_over)
-        mine = _Starts(*(jnp.take(leaf, rows, axis=-1, mode="fill", fill_value=0) for leaf in search.starts))
-        given_rows = of_rows(rows)
-
-        first, stop = jnp.where(regular, 0, last), jnp.where(regular, last, last + 1)
-        mine = lax.fori_loop(first, stop, lambda turn, state: refine_round(turn, *given_rows, state), mine)
-
-        starts = _Starts(
-            *(old.at[..., rows].set(new, mode="drop") for old, new in zip(search.starts, mine, strict=True))
-        )
-        unsettled = regular & (_of_best(mine, mine.promise) > effort.tolerance)
-        pending = search.pending.at[rows].set(unsettled, mode="drop")
-        return _Search(starts, pending, search.job + 1)
-
-    seeds = lax.map(seed, jnp.arange(blocks, dtype=jnp.int32))
-    starts = _Starts(*(jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], count) for leaf in seeds))
-    nobody = jnp.isnan(kernels[0, 0])
-    search = lax.while_loop(unfinished, work, _Search(starts, nobody, jnp.zeros((), jnp.int32)))
-
-    starts = _Starts(*(leaf[..., :given] for leaf in search.starts))
-    best = jnp.max(starts.energy, axis=0)
-    return Found(
-        _of_best(starts, starts.point),
-        _of_best(starts, starts.promise),
-        starts.steps,
-        jnp.sum(starts.energy >= best[None, :] - 1e-3, axis=0).astype(jnp.int32),
+    rows = kernels.shape[-1]
+    # Made from the data, so that under shard_map the state varies over the mesh as the results do.
+    zero = 0.0 * kernels[0, 0, :1]
+    box = Box(*(jnp.asarray(side, kernels.dtype) + zero[None] for side in box))
+    points, energies = _seed_all(kernels, weights, box if narrowed else None, model, effort, block)
+    table = _Table(_Given(kernels, weights, box, points, energies))
+    idle = jnp.full(block, rows, jnp.int32) + zero.astype(jnp.int32)
+    nothing = jnp.broadcast_to(zero, block)
+    start = jnp.broadcast_to(zero[None], (len(points[0]), block))
+    search = _Search(
+        given=table.take(jnp.zeros_like(idle)),
+        lanes=_Lanes(
+            idle, jnp.full_like(idle, effort.starts), nothing > 0, start, nothing, nothing, 0 * idle, 0 * idle
+        ),
+        ascent=begin_ascent(start)._replace(promise=nothing),
+        queue=0 * idle[0],
+        found=jnp.broadcast_to(zero[None], (rows, len(start) + 3)),
     )
 
+    def unfinished(search: _Search) -> Bool[Array, ""]:
+        return (search.queue < rows) | jnp.any(search.lanes.row < rows)
 
-def _of_best(starts: _Starts, values: Float[Array, "s *p n"]) -> Float[Array, "*p n"]:
-    """What belongs to the start of most energy."""
-    best = jnp.argmax(starts.energy, axis=0).astype(jnp.int32)
-    winner = jnp.arange(len(starts.energy), dtype=jnp.int32)[:, None] == best[None, :]
-    if values.ndim == 3:
-        winner = winner[:, None, :]
-    return jnp.sum(jnp.where(winner, values, 0.0), axis=0)
+    def work(search: _Search) -> _Search:
+        search = _take_up(search, table, model, effort)
+        given = search.given
+
+        def step(_: Any, ascent: Ascent) -> Ascent:
+            return advance(ascent, given.kernels, given.box, model, effort.tolerance, given.weights)
+
+        return search._replace(ascent=lax.fori_loop(0, _STRIDE, step, search.ascent))
+
+    found = lax.while_loop(unfinished, work, search).found.T
+    promise, steps, agreeing = found[len(start) :]
+    return Found(found[: len(start)], promise, steps.astype(jnp.int32), agreeing.astype(jnp.int32))
+
+
+def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> _Search:
+    """Give lanes whose start has ended the next start, or the next kernel."""
+    given, lanes, ascent = search.given, search.lanes, search.ascent
+    rows = search.found.shape[0]
+    limit = jnp.where(lanes.finishing, _FINISHING_FACTOR * effort.steps, effort.steps)
+    settled = (ascent.promise <= effort.tolerance) | (ascent.steps >= limit)
+    hopeless = ascent.energy + effort.hope * ascent.promise < lanes.energy
+    joins = _near(model, ascent.point, lanes.point) & (ascent.energy <= lanes.energy)
+    joins = joins & (ascent.energy > lanes.energy - _ALIKE)
+    ended = settled | ((hopeless | joins) & ~lanes.finishing)
+
+    # Take down how it ended.
+    better = ended & ((ascent.energy > lanes.energy) | lanes.finishing)
+    agrees = ended & ~lanes.finishing & ((ascent.energy >= lanes.energy - _AGREEMENT) | joins)
+    ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + _AGREEMENT)
+    lanes = lanes._replace(
+        point=_where(better, ascent.point, lanes.point),
+        energy=jnp.where(better, ascent.energy, lanes.energy),
+        promise=jnp.where(better, ascent.promise, lanes.promise),
+        steps=lanes.steps + jnp.where(ended, ascent.steps, 0),
+        agreeing=jnp.where(ahead, 1, lanes.agreeing + agrees),
+        start=lanes.start + (ended & ~lanes.finishing),
+    )
+
+    # Seeds come best first, and what an ascent can add has its limits.
+    seed_energy = _pick(given.energies, lanes.start)
+    least = effort.margin * jnp.maximum(lanes.energy, given.energies[0])
+    onwards = ended & ~lanes.finishing & (seed_energy > least)
+    unsettled = ended & ~lanes.finishing & ~onwards & (lanes.promise > effort.tolerance)
+    leaving = ended & ~onwards & ~unsettled
+    done = jnp.stack([*lanes.point, lanes.promise, lanes.steps, lanes.agreeing], axis=1)
+    found = search.found.at[jnp.where(leaving, lanes.row, rows)].set(done, mode="drop")
+
+    place = search.queue + jnp.cumsum(leaving, dtype=jnp.int32) - 1
+    row = jnp.where(leaving, jnp.minimum(place, rows), lanes.row)
+    fresh = table.take(row)
+    given = jax.tree.map(lambda new, old: _where(leaving, new, old), fresh, given)
+    zero = jnp.zeros_like(row)
+    lanes = _Lanes(
+        row=row,
+        start=jnp.where(leaving, zero, lanes.start),
+        finishing=jnp.where(leaving, False, lanes.finishing | unsettled),
+        point=_where(leaving, given.points[0], lanes.point),
+        energy=jnp.where(leaving, -jnp.inf, lanes.energy),
+        promise=jnp.where(leaving, jnp.inf, lanes.promise),
+        steps=jnp.where(leaving, zero, lanes.steps),
+        agreeing=jnp.where(leaving, zero, lanes.agreeing),
+    )
+    begin = _where(unsettled, lanes.point, _pick(given.points, lanes.start))
+    begun = begin_ascent(jnp.clip(begin, given.box.lower, given.box.upper))
+    # Lanes that the queue has nothing left for are at rest.
+    begun = begun._replace(promise=jnp.where(row < rows, begun.promise, 0.0))
+    ascent = jax.tree.map(lambda new, old: _where(ended, new, old), begun, ascent)
+    queue = search.queue + jnp.sum(leaving, dtype=jnp.int32)
+    return _Search(given, lanes, ascent, queue, found)
+
+
+def _near(model: Model, one: Float[Array, "p b"], other: Float[Array, "p b"]) -> Bool[Array, " b"]:
+    return jnp.all(jnp.abs(one - other) < _NEAR * jnp.stack(model.scale(list(one))), axis=0)
+
+
+def _where(lanes: Bool[Array, " b"], new: Array, old: Array) -> Array:
+    """`jnp.where` along the last axis."""
+    return jnp.where(lanes.reshape(*[1] * (new.ndim - 1), -1), new, old)
+
+
+def _pick(values: Float[Array, "s *p b"], which: Int[Array, " b"]) -> Float[Array, "*p b"]:
+    """What stands at a place of the first axis, 0 beyond its end."""
+    out = jnp.zeros_like(values[0])
+    for place in range(len(values)):
+        out = _where(which == place, values[place], out)
+    return out
+
+
+def _seed_all(
+    kernels: Image, weights: Image | None, box: Box | None, model: Model, effort: Effort, block: int
+) -> tuple[Float[Array, "s p n"], Float[Array, "s n"]]:
+    """Starts of all kernels, block by block."""
+    rows = kernels.shape[-1]
+
+    def cut(array: Any) -> Any:
+        wide = jnp.broadcast_to(array, (*array.shape[:-1], rows))
+        wide = jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, -rows % block)], mode="edge")
+        return jnp.moveaxis(wide.reshape(*wide.shape[:-1], -1, block), -2, 0)
+
+    def seed(given: tuple[Image, Image | None, Box | None]) -> tuple[Array, Array]:
+        return find_seeds(given[0], model, effort.starts, *given[1:], apart=effort.apart)
+
+    seeds = lax.map(seed, jax.tree.map(cut, (kernels, weights, box)))
+    points, energies = (jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], -1) for leaf in seeds)
+    return points[..., :rows], energies[..., :rows]
+
+
+class _Table:
+    """All that belongs to each kernel side by side, so that a lane fetches it at once."""
+
+    def __init__(self, given: _Given) -> None:
+        leaves, self._tree = jax.tree.flatten(given)
+        rows = given.kernels.shape[-1]
+        # Bounds that all kernels share need no fetching.
+        self._shared = [leaf if leaf.shape[-1] == 1 != rows else None for leaf in leaves]
+        self._shapes = [leaf.shape[:-1] for leaf in leaves]
+        own = [
+            leaf.reshape(-1, rows) for leaf, same in zip(leaves, self._shared, strict=True) if same is None
+        ]
+        self._rows = jnp.concatenate(own).T
+
+    def take(self, rows: Int[Array, " b"]) -> _Given:
+        """What belongs to these rows; for rows beyond the end, to the last."""
+        fetched = jnp.take(self._rows, rows, axis=0, mode="clip").T
+        leaves, at = [], 0
+        for shared, shape in zip(self._shared, self._shapes, strict=True):
+            if shared is not None:
+                leaves.append(jnp.broadcast_to(shared, (*shape, len(rows))))
+                continue
+            size = math.prod(shape)
+            leaves.append(fetched[at : at + size].reshape(*shape, len(rows)))
+            at += size
+        return jax.tree.unflatten(self._tree, leaves)

@@ -1,13 +1,14 @@
-"""Starting points from a dictionary: the explained energy on a grid of centres at several widths.
+"""Starting points from a dictionary: the explained energy on grids of centres at several widths.
 
-The energy of a kernel at a grid node is exact (offset, gains and orientation solved for), so the best node
-lies in, or next to, the best basin. The grid is a product of lines, so the projections of all its nodes on a
-kernel are two small matrix products, `P_x W P_y'`; what depends on the grid alone is prepared in NumPy.
+The energy of a kernel at a node is exact (offset, gains and orientation solved for), so a node that explains
+no less than its neighbours lies in, or next to, a basin of attraction. A grid is a product of lines, so the
+projections of all its nodes on a kernel are two small matrix products, `P_x W P_y'`; what depends on the grid
+alone is prepared in NumPy.
 """
 
 import functools
-import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,20 +25,23 @@ from dogfit.kernels.newton import Box
 from dogfit.kernels.products import Image, whiten
 from dogfit.kernels.profiles import PROFILES
 
-# Widths of the surround, in widths of the centre, at which a two-width model is tried.
-# Near the least ratio the pair is a second derivative: a basin of its own, that needs as fine a grid.
-_RATIOS = ((1.1,), (1.7, 3.0, 7.0))
-_TIED_RATIOS = ((1.5,), (2.5, 6.0))
-_NEAR_DERIVATIVE = 1.5
-_KAPPAS = (0.3, 0.65, 1.0)
-MAX_STARTS = 10  # one per width
-# A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
-# integral over the tap vanishes: at the tap's centre for the first, near its edges for the second.
-# Offsets from a tap's centre by order, for widths up to the first number.
-_NARROW_OFFSETS = {
-    1: ((0.35, (0.0, 0.1, 0.2, 0.35, 0.5)), (0.5, (0.0, 0.3, 0.5))),
-    2: ((0.35, (0.0, 0.3, 0.45, 0.49, 0.5)), (0.5, (0.0, 0.3, 0.5))),
-}
+# Ratio of neighbouring widths, for models whose surround has a weight of its own or none, and for tied ones;
+# the widest, of the kernel's size; and the width up to which a Gaussian is a matter of single taps.
+_STEP, _TIED_STEP, _WIDEST, _NARROW = 1.8, 1.4, 0.75, 0.4
+# Widths of the surround, in widths of the centre. Near equal widths the pair is a Gaussian and its Laplacian.
+_NEAR_RATIO, _RATIOS, _TIED_RATIOS = 1.15, (1.7, 3.0, 7.0), (1.5, 2.7, 6.0)
+_KAPPAS, _NARROW_KAPPAS = (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
+# Offsets of centres from a tap's for narrow Gaussians. A derivative changes its shape within hundredths of a
+# tap where its integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes
+# around those places are for that order alone.
+_OFFSETS = (-0.3, 0.0, 0.3, 0.5)
+_FIRST_OFFSETS = (-0.18, -0.06, 0.06, 0.18)
+_SECOND_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.5, 0.52)
+_TIED_OFFSETS = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52)
+# Largest kernels for which there are such nodes: in larger ones they would outnumber all others.
+_FINE_SIZE = 15
+# Nodes of which the two best peaks are kept.
+_GROUP = 16
 # Ellipses tried at each start of a round model: none, and one of each of four directions.
 _ELLIPSES = ((0.0, 0.0), (0.7, 0.0), (-0.7, 0.0), (0.0, 0.7), (0.0, -0.7))
 
@@ -55,79 +59,139 @@ class Seeds(NamedTuple):
 
 
 class _Grid(NamedTuple):
-    """Nodes of one width: a line of centres for each axis, and what projects on them."""
+    """Nodes of one width and one ratio of widths: a line of centres along each axis, at every kappa."""
 
     lines: tuple[np.ndarray, np.ndarray]
-    """Centres along x `[m]` and y `[n]`, in taps from the middle."""
-    constants: tuple[float, ...]
-    """The other search parameters."""
+    """Centres along x `[m]` and y `[n]`, in taps from the middle; an even number, first and last twice."""
+    constants: np.ndarray
+    """The other search parameters `[kappas, p - 2]`."""
+    family: tuple[int, int]
+    """Number of the width and of the ratio: neighbours see the same peak."""
     profiles: dict[tuple[int, int, int], np.ndarray]
     """By axis, width and order: `[k, m]`."""
-    terms: tuple[tuple[tuple[Term, float], ...], ...]
-    """Terms of each basis function, with weights."""
+    functions: tuple[tuple[tuple[Term, np.ndarray], ...], ...]
+    """Terms of each basis function, with weights `[kappas]`."""
     whitening: dict[tuple[int, int], np.ndarray]
-    """Inverse Cholesky factor of the Gram matrix at each node: lower triangle of `[m, n]`."""
+    """Inverse Cholesky factor of the Gram matrix at each node: lower triangle of `[kappas, m, n]`."""
 
 
-def center_line(sigma: float, size: int, order: int) -> np.ndarray:
-    """Centres tried along one axis, `[m]`, from one end of the kernel to the other."""
-    if order > 0:
-        for limit, offsets in _NARROW_OFFSETS[order]:
-            if sigma <= limit:
-                around = sorted({sign * o for o in offsets for sign in (-1, 1)})
-                taps = np.arange(size)[:, None] - (size - 1) / 2
-                return np.unique(np.round((taps + np.array(around)).ravel(), 6))
-    spacing = min(max(0.5 * sigma, 0.25) if order else max(sigma, 0.5), 0.17 * size)
-    return np.linspace(-size / 2, size / 2, math.ceil(size / spacing) + 1)
+class _Place(NamedTuple):
+    """Where nodes are put, and what for."""
+
+    sigma: float
+    step: int
+    offsets: tuple[float, ...] | None
+    ratios: tuple[float, ...]
+    kappas: tuple[float, ...]
+    stride: int
+
+
+def center_line(sigma: float, size: int, offsets: tuple[float, ...] | None = None) -> np.ndarray:
+    """Centres tried along one axis, `[m]`: at offsets from each tap, or evenly, by the width."""
+    if offsets is None and sigma < _NARROW:
+        offsets = _OFFSETS
+    if offsets is None:
+        spacing = min(max(0.7 * sigma, 0.3), 0.17 * size)
+        half = math.ceil(0.5 * size / spacing)
+        return np.linspace(-size / 2, size / 2, 2 * half + 1)
+    taps = np.arange(-1, size + 1)[:, None] - (size - 1) / 2
+    line = np.unique(np.round((taps + np.array(offsets)).ravel(), 6))
+    return line[np.abs(line) <= size / 2]
+
+
+def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
+    low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
+    step = _TIED_STEP if model.tied else _STEP
+    steps = max(math.ceil(math.log(high / low) / math.log(step) - 1e-6), 1)
+    levels = np.geomspace(low, high, steps + 1).tolist()
+    if model.tied:
+        # Where narrow, they have nodes of their own.
+        places = [_Place(s, i, None, _TIED_RATIOS, _KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]
+        offsets = _TIED_OFFSETS if max(shape) <= _FINE_SIZE else None
+        narrow = [_Place(s, 0, offsets, _TIED_RATIOS, _NARROW_KAPPAS, 1) for s in (low, 1.18 * low)]
+        return places + narrow * (low < _NARROW)
+    if model.two_widths:
+        places = [_Place(s, i, None, (_NEAR_RATIO,), (0.0,), 1) for i, s in enumerate(levels)]
+        places += [_Place(s, i, None, _RATIOS, (0.0,), 2) for i, s in enumerate(levels)]
+    else:
+        places = [_Place(s, i, None, (1.0,), (0.0,), 1) for i, s in enumerate(levels)]
+    if low < _NARROW and (model.two_widths or model.order) and max(shape) <= _FINE_SIZE:
+        offsets = _FIRST_OFFSETS if model.order == 1 else _SECOND_OFFSETS
+        places.append(_Place(low, 0, offsets, (_NEAR_RATIO,) if model.two_widths else (1.0,), (0.0,), 1))
+    return places
 
 
 @functools.cache
-def _grids(model: GaussianModel, shape: tuple[int, int]) -> tuple[tuple[_Grid, ...], ...]:
-    """All grids of a round model; each group yields one start."""
-    levels = np.geomspace(model.min_sigma, 0.75 * max(shape), MAX_STARTS).tolist()
-    groups = _TIED_RATIOS if model.tied else _RATIOS if model.two_widths else ((1.0,),)
-    kappas = _KAPPAS if model.tied else (0.0,)
+def _grids(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Grid, ...]:
+    """All grids of a round model."""
     return tuple(
-        tuple(_grid(model, shape, sigma, ratio, kappa) for ratio, kappa in itertools.product(group, kappas))
-        for sigma in levels
-        for group in groups
+        _grid(model, shape, place, ratio)
+        for place in sorted(_places(model, shape), key=lambda place: -place.sigma)
+        for ratio in place.ratios
     )
 
 
-def _grid(model: GaussianModel, shape: tuple[int, int], sigma: float, ratio: float, kappa: float) -> _Grid:
-    fine = 2 if model.two_widths and not model.tied and ratio < _NEAR_DERIVATIVE else model.order
+def _grid(model: GaussianModel, shape: tuple[int, int], place: _Place, ratio: float) -> _Grid:
     if model.profile == "discrete":
-        x, y = (np.arange(2 * size + 1) / 2 - size / 2 for size in shape)
+        lines = [np.arange(2 * size + 1) / 2 - size / 2 for size in shape]
     else:
-        x, y = (center_line(sigma, size, fine) for size in shape)
-    evaluate, widths = PROFILES[model.profile], [sigma, ratio * sigma][: 1 + model.two_widths]
+        lines = [center_line(place.sigma, size, place.offsets)[:: place.stride] for size in shape]
+    # Ends twice, so that every node has neighbours; and an even number of inner ones.
+    x, y = (np.pad(line, (1, 1 + line.size % 2), mode="edge") for line in lines)
+    evaluate, widths = PROFILES[model.profile], [place.sigma, ratio * place.sigma][: 1 + model.two_widths]
+    laplacian = model.two_widths and not model.tied and ratio == _NEAR_RATIO
+    highest = 2 if laplacian else max(model.order, 1)
     profiles = {
         (axis, w, order): values
         for axis, (line, size) in enumerate(zip((x, y), shape, strict=True))
         for w, width in enumerate(widths)
-        for order, values in enumerate(evaluate(line, np.full_like(line, width), size, max(model.order, 1)))
+        for order, values in enumerate(evaluate(line, np.full_like(line, width), size, highest))
     }
-    terms = tuple(
-        tuple((t, -kappa if model.tied and t[0] else 1.0) for t in function) for function in model.terms
+    one = np.ones(len(place.kappas))
+    functions = tuple(
+        tuple((t, -np.array(place.kappas) if model.tied and t[0] else one) for t in function)
+        for function in model.terms
     )
-    images = [
-        total(
-            weight * np.einsum("xm,yn->mnxy", profiles[0, w, i], profiles[1, w, j])
-            for (w, i, j), weight in function
-        )
-        for function in terms
+    if laplacian:
+        functions = ((((0, 0, 0), one),), (((0, 2, 0), one), ((0, 0, 2), one)))
+    constants = [np.log(place.sigma) * one] + [np.log(ratio) * one] * model.two_widths
+    constants += [np.array(place.kappas)] * model.tied
+    # The far one of a free surround's ratios and all of a tied one's are no neighbours of others.
+    variant = place.ratios.index(ratio)
+    variant = 8 * variant if model.tied else 0 if laplacian else 1 + variant + (ratio > 5.0)
+    return _Grid(
+        (x, y),
+        np.stack(constants, 1),
+        (place.step, variant),
+        profiles,
+        functions,
+        _whitening(profiles, functions),
+    )
+
+
+def _whitening(
+    profiles: dict[tuple[int, int, int], np.ndarray], functions: Sequence[Sequence[tuple[Term, np.ndarray]]]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Lower triangle of the inverse Cholesky factors of the functions' Gram matrices."""
+
+    def inner(one: Term, other: Term) -> np.ndarray:
+        """Of two terms about their means `[m, n]`."""
+        about, means = [], []
+        for axis in (0, 1):
+            p, q = (profiles[axis, term[0], term[1 + axis]] for term in (one, other))
+            means.append(p.sum(0) * q.sum(0) / len(p))
+            about.append(((p - p.mean(0)) * (q - q.mean(0))).sum(0))
+        return np.multiply.outer(about[0], about[1] + means[1]) + np.multiply.outer(means[0], about[1])
+
+    q = len(functions)
+    rows = [
+        [
+            total((v * w)[:, None, None] * inner(s, t) for s, v in functions[i] for t, w in functions[j])
+            for j in range(q)
+        ]
+        for i in range(q)
     ]
-    columns = np.stack([image.reshape(x.size, y.size, -1) for image in images], axis=-2)
-    constants = [math.log(sigma)]
-    constants += [math.log(ratio)] * model.two_widths + [kappa] * model.tied
-    return _Grid((x, y), tuple(constants), profiles, terms, _whitening(columns))
-
-
-def _whitening(columns: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Lower triangle of the inverse Cholesky factor of the Gram matrices of columns `[..., q, taps]`."""
-    q = columns.shape[-2]
-    columns = columns - columns.mean(axis=-1, keepdims=True)
-    gram = columns @ columns.swapaxes(-1, -2)
+    gram = np.moveaxis(np.array(rows), (0, 1), (-2, -1))
     scale = 1 / np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 1e-30))
     correlation = gram * scale[..., :, None] * scale[..., None, :] + 1e-8 * np.eye(q)
     inverse = np.linalg.inv(np.linalg.cholesky(correlation)) * scale[..., None, :]
@@ -135,22 +199,120 @@ def _whitening(columns: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
 
 
 def find_seeds(
-    kernels: Image, model: Model, count: int, weights: Image | None = None, box: Box | None = None
+    kernels: Image,
+    model: Model,
+    count: int,
+    weights: Image | None = None,
+    box: Box | None = None,
+    apart: float = 0.3,
 ) -> Seeds:
-    """The `count` best starts of centred kernels, at most one per group of grids.
+    """The `count` best starts of centred kernels: nodes that explain no less than their neighbours.
 
     Args:
       kernels: centred kernels of unit energy, x on the first axis, batch last; with weights, whitened.
       model: static.
-      count: number of starts wanted, at most `MAX_STARTS` (twice as many for two widths).
+      count: number of starts wanted; where there are fewer, the rest have no energy.
       weights: of each tap; all alike if None.
       box: bounds narrower than the dictionary's, outside which no start is wanted.
+      apart: widths within which a start stands for those of neighbouring widths and ratios.
     """
     if isinstance(model, CustomModel):
         return _custom_seeds(kernels, model, count, weights, box)
-    levels = [_best_of_level(kernels, g, weights, box) for g in _grids(model, kernels.shape[:2])]
-    seeds = _best(jnp.stack([p for p, _ in levels]), jnp.stack([e for _, e in levels]), count)
+    grids = _grids(model, kernels.shape[:2])
+    energies, numbers, first = [], [], 0
+    for grid in grids:
+        e, number = _peaks(_energies(kernels, grid, weights, box))
+        energies.append(e)
+        numbers.append(number + first)
+        first += grid.whitening[0, 0].size
+    peaks = _largest(jnp.concatenate(energies), jnp.concatenate(numbers), 2 * count + 6)
+    seeds = _thin(*peaks, _nodes(model, kernels.shape[:2]), count, apart)
+    seeds = Seeds(seeds.points.astype(kernels.dtype), seeds.energies.astype(kernels.dtype))
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
+
+
+def _energies(
+    kernels: Image, grid: _Grid, weights: Image | None, box: Box | None
+) -> Float[Array, "kappas m n b"]:
+    energies = (
+        _grid_energies(kernels, grid) if weights is None else _weighted_energies(kernels, grid, weights)
+    )
+    return energies if box is None else energies * _inside(grid, box)
+
+
+def _peaks(energies: Float[Array, "kappas m n b"]) -> tuple[Float[Array, "c b"], Int[Array, "c b"]]:
+    """Energies and numbers of nodes that explain no less than their neighbours in x and y.
+
+    Non-negative floats order like their bits, so a node's number can ride in the low ones, at the price of
+    digits that a seed does not need.
+    """
+    size = math.prod(energies.shape[:-1])
+    low_bits = (1 << (size - 1).bit_length()) - 1
+    energies = energies.astype(jnp.float32)
+    inner = energies[:, 1:-1, 1:-1]
+    along_x = jnp.maximum(jnp.maximum(energies[:, :-2], energies[:, 2:]), energies[:, 1:-1])
+    around = jnp.maximum(jnp.maximum(along_x[:, :, :-2], along_x[:, :, 2:]), along_x[:, :, 1:-1])
+    number = np.arange(size, dtype=np.int32).reshape(energies.shape[:-1])[:, 1:-1, 1:-1, None]
+    keys = (lax.bitcast_convert_type(inner, jnp.int32) & ~low_bits) | number
+    keys = jnp.where(inner >= around, keys, 0)
+    # Of four nodes at most one is a peak.
+    keys = jnp.maximum(keys[:, ::2], keys[:, 1::2])
+    keys = jnp.maximum(keys[:, :, ::2], keys[:, :, 1::2])
+    keys = keys.reshape(-1, keys.shape[-1])
+    if len(keys) > 2 * _GROUP:
+        # Nodes far from each other share a group.
+        keys = jnp.pad(keys, ((0, -len(keys) % _GROUP), (0, 0)))
+        members = keys.reshape(_GROUP, -1, keys.shape[-1])
+        best = functools.reduce(jnp.maximum, list(members))
+        second = functools.reduce(jnp.maximum, [jnp.where(k < best, k, 0) for k in members])
+        keys = jnp.concatenate([best, second])
+    return lax.bitcast_convert_type(keys & ~low_bits, jnp.float32), keys & low_bits
+
+
+def _largest(
+    energies: Float[Array, "c b"], numbers: Int[Array, "c b"], count: int
+) -> tuple[Float[Array, "t b"], Int[Array, "t b"]]:
+    """The largest energies, repeated maximum: lax.top_k sorts on CPU. Of equal ones one is taken."""
+
+    def next_largest(last: Batch, _: None) -> tuple[Batch, tuple[Batch, Int[Array, " b"]]]:
+        best = jnp.max(jnp.where(energies < last[None], energies, 0.0), axis=0)
+        return best, (best, jnp.max(jnp.where(energies == best[None], numbers, 0), axis=0))
+
+    return lax.scan(next_largest, 0.0 * energies[0] + jnp.inf, length=count)[1]
+
+
+@functools.cache
+def _nodes(model: GaussianModel, shape: tuple[int, int]) -> np.ndarray:
+    """Search point, and numbers of the width and the ratio with kappa, of every node `[nodes, p + 2]`."""
+    out = []
+    for grid in _grids(model, shape):
+        x, y = grid.lines
+        for kappa, constants in enumerate(grid.constants):
+            step, variant = grid.family
+            rest = [*constants, step, variant + kappa]
+            at = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
+            out.append(np.concatenate([at, np.tile(rest, (len(at), 1))], axis=1))
+    return np.concatenate(out).astype(np.float32)
+
+
+def _thin(
+    energies: Float[Array, "t b"], numbers: Int[Array, "t b"], nodes: np.ndarray, count: int, apart: float
+) -> Seeds:
+    """The first of the peaks, without those that a better one next to them stands for."""
+    found = jnp.moveaxis(jnp.take(jnp.asarray(nodes), numbers, axis=0), -1, 1)  # [t, p + 2, b]
+    reach = jnp.stack([apart * jnp.exp(found[:, 2])] * 2 + [jnp.ones_like(found[:, 2])] * 2, axis=1)
+    at = jnp.concatenate([found[:, :2], found[:, -2:]], axis=1)
+    near = jnp.all(jnp.abs(at[:, None] - at[None]) <= reach[None], axis=2)
+    better = np.tri(len(at), k=-1, dtype=bool)[..., None]
+    keep = (energies > 0) & ~jnp.any(near & better, axis=1)
+    place = jnp.where(keep, jnp.cumsum(keep, axis=0, dtype=jnp.int32) - 1, count)
+    here = place[None] == jnp.arange(count, dtype=jnp.int32)[:, None, None]
+
+    def put(values: Float[Array, "t b"]) -> Float[Array, "s b"]:
+        return jnp.sum(jnp.where(here, values[None], 0.0), axis=1)
+
+    points = [put(found[:, parameter]) for parameter in range(found.shape[1] - 2)]
+    return Seeds(jnp.stack(points, axis=1), put(energies))
 
 
 def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: int) -> Seeds:
@@ -165,107 +327,85 @@ def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: i
     return Seeds(jnp.stack(chosen_points), jnp.stack(chosen_energies))
 
 
-def _best_of_level(
-    kernels: Image, grids: tuple[_Grid, ...], weights: Image | None, box: Box | None
-) -> tuple[Float[Array, "p b"], Batch]:
-    """Best node at one width of the centre, over all surrounds."""
-    points, energies = zip(*(_best_of_grid(kernels, grid, weights, box) for grid in grids), strict=True)
-    point, energy = points[0], energies[0]
-    for other_point, other_energy in zip(points[1:], energies[1:], strict=True):
-        point = jnp.where((other_energy > energy)[None, :], other_point, point)
-        energy = jnp.maximum(energy, other_energy)
-    return point, energy
-
-
-def _best_of_grid(
-    kernels: Image, grid: _Grid, weights: Image | None, box: Box | None
-) -> tuple[Float[Array, "p b"], Batch]:
-    energies = (
-        _grid_energies(kernels, grid) if weights is None else _weighted_energies(kernels, grid, weights)
-    )
-    if box is not None:
-        energies = energies * _inside(grid, box)
-    index, energy = _packed_argmax(energies)
-    x, y = (jnp.asarray(line, kernels.dtype) for line in grid.lines)
-    constants = [jnp.full_like(energy, c, kernels.dtype) for c in grid.constants]
-    point = jnp.stack([x[index // y.size], y[index % y.size], *constants])
-    return point, energy.astype(kernels.dtype)
-
-
-def _inside(grid: _Grid, box: Box) -> Float[Array, "#b m n"]:
+def _inside(grid: _Grid, box: Box) -> Float[Array, "kappas m n #b"]:
     """Which nodes lie in a box, or next to it: 1, or small the further out."""
     dtype = box.lower.dtype
 
     def excess(values: np.ndarray, parameter: int, reach: float) -> Array:
-        low, high = box.lower[parameter][:, None], box.upper[parameter][:, None]
-        node = jnp.asarray(values, dtype)[None, :]
+        low, high = box.lower[parameter][None, :], box.upper[parameter][None, :]
+        node = jnp.asarray(values, dtype)[:, None]
         return jnp.maximum(jnp.maximum(low - node, node - high), 0.0) / reach
 
     x, y = (
         excess(line, axis, float(np.diff(line).max()) if line.size > 1 else 1.0)
         for axis, line in enumerate(grid.lines)
     )
-    far = x[:, :, None] + y[:, None, :]
-    for offset, value in enumerate(grid.constants):
-        far = far + excess(np.array([value]), 2 + offset, 0.4)[:, :, None]
+    far = x[None, :, None] + y[None, None, :]
+    for offset, values in enumerate(grid.constants.T):
+        far = far + excess(values, 2 + offset, 0.4)[:, None, None]
     # A node within one spacing keeps its energy; beyond, the nearest is the best to be had.
     return jnp.exp(-20.0 * jnp.maximum(far - 1.0, 0.0))
 
 
-def _along_first(array: Array, profile: Array) -> Array:
-    # Contracting the leading axis moves no data. Highest precision: TF32 would misplace starts.
-    return lax.dot_general(array, profile, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-
-def _node_sums(image: Image, along_x: np.ndarray, along_y: np.ndarray) -> Float[Array, "b m n"]:
+def _node_sums(image: Image, along_x: np.ndarray, along_y: np.ndarray) -> Float[Array, "m n b"]:
     """Sums over the taps of an image times the products of two sets of profiles `[k, m]`, `[k, n]`."""
     x, y = (jnp.asarray(profile, image.dtype) for profile in (along_x, along_y))
-    return _along_first(_along_first(image, x), y)
+    contract = (((0,), (1,)), ((), ()))
+    # Highest precision: TF32 would misplace starts.
+    rows = lax.dot_general(y, image, contract, precision=lax.Precision.HIGHEST)
+    return lax.dot_general(x, rows, contract, precision=lax.Precision.HIGHEST)
 
 
-def _function_sums(image: Image, grid: _Grid) -> list[Float[Array, "b m n"]]:
+def _along_kappas(weight: np.ndarray, sums: Float[Array, "m n b"]) -> Float[Array, "kappas m n b"]:
+    if np.all(weight == 1):
+        return sums[None]
+    return jnp.asarray(weight, sums.dtype)[:, None, None, None] * sums[None]
+
+
+def _function_sums(image: Image, grid: _Grid) -> list[Float[Array, "kappas m n b"]]:
     """Sums of an image times each basis function at each node."""
     return [
         total(
-            weight * _node_sums(image, grid.profiles[0, w, i], grid.profiles[1, w, j])
+            _along_kappas(weight, _node_sums(image, grid.profiles[0, w, i], grid.profiles[1, w, j]))
             for (w, i, j), weight in function
         )
-        for function in grid.terms
+        for function in grid.functions
     ]
 
 
-def _grid_energies(kernels: Image, grid: _Grid) -> Float[Array, "b m n"]:
+def _grid_energies(kernels: Image, grid: _Grid) -> Float[Array, "kappas m n b"]:
     """Explained energy at each node, linear weights solved for."""
     projections = _function_sums(kernels, grid)
     energies = []
     for i in range(len(projections)):
         white = total(
-            jnp.asarray(grid.whitening[i, j], kernels.dtype)[None] * projections[j] for j in range(i + 1)
+            jnp.asarray(grid.whitening[i, j], kernels.dtype)[..., None] * projections[j] for j in range(i + 1)
         )
         energies.append(white * white)
     return total(energies)
 
 
-def _weighted_energies(kernels: Image, grid: _Grid, weights: Image) -> Float[Array, "b m n"]:
+def _weighted_energies(kernels: Image, grid: _Grid, weights: Image) -> Float[Array, "kappas m n b"]:
     """As `_grid_energies` with weighted taps: the Gram matrices are the kernels' own."""
     projections = _function_sums(jnp.sqrt(weights) * kernels, grid)
     means = _function_sums(weights, grid)
-    everything = jnp.sum(weights, axis=(0, 1))[:, None, None]
+    everything = jnp.sum(weights, axis=(0, 1))[None, None, None]
     q = len(projections)
 
-    def gram(i: int, j: int) -> Float[Array, "b m n"]:
+    def gram(i: int, j: int) -> Float[Array, "kappas m n b"]:
         product = total(
-            p
-            * r
-            * _node_sums(
-                weights,
-                *(
-                    grid.profiles[axis, s[0], s[1 + axis]] * grid.profiles[axis, t[0], t[1 + axis]]
-                    for axis in (0, 1)
+            _along_kappas(
+                p * r,
+                _node_sums(
+                    weights,
+                    *(
+                        grid.profiles[axis, s[0], s[1 + axis]] * grid.profiles[axis, t[0], t[1 + axis]]
+                        for axis in (0, 1)
+                    ),
                 ),
             )
-            for s, p in grid.terms[i]
-            for t, r in grid.terms[j]
+            for s, p in grid.functions[i]
+            for t, r in grid.functions[j]
         )
         return product - means[i] * means[j] / everything
 
@@ -276,19 +416,6 @@ def _weighted_energies(kernels: Image, grid: _Grid, weights: Image) -> Float[Arr
     right = [p * s for p, s in zip(projections, scale, strict=True)]
     solved = descent_solve(matrix, right, jnp.full_like(right[0], 1e-5), 1e-5)
     return jnp.clip(total(x * y for x, y in zip(right, solved, strict=True)), 0.0, 1.0)
-
-
-def _packed_argmax(energies: Float[Array, "b m n"]) -> tuple[Int[Array, " b"], Batch]:
-    """Flat index and value of the largest energy, as one integer maximum.
-
-    Non-negative floats order like their bits, so the index can ride in the low ones, at the price of
-    digits that a seed does not need. `argmax` proper is 20 times slower on CPU.
-    """
-    flat = energies.astype(jnp.float32).reshape(energies.shape[0], -1)
-    low_bits = (1 << max(flat.shape[1] - 1, 1).bit_length()) - 1
-    index = jnp.arange(flat.shape[1], dtype=jnp.int32)[None, :]
-    packed = jnp.max((lax.bitcast_convert_type(flat, jnp.int32) & ~low_bits) | index, axis=1)
-    return packed & low_bits, lax.bitcast_convert_type(packed & ~low_bits, jnp.float32)
 
 
 def energy_at(kernels: Image, point: list[Batch], model: Model, weights: Image | None) -> Batch:

@@ -72,6 +72,7 @@ def trained(scored) -> Autoencoder:
     return train_autoencoder(scored.own.kernels, small)
 
 
+@pytest.mark.slow
 def test_evidence_sets_the_network_beside_nulls_with_autoencoders_of_their_own(scored, trained, tmp_path):
     def name(autoencoder: Autoencoder) -> Spectrum:
         return name_spectrum(
@@ -129,6 +130,7 @@ def test_universal_filters_are_found_three_ways_beside_controls(scored, trained)
     assert set(other.found) == {"forward, network", "forward, covariance-matched"}
 
 
+@pytest.mark.slow
 def test_the_job_asks_for_evidence_where_there_are_kernels_enough(tmp_path):
     few = edges(6, 3, 0)
     few[4] = 0

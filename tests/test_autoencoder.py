@@ -292,6 +292,12 @@ def test_impossible_settings_are_refused(change):
         AutoencoderConfig(**change)
 
 
+def test_a_curve_without_an_encoder_is_no_dead_code():
+    model = train_autoencoder(edges(300), dataclasses.replace(SMALL, curve_share=1.0))
+    assert not model.notes
+    assert model.heldout_loss < 0.02 < 0.2 < model.encoder_loss
+
+
 def test_a_run_that_diverges_everywhere_says_so():
     config = dataclasses.replace(SMALL, steps=20, curve_share=1.0, learning_rate=1e30)
     with pytest.raises(DogfitError, match="diverged in all 2 restarts"):

@@ -282,13 +282,11 @@ class TestArguments:
 
     def test_numbers_of_a_config(self):
         numbers = [field.name for field in fields(FitConfig) if isinstance(field.default, int)]
-        assert len(numbers) == 6
+        assert numbers == ["starts", "steps"]
         for name in numbers:
-            with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            with pytest.raises(ValueError, match=f"{name} must be 1 to [0-9]+, got 0"):
                 FitConfig(**{name: 0})
-        with pytest.raises(ValueError, match=r"starts must be from finalists \(3\) to 10, got 2"):
-            FitConfig(starts=2, finalists=3)
-        with pytest.raises(ValueError, match="to 10, got 11"):
+        with pytest.raises(ValueError, match="starts must be 1 to 10, got 11"):
             FitConfig(starts=11)
 
     @pytest.mark.parametrize(

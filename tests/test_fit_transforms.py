@@ -13,9 +13,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from scipy.optimize import least_squares
 
-from dogfit.devices import data_mesh
-from dogfit.families import FAMILIES
+from dogfit.devices import data_mesh, rows
+from dogfit.families import FAMILIES, render
+from dogfit.families import FAMILY as FAMILY_OF
 from dogfit.fit import fit_kernel, fit_kernels, fit_stream
+from dogfit.fit_block import fit_sharded
 from dogfit.fit_config import FitConfig
 from fit_drawings import ENGINES, leaves_equal
 from scipy_reference import basis as reference_basis
@@ -125,6 +127,28 @@ def assert_no_collectives(program):
     assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
 
 
+def test_fit_kernels_over_a_mesh(kernels, plain, config):
+    mesh = data_mesh()
+    assert_same_fits(fit_kernels(kernels, FAMILY, config=config, mesh=mesh), plain)
+    (streamed,) = fit_stream([kernels], FAMILY, config=config, mesh=mesh)
+    assert_same_fits(streamed, plain)
+    many = np.zeros((mesh.size * 64, SIZE, SIZE), np.float32)
+    program = fit_sharded.lower(many, None, {}, plain.models, (), config, mesh).compile()
+    assert_no_collectives(program)
+    assert program.output_shardings.r2.is_equivalent_to(rows(mesh), 1)
+
+
+def test_weights_and_bounds_over_a_mesh(kernels):
+    """Those of each kernel go where it goes."""
+    weights = np.random.default_rng(8).uniform(0.5, 1, kernels.shape)
+    edge = np.linspace(-1, 1, len(kernels))
+    given = {"weights": weights, "bounds": {"x0_px": (edge - 0.5, edge + 0.5), "sigma_px": (0.5, 2.0)}}
+    plain, sharded = (
+        fit_kernels(kernels, FAMILY, config=QUICK, mesh=mesh, **given) for mesh in (None, data_mesh())
+    )
+    assert_same_fits(sharded, plain)
+
+
 def test_default_fit_over_eight_devices():
     """All default families with the default engine; devices without a kernel of their own work at padding."""
     kernels = noisy_drawings(7, 24, ("dog", "d1", "d2"), 42)
@@ -154,6 +178,18 @@ def gradients_of(kernel):
         return result.r2, result
 
     return jax.value_and_grad(score, has_aux=True)(kernel)
+
+
+def test_templates_have_slopes(kernels):
+    """By the envelope theorem that of the residual's energy is twice the residual."""
+
+    def energy(kernel):
+        fit = fit_kernel(kernel, FAMILY, config=QUICK)
+        (template,) = render(FAMILY_OF["gaussian"], fit.parameters["gaussian"][None], kernel.shape)
+        return jnp.sum((kernel - template) ** 2), kernel - template
+
+    slopes, residuals = compiled(jax.vmap(jax.grad(energy, has_aux=True)))(kernels[:8])
+    np.testing.assert_allclose(slopes, 2 * residuals, atol=1e-4 * np.abs(kernels[:8]).max())
 
 
 class TestGradient:

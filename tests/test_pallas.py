@@ -26,7 +26,7 @@ MODELS = {
 FOUR = ("gaussian", "dog", "d1", "d2")
 ROWS, SIZE = 48, 5
 PLATFORM = {"triton": "cuda", "tpu": "tpu"}
-EFFORT = search.Effort(8, 6, 4, 6, 3, 40, 1e-7)
+EFFORT = search.Effort(starts=8, steps=15, margin=0.6, hope=12.0, apart=0.3, tolerance=1e-7)
 # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
 QUICK = {"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0}
 

@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
-from dogfit.report.gather import draw_figures
+from dogfit.labels import LABELS
+from dogfit.report import style
+from dogfit.report.cluster_charts import training_shares
 from dogfit.report.page import report_page
 from dogfit.report.result import RunResult
 from dogfit.report.summary import summarise
@@ -75,9 +78,14 @@ def test_checkpoints_of_one_run_are_set_out_over_time():
     assert code["network"][1][0] == pytest.approx(np.mean(late.cosine > 0.8))
     null = found.nulls[1].of_layers([1, 3])
     assert fit["covariance-matched"][0] == pytest.approx(np.mean(null.r2 > 0.64))
-    pictures = draw_figures(result)
-    assert (str(K), "training") in pictures
-    assert "Over training: step-*" in report_page(json.loads(json.dumps(summarise(result))), pictures)
+    summary = json.loads(json.dumps(summarise(result)))
+    with mpl.rc_context(style.RC):
+        figure = training_shares(summary["sizes"][str(K)]["label_shares"], K, LABELS)
+        pictures = {(str(K), "training"): style.png(figure)}
+    assert pictures[str(K), "training"].startswith(b"\x89PNG")
+    page = report_page(summary, pictures)
+    assert "Over training: step-*" in page
+    assert page.count("<img") == 1
 
 
 def test_a_layer_that_stands_out_is_named_and_escaped():
@@ -90,6 +98,7 @@ def test_a_layer_that_stands_out_is_named_and_escaped():
     summary = summarise(result)
     named = summary["sizes"][str(K)]["label_shares"]["outlying"]["layers"]
     assert named
+    assert all(row["p"] <= 0.05 for row in named)
     assert {row["layer"] for row in named} == {HOSTILE}
     assert named[0]["label"] == "d1-N"
     page = report_page(json.loads(json.dumps(summary)), {})

@@ -11,7 +11,7 @@ from dogfit.kernels.custom import CustomModel, SearchRange
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import whiten
-from dogfit.kernels.seeds import MAX_STARTS, center_line, find_seeds
+from dogfit.kernels.seeds import center_line, find_seeds
 from scipy_reference import Reference, basis, bounds, orthonormal
 
 KX, KY, ROWS, COUNT = 7, 5, 12, 3
@@ -44,15 +44,14 @@ def explained(kernel: np.ndarray, family: str, point: np.ndarray, profile: str =
     return float(np.sum((q.T @ kernel.T.ravel()) ** 2))
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("size", [3, 4, 7, 31])
-def test_centres_are_symmetric_and_span_the_kernel(size, order):
+def test_centres_are_symmetric_and_span_the_kernel(size):
     for sigma in np.geomspace(0.3, 0.75 * size, 10):
-        line = center_line(float(sigma), size, order)
+        line = center_line(float(sigma), size)
         np.testing.assert_allclose(line, -line[::-1], rtol=0, atol=1e-12)
         assert line.max() == size / 2
         assert np.all(np.diff(line) > 0)
-        assert np.diff(line).max() <= max(sigma, 0.5) + 1e-12
+        assert np.diff(line).max() <= max(0.7 * sigma, 0.3) + 1e-12
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -63,24 +62,35 @@ def test_seeds_carry_the_energy_at_their_node_best_first(family):
     assert energies.shape == (COUNT, ROWS)
     assert np.all(np.isfinite(points))
     assert np.all(np.diff(energies, axis=0) <= 0)
-    assert np.all((energies > 0) & (energies <= 1.001))
-    for s, b in itertools.product(range(COUNT), range(ROWS)):
-        wanted = explained(kernels[..., b], family, points[s, :, b])
-        # Coarse by design, and regularised where two Gaussians of nearly one width almost cancel.
+    assert np.all(energies[0] > 0) and np.all((energies >= 0) & (energies <= 1.001))
+    # There may be fewer peaks than starts wanted.
+    used = energies > 0
+    assert np.mean(used) > 0.7
+    for s, b in np.argwhere(used):
+        point = points[s, :, b]
+        if family == "dog" and point[3] < np.log(1.5):
+            # Two Gaussians of nearly one width stand for one and its Laplacian.
+            second = basis("d2", point[:3], (KY, KX))
+            pair = np.column_stack([basis("gaussian", point[:3], (KY, KX)), second[:, 1] + second[:, 3]])
+            wanted = float(np.sum((orthonormal(pair).T @ kernels[..., b].T.ravel()) ** 2))
+        else:
+            wanted = explained(kernels[..., b], family, point)
+        # Coarse by design.
         assert wanted - 5e-3 <= energies[s, b] <= wanted + 1e-3
-    for one, other in itertools.combinations(points, 2):
-        assert np.all(np.abs(one - other).max(axis=0) > 1e-3)
+    for one, other in itertools.combinations(range(COUNT), 2):
+        apart = np.abs(points[one] - points[other]).max(axis=0) > 1e-3
+        assert np.all(apart | ~used[other])
 
 
 @pytest.mark.parametrize("profile", ["sampled", "discrete"])
 def test_seeds_of_other_profiles(profile):
     kernels = unit_kernels(8)
     points, energies = seeds_of(kernels, GaussianModel(1, profile=profile))
-    for s, b in itertools.product(range(COUNT), range(ROWS)):
+    for s, b in np.argwhere(energies > 0):
         wanted = explained(kernels[..., b], "d1", points[s, :, b], profile)
         assert wanted - 5e-3 <= energies[s, b] <= wanted + 1e-3
     least = np.log(0.6 if profile == "sampled" else 0.3)
-    assert points[:, 2].min() >= least - 1e-6
+    assert points[:, 2][energies > 0].min() >= least - 1e-6
     if profile == "discrete":
         np.testing.assert_array_equal(2 * points[:, :2] % 1, 0)
 
@@ -92,7 +102,7 @@ def test_weighted_taps_weigh_in_the_seeds():
     points, energies = seeds_of(kernels, MODELS["d2"], weights=weights)
     for b in range(ROWS):
         reference = Reference("d2", (KY, KX), weights=weights[..., b].T)
-        for s in range(COUNT):
+        for s in np.flatnonzero(energies[:, b] > 0):
             columns = basis("d2", points[s, :, b], (KY, KX))[:, 1:]
             q, _ = np.linalg.qr(reference.centred(columns))
             wanted = np.sum((q.T @ kernels[..., b].T.ravel()) ** 2)
@@ -106,7 +116,7 @@ def test_mirrored_and_transposed_kernels_get_mirrored_and_transposed_seeds():
     mirrored, mirrored_energies = seeds_of(kernels[::-1], MODELS["d2"])
     transposed, transposed_energies = seeds_of(kernels.swapaxes(0, 1), MODELS["d2"])
     for other in (mirrored_energies, transposed_energies):
-        np.testing.assert_allclose(energies, other, atol=1e-3)
+        assert np.mean(np.abs(energies - other) < 1e-3) > 0.9
     # Where two nodes are as good to the digits that a seed has, either may be taken.
     alike = np.abs(mirrored - points * [[-1], [1], [1]]).max(axis=1) < 1e-6
     assert alike.mean() > 0.8
@@ -121,7 +131,8 @@ def test_seeds_keep_near_a_box():
     low[2], high[2] = np.log(0.8), np.log(2.0)
     points, energies = seeds_of(unit_kernels(11), GaussianModel(1), box=(low, high))
     best = points[0]
-    assert np.all(np.abs(best[0] - 1.5) <= 0.6)
+    # A node next to the box will do.
+    assert np.all(np.abs(best[0] - 1.5) <= 0.1 + 0.7 * 1.7)
     assert np.all((best[2] > np.log(0.8) - 0.41) & (best[2] < np.log(2.0) + 0.41))
     assert np.all(energies[0] > 0)
 
@@ -180,6 +191,27 @@ def test_a_basis_of_the_wrong_shape_is_told():
         flat.images([jnp.ones(3)], (KX, KY))
 
 
-def test_as_many_starts_as_there_are_widths():
-    points, _ = seeds_of(unit_kernels(14), GaussianModel(0), count=MAX_STARTS)
-    assert all(len(set(points[:, 2, b])) == MAX_STARTS for b in range(ROWS))
+def test_every_bump_gets_a_start():
+    x, y = (np.arange(size) - (size - 1) / 2 for size in (KX, KY))
+    places = np.random.default_rng(14).uniform(0.0, 0.6, (2, ROWS))
+    kernels = sum(
+        gain * np.exp(-((x[:, None, None] - cx) ** 2 + (y[None, :, None] - cy) ** 2))
+        for gain, cx, cy in ((1.0, places[0] - 2.6, places[1]), (-0.9, places[0] + 2.0, -places[1]))
+    )
+    kernels -= kernels.mean(axis=(0, 1))
+    kernels /= np.linalg.norm(kernels, axis=(0, 1))
+    points, energies = seeds_of(kernels, GaussianModel(0), count=8)
+    for cx, cy in ((places[0] - 2.6, places[1]), (places[0] + 2.0, -places[1])):
+        distance = np.hypot(points[:, 0] - cx, points[:, 1] - cy)
+        assert np.all(np.min(np.where(energies > 0, distance, np.inf), axis=0) < 0.7)
+
+
+def test_no_node_explains_more_than_the_first_start():
+    kernels = unit_kernels(15)[..., :2]
+    _, energies = seeds_of(kernels, GaussianModel(1))
+    for sigma in np.geomspace(0.3, 0.75 * KX, 6):
+        lines = (center_line(float(sigma), size) for size in (KX, KY))
+        for cx, cy in itertools.product(*lines):
+            node = np.array([cx, cy, np.log(sigma)])
+            for b in range(2):
+                assert explained(kernels[..., b], "d1", node) <= energies[0, b] + 5e-3

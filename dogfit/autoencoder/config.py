@@ -25,7 +25,7 @@ class AutoencoderConfig:
     batch_size: int = 256
     """Kernels per step with the encoder, shared by all restarts."""
     curve_batch_size: int = 1024
-    """Kernels per step of the curve alone, where a kernel costs a twentieth as much."""
+    """Kernels per step of the curve alone, where a kernel costs a twelfth as much."""
     restarts: int = 3
     """Independent initialisations trained together; the best by held-out loss is kept."""
     widths: tuple[int, ...] = (256, 256, 64)

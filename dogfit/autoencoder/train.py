@@ -140,8 +140,10 @@ def _keep_best(
             heldout
         )
         finite = bool(np.isfinite(cosine).all() and np.isfinite(own_code).all())
+        # An encoder that had no steps is not dead; its kernels' places on the curve are the code then.
+        judged = own_code if steps.parts(config)[1] else code
         scores.append(
-            (1 - cosine.mean(), 1 - own_cosine.mean(), entropy_share(own_code) if finite else 0.0, shape_use)
+            (1 - cosine.mean(), 1 - own_cosine.mean(), entropy_share(judged) if finite else 0.0, shape_use)
         )
     losses, encoder_losses, code_use, shape_use = np.array(scores, np.float32).T
     if not np.isfinite(losses).any():

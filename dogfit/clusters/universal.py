@@ -184,8 +184,10 @@ def read_filters(path: str | Path) -> Float[np.ndarray, "m k k"]:
 def _usable(candidates: ArrayLike, kernels: ArrayLike, sample: int, seed: int) -> tuple[np.ndarray, ...]:
     """Unit rows of the candidates that have a shape, and of a sample of such kernels."""
     tried, usable = unit_rows(candidates)
-    rows, good = unit_rows(kernels, np.asarray(candidates).shape[1])
+    array = np.asarray(kernels)
+    # Some to spare for kernels without a shape, and no copy of millions.
+    drawn = np.random.default_rng(seed).permutation(len(array))[: 2 * sample]
+    rows, good = unit_rows(array[drawn], np.asarray(candidates).shape[1])
     if not usable.any() or not good.any():
         raise ValueError("universal filters need at least one candidate and one kernel that are not constant")
-    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(good))[:sample]
-    return tried[usable], rows[chosen]
+    return tried[usable], rows[good][:sample]

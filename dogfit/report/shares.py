@@ -30,6 +30,8 @@ LEVEL = 0.95
 THRESHOLDS = np.round(np.linspace(0, 1, 101), 2)
 # Draws of each bootstrap: limits of a 95 % interval then vary by about a twentieth of its width.
 _DRAWS = 1000
+OUTLIER_RATE = 0.05
+CLOSEST = 3
 OUTLIER_RULE = (
     "a share that is improbable given the model's other layers: beta-binomial with their mean and spread, "
     "two-sided, false discovery rate at most 5 % over all its layers and labels (Benjamini and Yekutieli)"
@@ -130,7 +132,7 @@ def share_sections(kernelset: KernelSet, size: int, found: SizeResult) -> dict[s
             {"model": model, "layer": kernelset.layers[index].name, **part([index], absent=False)}
             for model, index in layers_of
         ],
-        "outlying": {"rule": OUTLIER_RULE, "layers": _outlying(kernelset, own, models, used)},
+        "outlying": {"rule": OUTLIER_RULE, **_outlying(kernelset, own, models, used)},
         "distances": _distances(own, models, used),
         "training": _training(kernelset, size, found, models, used),
     }
@@ -148,11 +150,12 @@ def _table(own: Scores, layers: Sequence[int], used: Sequence[str]) -> np.ndarra
 
 def _outlying(
     kernelset: KernelSet, own: Scores, models: Mapping[str, Sequence[int]], used: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> dict[str, list[dict[str, Any]]]:
+    """Layers that stand out, and those that come closest to it."""
     rows = []
     for model, layers in models.items():
         counts = _table(own, layers, used)
-        for outlier in outlying_shares(counts, counts.sum(axis=1)):
+        for outlier in outlying_shares(counts, counts.sum(axis=1), rate=1.0):
             layer = kernelset.layers[layers[outlier.layer]]
             rows.append(
                 {
@@ -166,7 +169,11 @@ def _outlying(
                     "p": outlier.p,
                 }
             )
-    return rows
+    rows.sort(key=lambda row: row["p"])
+    return {
+        "layers": [row for row in rows if row["p"] <= OUTLIER_RATE],
+        "closest": [row for row in rows if OUTLIER_RATE < row["p"] < 1][:CLOSEST],
+    }
 
 
 def _distances(own: Scores, models: Mapping[str, Sequence[int]], used: Sequence[str]) -> list[dict[str, Any]]:

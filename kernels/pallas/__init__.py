@@ -50,8 +50,8 @@ def search_optimum(
     """Largest explained energy of centred kernels of unit energy inside a box.
 
     The same as `search.search_optimum` where `unsupported` has no objection. Starts are taken up one after
-    the other, each until it converges or cannot win, so that of `effort` only the number of starts, their
-    evaluations in total, and the tolerance count.
+    the other, each until it converges or cannot win; of `effort`, the number of starts, their evaluations
+    and the tolerance count.
 
     Args:
       kernels: float32, x on the first axis, batch last.
@@ -73,7 +73,7 @@ def search_optimum(
         slots=table.slots,
         bits=table.bits,
         starts=min(effort.starts, table.slots),
-        steps=effort.first_steps + effort.second_steps + effort.polish_steps,
+        steps=effort.steps,
         tolerance=effort.tolerance,
     )
     launcher = BACKENDS[backend]

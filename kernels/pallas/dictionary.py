@@ -14,7 +14,6 @@ import numpy as np
 
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.profiles import PROFILES
-from dogfit.kernels.seeds import center_line
 
 # Nodes per matrix product: what a warp's registers hold beside the taps.
 TILE = 32
@@ -23,6 +22,13 @@ WIDTHS = 10
 _RATIOS = ((1.1,), (1.7, 3.0, 7.0))
 _NEAR_DERIVATIVE = 1.5
 _KAPPAS = (0.3, 0.65, 1.0)
+# A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
+# integral over the tap vanishes: at the tap's centre for the first, near its edges for the second.
+# Offsets from a tap's centre by order, for widths up to the first number.
+_NARROW_OFFSETS = {
+    1: ((0.35, (0.0, 0.1, 0.2, 0.35, 0.5)), (0.5, (0.0, 0.3, 0.5))),
+    2: ((0.35, (0.0, 0.3, 0.45, 0.49, 0.5)), (0.5, (0.0, 0.3, 0.5))),
+}
 
 
 class Dictionary(NamedTuple):
@@ -47,6 +53,18 @@ class Dictionary(NamedTuple):
     numbers: np.ndarray
     slots: int
     bits: int
+
+
+def center_line(sigma: float, size: int, order: int) -> np.ndarray:
+    """Centres tried along one axis, `[m]`, from one end of the kernel to the other."""
+    if order > 0:
+        for limit, offsets in _NARROW_OFFSETS[order]:
+            if sigma <= limit:
+                around = sorted({sign * o for o in offsets for sign in (-1, 1)})
+                taps = np.arange(size)[:, None] - (size - 1) / 2
+                return np.unique(np.round((taps + np.array(around)).ravel(), 6))
+    spacing = min(max(0.5 * sigma, 0.25) if order else max(sigma, 0.5), 0.17 * size)
+    return np.linspace(-size / 2, size / 2, math.ceil(size / spacing) + 1)
 
 
 def padded_taps(size: int) -> int:
