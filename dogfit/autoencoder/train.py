@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from dogfit.autoencoder import steps
 from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
 from dogfit.autoencoder.trained import Autoencoder, collapsed, entropy_share, unit_rows
 from dogfit.devices import data_mesh, everywhere, pad_rows, place, rows
-from dogfit.distributed import broadcast, process_count
+from dogfit.distributed import broadcast, process_count, wait_for_all
 from dogfit.errors import DogfitError, InputError
 
 HELDOUT_MOST = 4096
@@ -99,11 +100,19 @@ def _split(
 
 def _train(state, training, config, mesh, checkpoints, every_s, progress) -> steps.State:
     data = place(pad_rows(training, mesh.size)[0], rows(mesh))
+    how = {"config": config, "n": len(training), "rows": rows(mesh)}
+    train_chunk = partial(steps.train_chunk, **how)
+    if mesh.is_multi_process:
+        # Gloo, which does the collectives of CPUs, gives up on a process that comes half a minute after the
+        # others, for which compiling is enough; so all compile first, and meet before every chunk.
+        train_chunk = steps.train_chunk.lower(state, data, **how).compile()
     total = state["history"].shape[0]
     step = int(state["step"])
     saved = time.monotonic()
     while step < total:
-        state = steps.train_chunk(state, data, config=config, n=len(training), rows=rows(mesh))
+        if mesh.is_multi_process:
+            wait_for_all()
+        state = train_chunk(state, data)
         step = int(state["step"])
         if progress is not None:
             progress(step, total, float(np.nanmin(np.asarray(state["history"])[step - 1])))
