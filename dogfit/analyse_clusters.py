@@ -62,6 +62,8 @@ def with_universal(
             "white noise": np.mean([_covered(filters, sample) for filters in noise], axis=0),
         }
         if given is not None and given.shape[1:] != (size, size):
+            k = given.shape[1]
+            progress.say(f"filters of {k}×{k} are not compared with kernels of {size}×{size}")
             given = None
         share = None if given is None else float(np.nanmean(explained_by(given, kernels)))
     return replace(result, universal=Universal(found, controls, given, share))
