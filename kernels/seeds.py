@@ -41,7 +41,7 @@ _TIED_OFFSETS = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52)
 # Largest kernels for which there are such nodes: in larger ones they would outnumber all others.
 _FINE_SIZE = 15
 # Nodes of which the two best peaks are kept.
-_GROUP = 16
+_GROUP = 8
 # Ellipses tried at each start of a round model: none, and one of each of four directions.
 _ELLIPSES = ((0.0, 0.0), (0.7, 0.0), (-0.7, 0.0), (0.0, 0.7), (0.0, -0.7))
 
