@@ -36,12 +36,12 @@ _KAPPAS, _NARROW_KAPPAS = (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
 # around those places are for that order alone.
 _OFFSETS = (-0.3, 0.0, 0.3, 0.5)
 _FIRST_OFFSETS = (-0.18, -0.06, 0.06, 0.18)
-_SECOND_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.5, 0.52)
+_SECOND_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.49, 0.5, 0.51, 0.52)
 _TIED_OFFSETS = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52)
 # Largest kernels for which there are such nodes: in larger ones they would outnumber all others.
 _FINE_SIZE = 15
 # Nodes of which the two best peaks are kept.
-_GROUP = 16
+_GROUP = 8
 # Ellipses tried at each start of a round model: none, and one of each of four directions.
 _ELLIPSES = ((0.0, 0.0), (0.7, 0.0), (-0.7, 0.0), (0.0, 0.7), (0.0, -0.7))
 
