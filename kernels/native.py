@@ -64,7 +64,7 @@ class NativeEffort(NamedTuple):
     starts: int = 24
     steps: int = 40
     apart: float = 0.3
-    margin: float = 0.62
+    margin: float = 0.66
     hope: float = 12.0
     tolerance: float = 1e-7
 

@@ -6,6 +6,7 @@
 namespace dogfit {
 
 constexpr int kMaxSize = 51;       // taps on a side
+constexpr int kMaxCentres = 512;   // in a line of seeds
 constexpr int kReach = 4;          // taps that a Gaussian of 0.3 taps reaches, as seeds need it
 constexpr int kMaxParameters = 5;  // x0, y0, log sigma, log ratio, surround weight
 

@@ -23,7 +23,7 @@ DOGFIT_INLINE void descent_solve(const Lanes* matrix, const Lanes* right, Lanes 
       pivot -= unit[triangle(column, p)] * unit[triangle(column, p)] * pivots[p];
     });
     pivots[j] = larger(absolute(pivot), splat(kLeastCurvature));
-    inverse[j] = 1.0f / pivots[j];
+    inverse[j] = reciprocal(pivots[j]);
     unrolled<column + 1, P>([&](auto i) __attribute__((always_inline)) {
       constexpr int row = i;
       Lanes value = matrix[triangle(row, column)];
@@ -89,7 +89,7 @@ struct Ascent {
       promise += slope[a] * undamped[a];
       excess = larger(absolute(step[a]) * (1.0f / kLongest[a]), excess);
     }
-    const Lanes shorten = 1.0f / excess;
+    const Lanes shorten = reciprocal(excess);
     predicted = splat(0);
     Lanes moved[P];
     for (int a = 0; a < P; ++a) {

@@ -17,6 +17,10 @@ constexpr float kInfinite = 3e38f;
 constexpr int64_t kChunk = 512;
 // Times the steps of a start that the best one gets more of, if it needs them.
 constexpr int kFinishingFactor = 4;
+// Gain predicted for a step that rounding drowns.
+constexpr float kNoGain = 1e-8f;
+// How far from a tap's edge restarts across it begin.
+constexpr float kBesideEdge = 0.006f;
 
 // Memory aligned to a vector, from the heap: large kernels would overflow the stack of a pool's thread.
 template <class T>
@@ -54,10 +58,12 @@ struct Chunk {
 struct Job {
   int row;  // -1: idle
   int start;       // the present one; their number in the end
+  int crossings;   // restarts across edges of taps
   bool finishing;  // the best once more, with more steps
   float ends[kStarts];  // energy at the end of each start
   int steps;
   float point[kMaxParameters], promise;  // of the best
+  bool exhausted;                        // it ran out of steps
 };
 
 template <class E>
@@ -77,6 +83,7 @@ class Climber {
   void run(const Chunk& chunk) {
     chunk_ = &chunk;
     next_ = 0;
+    sort_rows();
     int active = 0;
     for (int lane = 0; lane < kLanes; ++lane) active += take_kernel(lane);
     Derivatives<P> found;
@@ -92,11 +99,15 @@ class Climber {
   }
 
  private:
-  // Converged, out of steps, hopeless, or about to arrive where an earlier start has.
+  // Converged, out of steps or digits, hopeless, or about to arrive where an earlier start has.
   DOGFIT_INLINE Mask finished() const {
     const Ascent<P>& a = ascent_;
-    const Mask settled = (a.promise <= problem_.effort.tolerance) | (evaluations_ >= limit_);
-    const Mask hopeless = a.energy + problem_.effort.hope * a.promise < best_energy_;
+    const Mask settled = (a.promise <= problem_.effort.tolerance) | (absolute(a.predicted) <= kNoGain) |
+                         (evaluations_ >= limit_);
+    // A promise is worth most where it was not yet put to the test.
+    const float hope = problem_.effort.hope * (E::kFree ? 0.5f : 1.0f);
+    const Lanes hoped = select(evaluations_ < 1.5f, splat(hope), splat(0.5f * hope));
+    const Mask hopeless = a.energy + hoped * a.promise < best_energy_;
     const Lanes inverse_sigma = exponential(-a.point[2]);
     Lanes apart = splat(0);
     for (int p = 0; p < P; ++p) {
@@ -107,14 +118,22 @@ class Climber {
     return settled | hopeless | same;
   }
 
+  // Rows by their number of starts, most first: so lanes run out of work at about the same time.
+  void sort_rows() {
+    int begin[kStarts + 2] = {};
+    for (int row = 0; row < chunk_->rows; ++row) ++begin[kStarts - starts(row).count + 1];
+    for (int i = 0; i <= kStarts; ++i) begin[i + 1] += begin[i];
+    for (int row = 0; row < chunk_->rows; ++row) order_[begin[kStarts - starts(row).count]++] = row;
+  }
+
   // Gives a lane the next kernel that has anything to climb.
   bool take_kernel(int lane) {
     const int taps = problem_.size * problem_.size;
     while (next_ < chunk_->rows) {
-      const int row = next_++;
+      const int row = order_[next_++];
       Job& job = jobs_[lane];
       job.row = row;
-      job.start = 0;
+      job.start = job.crossings = 0;
       job.finishing = false;
       job.steps = 0;
       float total = 0;
@@ -157,25 +176,56 @@ class Climber {
     limit_[lane] = static_cast<float>(most_steps);
   }
 
+  // The second derivative of a narrow Gaussian, integrated over taps, turns round within hundredths of a tap
+  // where its centre crosses an edge: maxima lie on either side, closer than any grid. From the best point to
+  // both sides of the next edge, along x, y and both; to the other side alone for the Laplacian, the limit of
+  // two equal widths. For what is narrow, in taps.
+  static constexpr bool kSecond = E::kPairing == Pairing::kSingle && E::kOrder == 2;
+  static constexpr int kCrossings = kSecond ? 8 : E::kFree ? 3 : 0;
+  static constexpr float kCrossingLogWidth = kSecond ? -0.22f : -1.05f;
+
+  void begin_across(int lane) {
+    Job& job = jobs_[lane];
+    float at[kMaxParameters];
+    for (int a = 0; a < P; ++a) at[a] = job.point[a];
+    const float middle = problem_.size % 2 ? 0.5f : 0.0f;  // an edge
+    constexpr int sides[8][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1}, {1, 2}, {2, 2}};
+    for (int axis = 0; axis < 2; ++axis) {
+      const int side = sides[job.crossings][axis];  // 0: as it is, 1: the other, 2: the same
+      const float edge = __builtin_rintf(at[axis] - middle) + middle;
+      const float beside = (at[axis] > edge) == (side == 2) ? kBesideEdge : -kBesideEdge;
+      if (side > 0) at[axis] = edge + beside;
+    }
+    at[2] = lower_[2][lane];
+    ++job.crossings;
+    begin_at(lane, at, problem_.effort.steps);
+  }
+
   // False where the lane has nothing left to do.
   bool end_start(int lane) {
     Job& job = jobs_[lane];
     const float energy = ascent_.energy[lane];
-    if (!job.finishing) job.ends[job.start++] = energy;
+    const bool extra = job.finishing || job.crossings > 0;
+    if (!extra) job.ends[job.start++] = energy;
     job.steps += static_cast<int>(evaluations_[lane]);
     if (energy > best_energy_[lane] || job.finishing) {
       best_energy_[lane] = energy;
       job.promise = ascent_.promise[lane];
+      job.exhausted = evaluations_[lane] >= limit_[lane];
       for (int a = 0; a < P; ++a) best_point_[a][lane] = job.point[a] = ascent_.point[a][lane];
     }
     const Starts& mine = starts(job.row);
     // Seeds come best first, and what an ascent can add has its limits.
-    if (!job.finishing && job.start < mine.count &&
+    if (!extra && job.start < mine.count &&
         mine.item[job.start].energy >= problem_.effort.margin * best_energy_[lane]) {
       begin_start(lane);
       return true;
     }
-    if (!job.finishing && job.promise > problem_.effort.tolerance) {
+    if (!job.finishing && job.crossings < kCrossings && job.point[2] < kCrossingLogWidth) {
+      begin_across(lane);
+      return true;
+    }
+    if (!job.finishing && job.exhausted && job.promise > problem_.effort.tolerance) {
       // The best ran out of steps in a narrow valley.
       job.finishing = true;
       best_energy_[lane] = -kInfinite;
@@ -201,7 +251,7 @@ class Climber {
   E& work_;
   Lanes* kernel_;
   const Chunk* chunk_ = nullptr;
-  int next_ = 0;
+  int next_ = 0, order_[kChunk];
   Lanes lower_[P], upper_[P];
   Lanes total_ = {}, evaluations_ = {}, limit_ = {}, best_energy_ = {}, best_point_[P] = {};
   Ascent<P> ascent_ = {};

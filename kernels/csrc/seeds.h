@@ -25,6 +25,22 @@ struct Candidate {
   int8_t level, plane, step, variant;
 };
 
+// Maximum of the parabola through three values, the middle one the largest: above that, and where, in steps.
+struct Peak {
+  float above, at;
+};
+
+inline Peak find_peak(float before, float here, float after) {
+  const float slope = 0.5f * (after - before), bend = 2 * here - before - after;
+  if (before < 0 || after < 0 || !(bend > 0)) return {0, 0};  // beyond the grid
+  return {0.5f * slope * slope / bend, slope / bend};
+}
+
+// What lies so many steps after entry n of a line.
+inline float between(const float* line, int n, int stride, float at) {
+  return line[n] + at * (at < 0 ? line[n] - line[n - stride] : at > 0 ? line[n + stride] - line[n] : 0);
+}
+
 struct Candidates {
   int count;
   Candidate item[kKept];
@@ -219,10 +235,15 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
       const Lanes* before = rows + (line + 2) % 3 * row_length + 1;
       const Lanes* here = rows + line % 3 * row_length + 1;
       const Lanes* after = rows + (line + 1) % 3 * row_length + 1;
-      Lanes& best = work.best[plane.model];
-      const float x = level.line[line * plane.stride];
+      // Pairs are so smooth between nodes that seeds of one maximum meet at once.
+      const float moved = problem.models[plane.model].pairing == Pairing::kFree ? 1 : 0;
+      Lanes best = work.best[plane.model];
       for (int n = 0; n < count; ++n) best = larger(here[n], best);
+      work.best[plane.model] = best;
       const Lanes least = larger(work.share[plane.model] * best, splat(1e-6f));
+      // Where there are any first: most nodes have none, in no order that a processor could foresee.
+      int nodes[kMaxCentres], hits = 0;
+      unsigned sets[kMaxCentres];
       auto three = [&](int n) __attribute__((always_inline)) {
         return larger(larger(before[n], after[n]), here[n]);
       };
@@ -231,11 +252,23 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
         const Lanes right = three(n + 1), most = larger(larger(left, right), larger(middle, least));
         left = middle;
         middle = right;
-        for (unsigned set = bits(here[n] >= most); set; set &= set - 1) {
+        nodes[hits] = n;
+        sets[hits] = bits(here[n] >= most);
+        hits += sets[hits] != 0;
+      }
+      for (int h = 0; h < hits; ++h) {
+        const int n = nodes[h];
+        for (unsigned set = sets[h]; set; set &= set - 1) {
           const int lane = __builtin_ctz(set);
+          auto at = [&](const Lanes* vector) { return reinterpret_cast<const float*>(vector)[lane]; };
+          const float energy = at(here + n);
+          const Peak x = find_peak(at(before + n), energy, at(after + n));
+          const Peak y = find_peak(at(here + n - 1), energy, at(here + n + 1));
           found[lane * problem.model_count + plane.model].offer(
-              {here[n][lane], x, level.line[n * plane.stride], int8_t(l), int8_t(p), int8_t(level.step),
-               int8_t(plane.variant)});
+              {energy + x.above + y.above,
+               between(level.line, line * plane.stride, plane.stride, moved * x.at),
+               between(level.line, n * plane.stride, plane.stride, moved * y.at), int8_t(l), int8_t(p),
+               int8_t(level.step), int8_t(plane.variant)});
         }
       }
     };
@@ -278,10 +311,10 @@ struct Start {
 // The most promising maxima, best first, without those that a better one next to them will stand for.
 inline int choose_starts(const SeedTables& tables, float apart, float share, int most, const Candidates& found,
                          Start* out) {
-  // A heap of energies, whose bits order as they do, each with its place in the low bits.
+  // Energies, whose bits order as they do, each with its place in the low bits: no two are equal.
   constexpr int32_t place = 127;
-  static_assert(kKept <= place);
-  int32_t heap[kKept];
+  static_assert(kKept <= place && kStarts % kLanes == 0);
+  int32_t keys[kKept + kLanes], ranks[kKept + kLanes], order[kKept];
   int count = 0;
   float best = 0;
   for (int i = 0; i < found.count; ++i) best = found.item[i].energy > best ? found.item[i].energy : best;
@@ -289,38 +322,35 @@ inline int choose_starts(const SeedTables& tables, float apart, float share, int
     if (!(found.item[i].energy >= share * best)) continue;
     int32_t key;
     __builtin_memcpy(&key, &found.item[i].energy, sizeof key);
-    heap[count++] = (key & ~place) | i;
+    keys[count++] = (key & ~place) | i;
   }
-  auto sink = [&](int at) {
-    const int32_t key = heap[at];
-    for (int child; (child = 2 * at + 1) < count; at = child) {
-      if (child + 1 < count && heap[child + 1] > heap[child]) ++child;
-      if (heap[child] <= key) break;
-      heap[at] = heap[child];
-    }
-    heap[at] = key;
-  };
-  for (int i = count / 2 - 1; i >= 0; --i) sink(i);
-  struct {
-    float x, y, near;
-    int step, variant;
-  } chosen[kStarts];
+  store(keys + count, Mask{});
+  for (int i = 0; i < count; i += kLanes) {
+    const Mask mine = load(keys + i);
+    Mask rank = {};
+    for (int j = 0; j < count; ++j) rank -= mine < keys[j];
+    store(ranks + i, rank);
+  }
+  for (int i = 0; i < count; ++i) order[ranks[i]] = keys[i] & place;
+  float xs[kStarts], ys[kStarts], near[kStarts];
+  int32_t steps[kStarts], variants[kStarts];
   int starts = 0;
-  while (count > 0 && starts < most) {
-    const Candidate& a = found.item[heap[0] & place];
-    heap[0] = heap[--count];
-    sink(0);
+  for (int i = 0; i < count && starts < most; ++i) {
+    const Candidate& a = found.item[order[i]];
     bool fresh = true;
-    for (int i = 0; i < starts && fresh; ++i) {
-      const auto& b = chosen[i];
-      const int steps = a.step - b.step, variants = a.variant - b.variant;
-      fresh = __builtin_fabsf(a.x - b.x) > b.near || __builtin_fabsf(a.y - b.y) > b.near || steps * steps > 1 ||
-              variants * variants > 1;
+    for (int b = 0; b < starts && fresh; b += kLanes) {
+      const Lanes reach = load(near + b);
+      const Mask step = load(steps + b) - a.step, variant = load(variants + b) - a.variant;
+      const Mask close = (absolute(load(xs + b) - a.x) <= reach) & (absolute(load(ys + b) - a.y) <= reach) &
+                         (step <= 1) & (step >= -1) & (variant <= 1) & (variant >= -1);
+      fresh = bits(close) == 0;
     }
     if (!fresh) continue;
     const SeedLevel& level = tables.level[a.level];
     const SeedPlane& plane = level.plane[a.plane];
-    chosen[starts] = {a.x, a.y, apart * level.sigma, a.step, a.variant};
+    if (starts % kLanes == 0) store(near + starts, splat(-1));  // no neighbours in what is not yet there
+    xs[starts] = a.x, ys[starts] = a.y, near[starts] = apart * level.sigma;
+    steps[starts] = a.step, variants[starts] = a.variant;
     out[starts++] = {a.energy, {a.x, a.y, level.log_sigma, plane.log_ratio, plane.kappa}};
   }
   return starts;

@@ -43,21 +43,36 @@ DOGFIT_INLINE Lanes load(const float* from) {
   __builtin_memcpy(&out, from, sizeof out);
   return out;
 }
+DOGFIT_INLINE Mask load(const int32_t* from) {
+  Mask out;
+  __builtin_memcpy(&out, from, sizeof out);
+  return out;
+}
 DOGFIT_INLINE void store(float* to, Lanes value) { __builtin_memcpy(to, &value, sizeof value); }
+DOGFIT_INLINE void store(int32_t* to, Mask value) { __builtin_memcpy(to, &value, sizeof value); }
 
-// Relative error about 1e-7; arguments are clamped to where the result is a normal number.
+// 1 / x, to a rounding or two.
+DOGFIT_INLINE Lanes reciprocal(Lanes x) {
+#if defined(__AVX512F__) && DOGFIT_LANES == 16
+  typedef float Native __attribute__((vector_size(64)));
+  const Lanes near = (Lanes)__builtin_ia32_rcp14ps512_mask((Native)x, Native{}, 0xffff);
+  return near + near * (1.0f - x * near);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// Relative error 2e-7, beside that of rounding x; arguments are clamped to where the result is normal.
 DOGFIT_INLINE Lanes exponential(Lanes x) {
   x = smaller(larger(x, splat(-87.0f)), splat(87.0f));
   const Lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-  const Lanes n = shifted - 12582912.0f;
-  const Lanes f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  // Taylor; |f| <= log(2) / 2.
-  Lanes p = f * 1.98412698e-4f + 1.38888889e-3f;
-  p = p * f + 8.33333333e-3f;
-  p = p * f + 4.16666667e-2f;
-  p = p * f + 1.66666667e-1f;
-  p = p * f + 0.5f;
-  p = p * f * f + f + 1.0f;
+  const Lanes f = x * 1.44269504f - (shifted - 12582912.0f);
+  // 2^f for |f| <= 1/2, least relative error.
+  Lanes p = f * 1.32764589e-3f + 9.67554222e-3f;
+  p = p * f + 5.55071332e-2f;
+  p = p * f + 2.40221197e-1f;
+  p = p * f + 6.93146967e-1f;
+  p = p * f + 1.0f;
   const Mask exponent = ((Mask)shifted - 0x4b400000) << 23;
   return (Lanes)((Mask)p + exponent);
 }

@@ -6,10 +6,11 @@
 namespace dogfit {
 namespace {
 
-constexpr double kLevelStep = 1.8;  // ratio of neighbouring widths
+constexpr double kLevelStep = 1.5;  // ratio of neighbouring widths
 constexpr double kTiedStep = 1.4;   // the same where the surround's weight is searched
 constexpr double kWidest = 0.75;    // of the kernel's size
 constexpr double kNarrow = 0.4;     // width up to which a Gaussian is a matter of single taps
+constexpr double kReached = 0.5;  // width up to which a Gaussian and its derivatives reach few taps
 
 // Widths of the surround, in widths of the centre. The limit of equal widths needs no grid of its own: the
 // pair is then a Gaussian and its Laplacian.
@@ -22,16 +23,18 @@ const std::vector<double> kNarrowKappas = {0.1, 0.5, 0.73, 1.0};
 
 // A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
 // integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes around those
-// places, for that order alone.
+// places, for that order alone. Of the Laplacian, what changes is how much of it lies along x and along y.
 constexpr double kNarrowOffsets[] = {-0.3, 0.0, 0.3, 0.5};
 constexpr double kFirstOffsets[] = {-0.18, -0.06, 0.06, 0.18};
-constexpr double kSecondOffsets[] = {-0.4, -0.2, 0.2, 0.4, 0.48, 0.5, 0.52};
+constexpr double kSecondOffsets[] = {-0.3, 0.3, 0.494, 0.506};
+constexpr double kLaplacianOffsets[] = {-0.41, -0.25, 0.25, 0.41, 0.47, 0.494, 0.506, 0.53};
 // Differences of two such derivatives do so at either, and as the surround's weight changes.
 constexpr double kTiedOffsets[] = {-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52};
 
 // These offsets from the centre of each tap, as far as they lie inside; symmetric about the middle.
 template <size_t N>
 std::vector<double> around_taps(const double (&offsets)[N], int size) {
+  static_assert(N * (kMaxSize + 2) <= kMaxCentres);
   std::vector<double> line;
   for (int tap = -1; tap <= size; ++tap) {
     for (double offset : offsets) {
@@ -45,7 +48,7 @@ std::vector<double> around_taps(const double (&offsets)[N], int size) {
 // Centres tried at one width for all models, an odd number, so that every second one is symmetric as well.
 std::vector<double> centers(double sigma, int size) {
   if (sigma < kNarrow) return around_taps(kNarrowOffsets, size);
-  const double spacing = std::min(std::max(0.7 * sigma, 0.3), 0.17 * size);
+  const double spacing = std::min(std::max(0.7 * sigma, 0.3), 0.14 * size);
   const int half = static_cast<int>(std::ceil(0.5 * size / spacing));
   std::vector<double> line;
   for (int i = -half; i <= half; ++i) line.push_back(0.5 * size * i / half);
@@ -176,6 +179,7 @@ Tables::Tables(int size, const std::vector<Model>& models) : size_(size) {
   if (low < std::log(kNarrow)) {
     add_level(std::exp(low), 0, around_taps(kFirstOffsets, size), 2, For::kFirst, models);
     add_level(std::exp(low), 0, around_taps(kSecondOffsets, size), 2, For::kSecond, models);
+    add_level(std::exp(low), 0, around_taps(kLaplacianOffsets, size), 2, For::kLaplacian, models);
     for (double wider : {1.0, 1.18}) {
       add_level(wider * std::exp(low), 0, around_taps(kTiedOffsets, size), 1, For::kTiedNarrow, models);
     }
@@ -206,7 +210,8 @@ std::vector<SeedPlane> Tables::list_planes(For purpose, int stride, const std::v
     const bool tied = models[m].pairing == Pairing::kTied, free = models[m].pairing == Pairing::kFree;
     if (tied != (purpose == For::kTied || purpose == For::kTiedNarrow)) continue;
     if (purpose == For::kFirst && (free || plane.order != 1)) continue;
-    if (purpose == For::kSecond && !free && plane.order != 2) continue;
+    if (purpose == For::kSecond && (free || plane.order != 2)) continue;
+    if (purpose == For::kLaplacian && !free) continue;
     auto add = [&](SeedPlane::Kind kind, double ratio, double kappa) {
       plane.kind = kind;
       plane.log_ratio = static_cast<float>(std::log(ratio));
@@ -250,7 +255,7 @@ void Tables::add_level(double sigma, int step, const std::vector<double>& line, 
   level.step = step;
   level.count = count;
   level.stride = stride;
-  level.length = sigma < kNarrow && size_ > kReach ? kReach : size_;
+  level.length = sigma < kReached && size_ > kReach ? kReach : size_;
   float* kept = keep(count);
   starts_.emplace_back(count);
   for (int c = 0; c < count; ++c) {

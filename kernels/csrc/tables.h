@@ -16,9 +16,9 @@ class Tables {
 
  private:
   float* keep(std::size_t count);
-  // Which models a grid is for: those whose weights are free, of these the first or second derivatives of a
-  // narrow Gaussian (its Laplacian too), tied ones, and these where narrow.
-  enum class For { kFree, kFirst, kSecond, kTied, kTiedNarrow };
+  // Which models a grid is for: those whose weights are free, of these the first or second derivatives or the
+  // Laplacian of a narrow Gaussian, tied ones, and these where narrow.
+  enum class For { kFree, kFirst, kSecond, kLaplacian, kTied, kTiedNarrow };
 
   // Planes for the models that a grid is for; adds the ratios of widths they need.
   static std::vector<SeedPlane> list_planes(For purpose, int stride, const std::vector<Model>& models,
