@@ -178,10 +178,10 @@ class Climber {
 
   // The second derivative of a narrow Gaussian, integrated over taps, turns round within hundredths of a tap
   // where its centre crosses an edge: maxima lie on either side, closer than any grid. From the best point to
-  // both sides of the next edge, along x, y and both; to the other side alone for the Laplacian, the limit of
+  // both sides of the next edge and to its mirror image in the tap, along x, y and both; to the other side alone for the Laplacian, the limit of
   // two equal widths. For what is narrow, in taps.
   static constexpr bool kSecond = E::kPairing == Pairing::kSingle && E::kOrder == 2;
-  static constexpr int kCrossings = kSecond ? 8 : E::kFree ? 3 : 0;
+  static constexpr int kCrossings = kSecond ? 11 : E::kFree ? 3 : 0;
   static constexpr float kCrossingLogWidth = kSecond ? -0.22f : -1.05f;
 
   void begin_across(int lane) {
@@ -189,12 +189,15 @@ class Climber {
     float at[kMaxParameters];
     for (int a = 0; a < P; ++a) at[a] = job.point[a];
     const float middle = problem_.size % 2 ? 0.5f : 0.0f;  // an edge
-    constexpr int sides[8][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1}, {1, 2}, {2, 2}};
+    // 0: as it is, 1: the other side of the edge, 2: this side, 3: as far beyond the tap's centre.
+    constexpr int sides[11][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1},
+                                  {1, 2}, {2, 2}, {3, 0}, {0, 3}, {3, 3}};
     for (int axis = 0; axis < 2; ++axis) {
-      const int side = sides[job.crossings][axis];  // 0: as it is, 1: the other, 2: the same
+      const int side = sides[job.crossings][axis];
       const float edge = __builtin_rintf(at[axis] - middle) + middle;
+      const float tap = __builtin_rintf(at[axis] - middle - 0.5f) + middle + 0.5f;
       const float beside = (at[axis] > edge) == (side == 2) ? kBesideEdge : -kBesideEdge;
-      if (side > 0) at[axis] = edge + beside;
+      if (side > 0) at[axis] = side == 3 ? 2 * tap - at[axis] : edge + beside;
     }
     at[2] = lower_[2][lane];
     ++job.crossings;
