@@ -8,11 +8,11 @@
 
 The task: real 7x7 kernels, the four default families with their bounds, the least cost of each. dogfit
 starts from the kernels alone. The others are given dogfit's dictionary nodes, the best of each width, best
-first, free of charge, and as many of them per family as they need to reach dogfit's share of optima, found
-beforehand; where all nodes do not suffice, up to 40 with points about the best nodes. A fit is at the optimum
-if its cost is within 1e-3 (relative, plus 1e-4 of the kernel's energy) of the best of dense float64
-multi-start SciPy (`tests/scipy_reference.py`, kept in `--cache`); all costs are computed again in float64
-from the points that a fitter returns.
+first, free of charge, and as many of them per family as they need to reach dogfit's share of optima but for
+one kernel, found beforehand; where all nodes do not suffice, up to 40 with points about the best nodes. A fit
+is at the optimum if its cost is within 1e-3 (relative, plus 1e-4 of the kernel's energy) of the best of dense
+float64 multi-start SciPy (`tests/scipy_reference.py`, kept in `--cache`); all costs are computed again in
+float64 from the points that a fitter returns.
 
 Each fitter has a process of its own, with the same cores; they take turns, in reversed order every other
 round, while the others sleep. Times include a fitter's own conversions, not the way to its process.
