@@ -7,9 +7,9 @@
     python benchmarks/peers.py --cpufit libCpufit.so     with the Cpufit that you built (or DOGFIT_CPUFIT=...)
 
 The task: real 7x7 kernels, the four default families with their bounds, the least cost of each. dogfit
-starts from the kernels alone. The others are given the peaks of dogfit's dictionary, best
-first, free of charge, and as many of them per family as they need to reach dogfit's share of optima, found
-beforehand; where all nodes do not suffice, up to 40 with points about the best nodes. A fit is at the optimum
+starts from the kernels alone. The others are given the peaks of dogfit's dictionary, best first, free of
+charge, and as many of them per family as they need to reach dogfit's share of optima but for one kernel,
+found beforehand; where the peaks do not suffice, up to 40 with points about the best. A fit is at the optimum
 if its cost is within 1e-3 (relative, plus 1e-4 of the kernel's energy) of the best of dense float64
 multi-start SciPy (`tests/scipy_reference.py`, kept in `--cache`); all costs are computed again in float64
 from the points that a fitter returns.

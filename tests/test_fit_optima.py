@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -102,7 +101,7 @@ class TestDoublePrecision:
     @classmethod
     def result(cls, kernels):
         with jax.enable_x64(True):
-            return fit_unoptimised(jnp.asarray(kernels), cls.FAMILIES, replace(DEFAULT, starts=3))
+            return fit_unoptimised(kernels, cls.FAMILIES, replace(DEFAULT, starts=3))
 
     def test_costs_are_those_of_scipy_to_ten_digits(self, kernels, result):
         least, cost = unexplained(kernels, self.FAMILIES), 1 - result.r2_by_family
