@@ -21,6 +21,8 @@ constexpr int kFinishingFactor = 4;
 constexpr float kNoGain = 1e-8f;
 // How far from a tap's edge restarts across it begin.
 constexpr float kBesideEdge = 0.006f;
+// How far from the tap's centre restarts inside it begin.
+constexpr float kWithinTap = 0.37f;
 
 // Memory aligned to a vector, from the heap: large kernels would overflow the stack of a pool's thread.
 template <class T>
@@ -105,8 +107,8 @@ class Climber {
     const Mask settled = (a.promise <= problem_.effort.tolerance) | (absolute(a.predicted) <= kNoGain) |
                          (evaluations_ >= limit_);
     // A promise is worth most where it was not yet put to the test.
-    const float hope = problem_.effort.hope * (E::kFree ? 0.5f : 1.0f);
-    const Lanes hoped = select(evaluations_ < 1.5f, splat(hope), splat(0.5f * hope));
+    const float hope = problem_.effort.hope;
+    const Lanes hoped = select(evaluations_ < 1.5f, splat(hope), splat(E::kFree ? hope : 0.5f * hope));
     const Mask hopeless = a.energy + hoped * a.promise < best_energy_;
     const Lanes inverse_sigma = exponential(-a.point[2]);
     Lanes apart = splat(0);
@@ -177,11 +179,12 @@ class Climber {
   }
 
   // The second derivative of a narrow Gaussian, integrated over taps, turns round within hundredths of a tap
-  // where its centre crosses an edge: maxima lie on either side, closer than any grid. From the best point to
-  // both sides of the next edge and to its mirror image in the tap, along x, y and both; to the other side alone for the Laplacian, the limit of
-  // two equal widths. For what is narrow, in taps.
-  static constexpr bool kSecond = E::kPairing == Pairing::kSingle && E::kOrder == 2;
-  static constexpr int kCrossings = kSecond ? 11 : E::kFree ? 3 : 0;
+  // where its centre crosses an edge: maxima lie on either side, closer than any grid. So the search starts
+  // again from the best point moved to both sides of the next edge, to its mirror image in the tap, and to
+  // where the profile of a centre inside the tap is steepest, along x, y and both; for the Laplacian, the limit
+  // of two equal widths, to the other side alone. For what is narrow, in taps.
+  static constexpr bool kSecond = E::kPairing != Pairing::kFree && E::kOrder == 2;
+  static constexpr int kCrossings = kSecond ? 14 : E::kFree ? 3 : 0;
   static constexpr float kCrossingLogWidth = kSecond ? -0.22f : -1.05f;
 
   void begin_across(int lane) {
@@ -189,15 +192,16 @@ class Climber {
     float at[kMaxParameters];
     for (int a = 0; a < P; ++a) at[a] = job.point[a];
     const float middle = problem_.size % 2 ? 0.5f : 0.0f;  // an edge
-    // 0: as it is, 1: the other side of the edge, 2: this side, 3: as far beyond the tap's centre.
-    constexpr int sides[11][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1},
-                                  {1, 2}, {2, 2}, {3, 0}, {0, 3}, {3, 3}};
+    // 0: as it is, 1: the other side of the edge, 2: this side, 3: as far beyond the tap's centre, 4: inside.
+    constexpr int sides[14][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1},
+                                  {1, 2}, {2, 2}, {3, 0}, {0, 3}, {3, 3}, {4, 0}, {0, 4}, {4, 4}};
     for (int axis = 0; axis < 2; ++axis) {
       const int side = sides[job.crossings][axis];
       const float edge = __builtin_rintf(at[axis] - middle) + middle;
       const float tap = __builtin_rintf(at[axis] - middle - 0.5f) + middle + 0.5f;
       const float beside = (at[axis] > edge) == (side == 2) ? kBesideEdge : -kBesideEdge;
-      if (side > 0) at[axis] = side == 3 ? 2 * tap - at[axis] : edge + beside;
+      const float within = tap + (at[axis] > tap ? kWithinTap : -kWithinTap);
+      if (side > 0) at[axis] = side == 4 ? within : side == 3 ? 2 * tap - at[axis] : edge + beside;
     }
     at[2] = lower_[2][lane];
     ++job.crossings;

@@ -26,7 +26,7 @@ const std::vector<double> kNarrowKappas = {0.1, 0.5, 0.73, 1.0};
 // places, for that order alone. Of the Laplacian, what changes is how much of it lies along x and along y.
 constexpr double kNarrowOffsets[] = {-0.3, 0.0, 0.3, 0.5};
 constexpr double kFirstOffsets[] = {-0.18, -0.06, 0.06, 0.18};
-constexpr double kSecondOffsets[] = {-0.3, 0.3, 0.494, 0.506};
+constexpr double kSecondOffsets[] = {-0.44, -0.3, 0.3, 0.44, 0.482, 0.494, 0.506, 0.52};
 constexpr double kLaplacianOffsets[] = {-0.41, -0.25, 0.25, 0.41, 0.47, 0.494, 0.506, 0.53};
 // Differences of two such derivatives do so at either, and as the surround's weight changes.
 constexpr double kTiedOffsets[] = {-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52};
