@@ -21,9 +21,8 @@ import dogfit
 from dogfit import distributed
 from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
 from dogfit.devices import data_mesh
-from dogfit.run import main
 from process_group import free_port, start_process
-from test_run import checkpoint
+from test_run import checkpoint, exit_code
 
 # Nobody waits this long: it ends a test that hangs.
 PATIENCE_S = 300
@@ -224,8 +223,6 @@ def test_wrong_use_of_processes_is_said(tmp_path, capsys):
         ("--coordinator here:1 --processes 2 --process-id 2", "counts from 0 to 1, got 2"),
         ("--coordinator auto --lost-after 0", "1 second or more"),
     ]:
-        with pytest.raises(SystemExit) as leaving:
-            main([*words.split(), "--out", str(tmp_path / "out")])
-        assert leaving.value.code == 2
+        assert exit_code([*words.split(), "--out", str(tmp_path / "out")]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()

@@ -359,6 +359,14 @@ def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def exit_code(words: list[str]) -> int:
+    """Of the command, whether it returns or leaves."""
+    try:
+        return main(words)
+    except SystemExit as leaving:
+        return leaving.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -376,11 +384,7 @@ def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, message, tmp_path, capsys):
-    try:
-        code = main([*arguments, "--out", str(tmp_path / "out")])
-    except SystemExit as leaving:
-        code = leaving.code
-    assert code == 2
+    assert exit_code([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -476,9 +480,7 @@ def test_autoencoders_that_cannot_be_used_are_refused(finished, source, tmp_path
         assert reason in capsys.readouterr().err
     assert main([*command, "--sizes", "5", "--autoencoder", str(finished)]) == 3
     assert "for 7×7 kernels, the input has 5×5 ones" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as leaving:
-        main([*command, "--no-autoencoder", "--autoencoder", str(finished)])
-    assert leaving.value.code == 2
+    assert exit_code([*command, "--no-autoencoder", "--autoencoder", str(finished)]) == 2
     assert "exclude each other" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
