@@ -1,4 +1,4 @@
-"""The fitter's pages keep their word: their code runs, their links lead somewhere, their names exist."""
+"""The pages keep their word: their code runs, their links lead somewhere, their names exist."""
 
 import pkgutil
 import re
@@ -9,7 +9,7 @@ import pytest
 import dogfit
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "dogfit" / "docs" / f"{name}.md" for name in ("calling", "fitting", "training")]
+PAGES = sorted((ROOT / "dogfit" / "docs").glob("*.md"))
 BLOCKS = [
     pytest.param(page, number, code, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -33,7 +33,8 @@ def test_code_runs(page, number, code, tmp_path, monkeypatch):
 
 
 def test_there_is_code_to_run():
-    assert {block.values[0] for block in BLOCKS} == set(PAGES)
+    assert {page.stem for page in PAGES} >= {"calling", "clusters", "fitting", "training"}
+    assert len(BLOCKS) >= 10
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
