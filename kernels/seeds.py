@@ -328,23 +328,20 @@ def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: i
 
 
 def _inside(grid: _Grid, box: Box) -> Float[Array, "kappas m n #b"]:
-    """Which nodes lie in a box, or next to it: 1, or small the further out."""
-    dtype = box.lower.dtype
+    """Which nodes stand for a box: 1; others 0 by their centre, or little by how far off they are else."""
 
-    def excess(values: np.ndarray, parameter: int, reach: float) -> Array:
+    def excess(values: np.ndarray, parameter: int) -> Float[Array, "v #b"]:
         low, high = box.lower[parameter][None, :], box.upper[parameter][None, :]
-        node = jnp.asarray(values, dtype)[:, None]
-        return jnp.maximum(jnp.maximum(low - node, node - high), 0.0) / reach
+        node = jnp.asarray(values, box.lower.dtype)[:, None]
+        return jnp.maximum(jnp.maximum(low - node, node - high), 0.0)
 
-    x, y = (
-        excess(line, axis, float(np.diff(line).max()) if line.size > 1 else 1.0)
-        for axis, line in enumerate(grid.lines)
-    )
-    far = x[None, :, None] + y[None, None, :]
-    for offset, values in enumerate(grid.constants.T):
-        far = far + excess(values, 2 + offset, 0.4)[:, None, None]
-    # A node within one spacing keeps its energy; beyond, the nearest is the best to be had.
-    return jnp.exp(-20.0 * jnp.maximum(far - 1.0, 0.0))
+    # Centres outside would hide the peaks inside. Where none is inside, the nearest has to do.
+    x, y = (excess(line, axis) for axis, line in enumerate(grid.lines))
+    x, y = (far <= jnp.min(far, axis=0, keepdims=True) for far in (x, y))
+    centres = (x[:, None] & y[None]).astype(box.lower.dtype)
+    far = total(excess(values, 2 + offset) for offset, values in enumerate(grid.constants.T)) / 0.4
+    # Within one spacing of widths a start is as good as one inside; beyond, the nearest is the best to be had.
+    return centres[None] * jnp.exp(-20.0 * jnp.maximum(far - 1.0, 0.0))[:, None, None]
 
 
 def _node_sums(image: Image, along_x: np.ndarray, along_y: np.ndarray) -> Float[Array, "m n b"]:
