@@ -43,7 +43,7 @@ class Status(enum.IntEnum):
 
 MESSAGES = {
     Status.CONVERGED: "converged inside the bounds",
-    Status.MAX_STEPS: "step limit reached; raise FitConfig.last_steps",
+    Status.MAX_STEPS: "step limit reached; raise FitConfig.steps",
     Status.AT_BOUND: "converged with a width or the centre at its bound",
     Status.CONSTANT: "not fitted: all taps are equal, so there is no shape",
     Status.NONFINITE: "not fitted: the kernel holds NaN or infinity",
