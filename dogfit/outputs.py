@@ -48,7 +48,11 @@ def make_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     try:
+        beside.touch()
+        # Some libraries put a file that only its owner may read in its place.
+        mode = beside.stat().st_mode
         write(beside)
+        beside.chmod(mode)
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)

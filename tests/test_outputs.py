@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dogfit.outputs import RESULTS, OutputError, Workspace, disk_trouble, write_whole
+from dogfit.outputs import RESULTS, OutputError, Workspace, disk_trouble, make_whole, write_whole
 
 
 def tree(folder: Path) -> set[str]:
@@ -36,6 +36,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_whole(target, b"second")
     assert target.read_bytes() == b"first"
     assert tree(tmp_path) == {"folder", "folder/file"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_files_may_be_read_by_whom_the_user_lets(tmp_path):
+    def write_for_the_owner(path: Path) -> None:
+        path.write_bytes(b"taps")
+        path.chmod(0o600)
+
+    (tmp_path / "plain").touch()
+    make_whole(tmp_path / "file", write_for_the_owner)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_nothing_shows_before_publishing(tmp_path):
