@@ -1,8 +1,8 @@
 """Do intervals of one standard error cover 68.3 %? Parametric bootstrap of real 7x7 kernels.
 
-    python benchmarks/coverage.py                      both tables, 20,000 kernels
-    python benchmarks/coverage.py --kernels 4000       a trial
-    python benchmarks/coverage.py --size 3             kernels of another size (the middle taps)
+    python benchmarks/intervals.py                      both tables, 20,000 kernels
+    python benchmarks/intervals.py --kernels 4000       a trial
+    python benchmarks/intervals.py --size 3             kernels of another size (the middle taps)
 
 Kernels are fitted, the fits are taken as true, noise of the fitted level is added, and the sum is fitted
 again with the same family. The first table is by parameter; the second by signal-to-noise ratio (root of the
