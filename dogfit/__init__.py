@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dogfit.families import FAMILIES, Family, custom_family
     from dogfit.fit import fit_kernel, fit_kernels, fit_stream
     from dogfit.fit_config import THOROUGH, FitConfig
-    from dogfit.fit_parquet import fit_parquet
+    from dogfit.parquet_fits import fit_parquet
     from dogfit.fit_result import FitResult, Status
     from dogfit.kernels.custom import SearchRange
     from dogfit.kernelset import KernelSet
@@ -46,7 +46,7 @@ _HOME = {
     "fit_composites": "dogfit.composite",
     "fit_kernel": "dogfit.fit",
     "fit_kernels": "dogfit.fit",
-    "fit_parquet": "dogfit.fit_parquet",
+    "fit_parquet": "dogfit.parquet_fits",
     "fit_stream": "dogfit.fit",
     "label_fits": "dogfit.labels",
     "layer_quality": "dogfit.quality",

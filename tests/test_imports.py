@@ -1,6 +1,7 @@
 """The house: imports only go down, `dogfit.kernels` needs JAX alone, and asking for help stays cheap."""
 
 import ast
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ HOUSE = (
     "report",
     "config",
     "console",
-    "fit_parquet",
+    "parquet_fits",
     "outputs",
     "clusters",
     "autoencoder",
@@ -232,3 +233,10 @@ def test_every_public_name_is_there():
         assert name in dir(dogfit)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = dogfit.no_such_name
+
+
+def test_no_public_name_is_that_of_a_module():
+    """Loading such a module would put it in the place of what it holds."""
+    modules = {module.name for module in pkgutil.iter_modules(dogfit.__path__)}
+    assert modules & set(dogfit._HOME) == set()
+    assert set(dogfit.__all__) == {*dogfit._HOME, *dogfit._MODULES}

@@ -8,7 +8,7 @@ from polars.testing import assert_frame_equal
 from dogfit.errors import DogfitError
 from dogfit.fit import fit_kernels, fit_stream
 from dogfit.fit_config import FitConfig
-from dogfit.fit_parquet import fit_parquet
+from dogfit.parquet_fits import fit_parquet
 
 FAMILIES = ("gaussian", "d1")
 
@@ -81,7 +81,7 @@ class TestRows:
             seen.append(options)
             return fit_stream(blocks, families)
 
-        monkeypatch.setattr("dogfit.fit_parquet.fit_stream", keep)
+        monkeypatch.setattr("dogfit.parquet_fits.fit_stream", keep)
         options = {
             "weights": np.ones((5, 5)),
             "bounds": {"sigma_px": (0.5, 1.0)},
