@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from dogfit.families import FAMILIES, Family, custom_family
     from dogfit.fit import fit_kernel, fit_kernels, fit_stream
     from dogfit.fit_config import THOROUGH, FitConfig
-    from dogfit.parquet_fits import fit_parquet
     from dogfit.fit_result import FitResult, Status
     from dogfit.kernels.custom import SearchRange
     from dogfit.kernelset import KernelSet
     from dogfit.labels import LABELS, label_fits
+    from dogfit.parquet_fits import fit_parquet
     from dogfit.penalty import dog_penalty
     from dogfit.quality import layer_quality
     from dogfit.replace import Replaced, replace_kernels

@@ -340,7 +340,7 @@ def _inside(grid: _Grid, box: Box) -> Float[Array, "kappas m n #b"]:
     x, y = (far <= jnp.min(far, axis=0, keepdims=True) for far in (x, y))
     centres = (x[:, None] & y[None]).astype(box.lower.dtype)
     far = total(excess(values, 2 + offset) for offset, values in enumerate(grid.constants.T)) / 0.4
-    # Within one spacing of widths a start is as good as one inside; beyond, the nearest is the best to be had.
+    # Within one spacing of widths a start is as good as one inside; beyond, the nearest is the best there is.
     return centres[None] * jnp.exp(-20.0 * jnp.maximum(far - 1.0, 0.0))[:, None, None]
 
 
