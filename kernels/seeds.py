@@ -2,13 +2,11 @@
 
 The energy of a kernel at a node is exact (offset, gains and orientation solved for), so a node that explains
 no less than its neighbours lies in, or next to, a basin of attraction. A grid is a product of lines, so the
-projections of all its nodes on a kernel are two small matrix products, `P_x W P_y'`; what depends on the grid
-alone is prepared in NumPy.
+projections of all its nodes on a kernel are two small matrix products, `P_x W P_y'`.
 """
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,27 +17,12 @@ from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.derivatives import Model
+from dogfit.kernels.dictionary import Grid, grids_of, nodes_of
 from dogfit.kernels.linalg import Batch, descent_solve, project, total
-from dogfit.kernels.model import GaussianModel, Term
+from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import Image, whiten
-from dogfit.kernels.profiles import PROFILES
 
-# Ratio of neighbouring widths, for models whose surround has a weight of its own or none, and for tied ones;
-# the widest, of the kernel's size; and the width up to which a Gaussian is a matter of single taps.
-_STEP, _TIED_STEP, _WIDEST, _NARROW = 1.8, 1.4, 0.75, 0.4
-# Widths of the surround, in widths of the centre. Near equal widths the pair is a Gaussian and its Laplacian.
-_NEAR_RATIO, _RATIOS, _TIED_RATIOS = 1.15, (1.7, 3.0, 7.0), (1.5, 2.7, 6.0)
-_KAPPAS, _NARROW_KAPPAS = (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
-# Offsets of centres from a tap's for narrow Gaussians. A derivative changes its shape within hundredths of a
-# tap where its integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes
-# around those places are for that order alone.
-_OFFSETS = (-0.3, 0.0, 0.3, 0.5)
-_FIRST_OFFSETS = (-0.18, -0.06, 0.06, 0.18)
-_SECOND_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.49, 0.5, 0.51, 0.52)
-_TIED_OFFSETS = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52)
-# Largest kernels for which there are such nodes: in larger ones they would outnumber all others.
-_FINE_SIZE = 15
 # Nodes of which the two best peaks are kept.
 _GROUP = 8
 # Ellipses tried at each start of a round model: none, and one of each of four directions.
@@ -56,146 +39,6 @@ class Seeds(NamedTuple):
 
     points: Float[Array, "s p b"]
     energies: Float[Array, "s b"]
-
-
-class _Grid(NamedTuple):
-    """Nodes of one width and one ratio of widths: a line of centres along each axis, at every kappa."""
-
-    lines: tuple[np.ndarray, np.ndarray]
-    """Centres along x `[m]` and y `[n]`, in taps from the middle; an even number, first and last twice."""
-    constants: np.ndarray
-    """The other search parameters `[kappas, p - 2]`."""
-    family: tuple[int, int]
-    """Number of the width and of the ratio: neighbours see the same peak."""
-    profiles: dict[tuple[int, int, int], np.ndarray]
-    """By axis, width and order: `[k, m]`."""
-    functions: tuple[tuple[tuple[Term, np.ndarray], ...], ...]
-    """Terms of each basis function, with weights `[kappas]`."""
-    whitening: dict[tuple[int, int], np.ndarray]
-    """Inverse Cholesky factor of the Gram matrix at each node: lower triangle of `[kappas, m, n]`."""
-
-
-class _Place(NamedTuple):
-    """Where nodes are put, and what for."""
-
-    sigma: float
-    step: int
-    offsets: tuple[float, ...] | None
-    ratios: tuple[float, ...]
-    kappas: tuple[float, ...]
-    stride: int
-
-
-def center_line(sigma: float, size: int, offsets: tuple[float, ...] | None = None) -> np.ndarray:
-    """Centres tried along one axis, `[m]`: at offsets from each tap, or evenly, by the width."""
-    if offsets is None and sigma < _NARROW:
-        offsets = _OFFSETS
-    if offsets is None:
-        spacing = min(max(0.7 * sigma, 0.3), 0.17 * size)
-        half = math.ceil(0.5 * size / spacing)
-        return np.linspace(-size / 2, size / 2, 2 * half + 1)
-    taps = np.arange(-1, size + 1)[:, None] - (size - 1) / 2
-    line = np.unique(np.round((taps + np.array(offsets)).ravel(), 6))
-    return line[np.abs(line) <= size / 2]
-
-
-def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
-    low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
-    step = _TIED_STEP if model.tied else _STEP
-    steps = max(math.ceil(math.log(high / low) / math.log(step) - 1e-6), 1)
-    levels = np.geomspace(low, high, steps + 1).tolist()
-    if model.tied:
-        # Where narrow, they have nodes of their own.
-        places = [_Place(s, i, None, _TIED_RATIOS, _KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]
-        offsets = _TIED_OFFSETS if max(shape) <= _FINE_SIZE else None
-        narrow = [_Place(s, 0, offsets, _TIED_RATIOS, _NARROW_KAPPAS, 1) for s in (low, 1.18 * low)]
-        return places + narrow * (low < _NARROW)
-    if model.two_widths:
-        places = [_Place(s, i, None, (_NEAR_RATIO,), (0.0,), 1) for i, s in enumerate(levels)]
-        places += [_Place(s, i, None, _RATIOS, (0.0,), 2) for i, s in enumerate(levels)]
-    else:
-        places = [_Place(s, i, None, (1.0,), (0.0,), 1) for i, s in enumerate(levels)]
-    if low < _NARROW and (model.two_widths or model.order) and max(shape) <= _FINE_SIZE:
-        offsets = _FIRST_OFFSETS if model.order == 1 else _SECOND_OFFSETS
-        places.append(_Place(low, 0, offsets, (_NEAR_RATIO,) if model.two_widths else (1.0,), (0.0,), 1))
-    return places
-
-
-@functools.cache
-def _grids(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Grid, ...]:
-    """All grids of a round model."""
-    return tuple(
-        _grid(model, shape, place, ratio)
-        for place in sorted(_places(model, shape), key=lambda place: -place.sigma)
-        for ratio in place.ratios
-    )
-
-
-def _grid(model: GaussianModel, shape: tuple[int, int], place: _Place, ratio: float) -> _Grid:
-    if model.profile == "discrete":
-        lines = [np.arange(2 * size + 1) / 2 - size / 2 for size in shape]
-    else:
-        lines = [center_line(place.sigma, size, place.offsets)[:: place.stride] for size in shape]
-    # Ends twice, so that every node has neighbours; and an even number of inner ones.
-    x, y = (np.pad(line, (1, 1 + line.size % 2), mode="edge") for line in lines)
-    evaluate, widths = PROFILES[model.profile], [place.sigma, ratio * place.sigma][: 1 + model.two_widths]
-    laplacian = model.two_widths and not model.tied and ratio == _NEAR_RATIO
-    highest = 2 if laplacian else max(model.order, 1)
-    profiles = {
-        (axis, w, order): values
-        for axis, (line, size) in enumerate(zip((x, y), shape, strict=True))
-        for w, width in enumerate(widths)
-        for order, values in enumerate(evaluate(line, np.full_like(line, width), size, highest))
-    }
-    one = np.ones(len(place.kappas))
-    functions = tuple(
-        tuple((t, -np.array(place.kappas) if model.tied and t[0] else one) for t in function)
-        for function in model.terms
-    )
-    if laplacian:
-        functions = ((((0, 0, 0), one),), (((0, 2, 0), one), ((0, 0, 2), one)))
-    constants = [np.log(place.sigma) * one] + [np.log(ratio) * one] * model.two_widths
-    constants += [np.array(place.kappas)] * model.tied
-    # The far one of a free surround's ratios and all of a tied one's are no neighbours of others.
-    variant = place.ratios.index(ratio)
-    variant = 8 * variant if model.tied else 0 if laplacian else 1 + variant + (ratio > 5.0)
-    return _Grid(
-        (x, y),
-        np.stack(constants, 1),
-        (place.step, variant),
-        profiles,
-        functions,
-        _whitening(profiles, functions),
-    )
-
-
-def _whitening(
-    profiles: dict[tuple[int, int, int], np.ndarray], functions: Sequence[Sequence[tuple[Term, np.ndarray]]]
-) -> dict[tuple[int, int], np.ndarray]:
-    """Lower triangle of the inverse Cholesky factors of the functions' Gram matrices."""
-
-    def inner(one: Term, other: Term) -> np.ndarray:
-        """Of two terms about their means `[m, n]`."""
-        about, means = [], []
-        for axis in (0, 1):
-            p, q = (profiles[axis, term[0], term[1 + axis]] for term in (one, other))
-            means.append(p.sum(0) * q.sum(0) / len(p))
-            about.append(((p - p.mean(0)) * (q - q.mean(0))).sum(0))
-        return np.multiply.outer(about[0], about[1] + means[1]) + np.multiply.outer(means[0], about[1])
-
-    q = len(functions)
-    rows = [
-        [
-            total((v * w)[:, None, None] * inner(s, t) for s, v in functions[i] for t, w in functions[j])
-            for j in range(q)
-        ]
-        for i in range(q)
-    ]
-    gram = np.moveaxis(np.array(rows), (0, 1), (-2, -1))
-    scale = 1 / np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 1e-30))
-    correlation = gram * scale[..., :, None] * scale[..., None, :] + 1e-8 * np.eye(q)
-    inverse = np.linalg.inv(np.linalg.cholesky(correlation)) * scale[..., None, :]
-    return {(i, j): inverse[..., i, j] for i in range(q) for j in range(i + 1)}
 
 
 def find_seeds(
@@ -218,7 +61,7 @@ def find_seeds(
     """
     if isinstance(model, CustomModel):
         return _custom_seeds(kernels, model, count, weights, box)
-    grids = _grids(model, kernels.shape[:2])
+    grids = grids_of(model, kernels.shape[:2])
     energies, numbers, first = [], [], 0
     for grid in grids:
         e, number = _peaks(_energies(kernels, grid, weights, box))
@@ -226,13 +69,13 @@ def find_seeds(
         numbers.append(number + first)
         first += grid.whitening[0, 0].size
     peaks = _largest(jnp.concatenate(energies), jnp.concatenate(numbers), 2 * count + 6)
-    seeds = _thin(*peaks, _nodes(model, kernels.shape[:2]), count, apart)
+    seeds = _thin(*peaks, nodes_of(model, kernels.shape[:2]), count, apart)
     seeds = Seeds(seeds.points.astype(kernels.dtype), seeds.energies.astype(kernels.dtype))
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
 
 
 def _energies(
-    kernels: Image, grid: _Grid, weights: Image | None, box: Box | None
+    kernels: Image, grid: Grid, weights: Image | None, box: Box | None
 ) -> Float[Array, "kappas m n b"]:
     energies = (
         _grid_energies(kernels, grid) if weights is None else _weighted_energies(kernels, grid, weights)
@@ -281,20 +124,6 @@ def _largest(
     return lax.scan(next_largest, 0.0 * energies[0] + jnp.inf, length=count)[1]
 
 
-@functools.cache
-def _nodes(model: GaussianModel, shape: tuple[int, int]) -> np.ndarray:
-    """Search point, and numbers of the width and the ratio with kappa, of every node `[nodes, p + 2]`."""
-    out = []
-    for grid in _grids(model, shape):
-        x, y = grid.lines
-        for kappa, constants in enumerate(grid.constants):
-            step, variant = grid.family
-            rest = [*constants, step, variant + kappa]
-            at = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
-            out.append(np.concatenate([at, np.tile(rest, (len(at), 1))], axis=1))
-    return np.concatenate(out).astype(np.float32)
-
-
 def _thin(
     energies: Float[Array, "t b"], numbers: Int[Array, "t b"], nodes: np.ndarray, count: int, apart: float
 ) -> Seeds:
@@ -327,7 +156,7 @@ def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: i
     return Seeds(jnp.stack(chosen_points), jnp.stack(chosen_energies))
 
 
-def _inside(grid: _Grid, box: Box) -> Float[Array, "kappas m n #b"]:
+def _inside(grid: Grid, box: Box) -> Float[Array, "kappas m n #b"]:
     """Which nodes stand for a box: 1; others 0 by their centre, or little by how far off they are else."""
 
     def excess(values: np.ndarray, parameter: int) -> Float[Array, "v #b"]:
@@ -359,7 +188,7 @@ def _along_kappas(weight: np.ndarray, sums: Float[Array, "m n b"]) -> Float[Arra
     return jnp.asarray(weight, sums.dtype)[:, None, None, None] * sums[None]
 
 
-def _function_sums(image: Image, grid: _Grid) -> list[Float[Array, "kappas m n b"]]:
+def _function_sums(image: Image, grid: Grid) -> list[Float[Array, "kappas m n b"]]:
     """Sums of an image times each basis function at each node."""
     return [
         total(
@@ -370,7 +199,7 @@ def _function_sums(image: Image, grid: _Grid) -> list[Float[Array, "kappas m n b
     ]
 
 
-def _grid_energies(kernels: Image, grid: _Grid) -> Float[Array, "kappas m n b"]:
+def _grid_energies(kernels: Image, grid: Grid) -> Float[Array, "kappas m n b"]:
     """Explained energy at each node, linear weights solved for."""
     projections = _function_sums(kernels, grid)
     energies = []
@@ -382,7 +211,7 @@ def _grid_energies(kernels: Image, grid: _Grid) -> Float[Array, "kappas m n b"]:
     return total(energies)
 
 
-def _weighted_energies(kernels: Image, grid: _Grid, weights: Image) -> Float[Array, "kappas m n b"]:
+def _weighted_energies(kernels: Image, grid: Grid, weights: Image) -> Float[Array, "kappas m n b"]:
     """As `_grid_energies` with weighted taps: the Gram matrices are the kernels' own."""
     projections = _function_sums(jnp.sqrt(weights) * kernels, grid)
     means = _function_sums(weights, grid)

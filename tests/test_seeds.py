@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from dogfit.kernels.custom import CustomModel, SearchRange
+from dogfit.kernels.dictionary import center_line
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import whiten
-from dogfit.kernels.seeds import center_line, find_seeds
+from dogfit.kernels.seeds import find_seeds
 from scipy_reference import Reference, basis, bounds, orthonormal
 
 KX, KY, ROWS, COUNT = 7, 5, 12, 3
