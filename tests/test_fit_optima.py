@@ -22,8 +22,8 @@ from scipy_reference import Reference
 
 # Least R² of the master key filters, each by its best family.
 BEST_R2 = (0.945, 0.935, 0.910, 0.966, 0.885, 0.910, 0.995, 0.997)
-# Of optima: the compiled search's, and that of plain XLA with fewer starts.
-LEAST_SHARE = {"native": 0.99, "xla": 0.95}
+# Of optima, in a sample this small.
+LEAST_SHARE = {"native": 0.99, "xla": 0.98}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -50,8 +50,7 @@ def least_of_masters() -> np.ndarray:
 def test_master_key_filters(least_of_masters, config):
     result = fit_kernels(master_key_filters(), config=config)
     hit = at_optimum(result, least_of_masters)
-    assert hit.mean() >= 0.95, np.argwhere(~hit)
-    assert hit[np.arange(8), result.family].all()
+    assert hit.all(), np.argwhere(~hit)
 
 
 def test_master_key_filters_have_their_published_names():
