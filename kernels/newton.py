@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.derivatives import Model, projected_derivatives
 from dogfit.kernels.linalg import Batch, Symmetric, descent_solve, total
@@ -159,30 +158,3 @@ def advance(
         predicted=predicted,
         damping=damping,
     )
-
-
-def maximise_energy(
-    kernels: Image,
-    start: Float[Array, "p b"],
-    box: Box,
-    model: Model,
-    max_steps: Int[Array, ""] | int,
-    tolerance: float,
-    weights: Image | None = None,
-) -> Ascent:
-    """Climb from `start`, clipped to the box, to a local maximum of the explained energy inside the box.
-
-    Arguments as of `advance`; ends early when all rows have converged.
-    """
-    # Made from the data, so that under shard_map it varies over the mesh as the results do.
-    start = jnp.clip(start, box.lower, box.upper) + 0.0 * kernels[:1, 0]
-
-    def unfinished(carry: tuple[Ascent, Int[Array, ""]]) -> Bool[Array, ""]:
-        ascent, turn = carry
-        return (turn < max_steps) & jnp.any(ascent.promise > tolerance)
-
-    def climb(carry: tuple[Ascent, Int[Array, ""]]) -> tuple[Ascent, Int[Array, ""]]:
-        ascent, turn = carry
-        return advance(ascent, kernels, box, model, tolerance, weights), turn + 1
-
-    return lax.while_loop(unfinished, climb, (begin_ascent(start), jnp.zeros((), jnp.int32)))[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dogfit.kernels.model import GaussianModel
-from dogfit.kernels.newton import Box, maximise_energy
+from dogfit.kernels.newton import Box, advance, begin_ascent
 from scipy_reference import Problem, Reference, basis, bounds, orthonormal
 
 FAMILY, MODEL, SIZE, ROWS = "d1", GaussianModel(1), 6, 64
@@ -25,7 +25,18 @@ def climb():
 
     @jax.jit
     def run(kernels, start, steps, low, high):
-        return maximise_energy(kernels, start, Box(low, high), MODEL, steps, 1e-13)
+        box = Box(low, high)
+
+        def unfinished(carry):
+            ascent, turn = carry
+            return (turn < steps) & jnp.any(ascent.promise > 1e-13)
+
+        def step(carry):
+            ascent, turn = carry
+            return advance(ascent, kernels, box, MODEL, 1e-13), turn + 1
+
+        start = begin_ascent(jnp.clip(start, low, high))
+        return jax.lax.while_loop(unfinished, step, (start, jnp.zeros_like(steps)))[0]
 
     def climb(kernels, start, steps, low=LOW, high=HIGH):
         low, high = (np.broadcast_to(side, start.shape) for side in (low, high))
