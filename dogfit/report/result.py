@@ -56,7 +56,8 @@ class Scores:
         if self._stands_for_all:
             return self
         # Kernels are ordered by layer: what lies together is a view, and none of it is looked through.
-        wanted = np.unique(np.asarray(layers, np.int64))
+        # Of one type, or every search would copy them all.
+        wanted = np.unique(np.asarray(layers, self.layer.dtype))
         starts, stops = (np.searchsorted(self.layer, wanted, side) for side in ("left", "right"))
         if len(wanted) and (starts[1:] == stops[:-1]).all():
             return self.select(slice(starts[0], stops[-1]))

@@ -135,7 +135,7 @@ def _layer(kernelset: KernelSet, index: int) -> dict[str, Any]:
     layer = kernelset.layers[index]
     about = {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
     group = kernelset.groups[layer.size]
-    start, stop = np.searchsorted(group.layer, (index, index + 1))
+    start, stop = np.searchsorted(group.layer, np.array([index, index + 1], group.layer.dtype))
     return {**about, "quality": layer_quality(group.kernels[start:stop])}
 
 
