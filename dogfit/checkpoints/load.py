@@ -90,13 +90,24 @@ def load_kernels(
       InputError: if a source is missing, damaged, of another format or without depthwise kernels.
       HubError: if the hub cannot be reached or refuses.
     """
+    return KernelSet.concatenate(
+        load_each(sources, sizes=sizes, include=include, exclude=exclude, offline=offline, progress=progress)
+    )
+
+
+def load_each(
+    sources: Sequence[str | Path],
+    *,
+    sizes: Sequence[int] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> list[KernelSet]:
+    """The depthwise kernels of each checkpoint by itself; see `load_kernels`, which joins them."""
     if not sources:
         raise InputError("no source given; expected a safetensors file, a folder or a repository owner/name")
-    sets = []
-    for source in sources:
-        checkpoint = open_checkpoint(source, offline)
-        sets.append(_read(checkpoint, sizes, include, exclude, progress))
-    return KernelSet.concatenate(sets)
+    return [_read(open_checkpoint(source, offline), sizes, include, exclude, progress) for source in sources]
 
 
 def open_checkpoint(source: str | Path, offline: bool = False) -> Checkpoint:
