@@ -90,13 +90,13 @@ def ours(training: np.ndarray, heldout: np.ndarray, config, name: str) -> Contes
     import jax
 
     from dogfit.autoencoder import steps
-    from dogfit.devices import data_mesh, rows
+    from dogfit.devices import data_mesh, deal, rows
 
     mesh = data_mesh(jax.devices()[:1])
     n, taps = training.shape
     data = jax.device_put(training, rows(mesh))
     compiled = steps.train_chunk.lower(
-        steps.initial_state(config, taps), data, config=config, n=n, rows=rows(mesh)
+        steps.initial_state(config, taps), data, config=config, dealt=deal([n], mesh), rows=rows(mesh)
     ).compile()
     state = steps.initial_state(config, taps)
 

@@ -92,7 +92,7 @@ def curve_from_order(kernels: np.ndarray, ordered: bool) -> tuple[float, float, 
     from flax import nnx
 
     from dogfit.clusters import kmeans
-    from dogfit.devices import data_mesh, rows
+    from dogfit.devices import data_mesh, deal, rows
 
     config = dataclasses.replace(DEFAULT, steps=400, curve_share=1.0, temperatures=(0.02, 0.02))
     taps = unit_rows(kernels)[0]
@@ -117,7 +117,7 @@ def curve_from_order(kernels: np.ndarray, ordered: bool) -> tuple[float, float, 
 
     mesh = data_mesh(jax.devices()[:1])
     data = jax.device_put(taps, rows(mesh))
-    arguments = {"config": config, "n": len(taps), "rows": rows(mesh)}
+    arguments = {"config": config, "dealt": deal([len(taps)], mesh), "rows": rows(mesh)}
     train = steps.train_chunk.lower(state, data, **arguments).compile()
     first = jax.tree.map(lambda a: a[0], state["params"])
     fit = fitted.lower(first).compile()

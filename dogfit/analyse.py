@@ -17,19 +17,25 @@ from dogfit.analyse_clusters import with_evidence, with_universal
 from dogfit.clusters import paper_r2, read_filters
 from dogfit.config import RunConfig
 from dogfit.console import Progress, Update
-from dogfit.distributed import announce, gather_rows, own_rows
 from dogfit.kernelset import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.outputs import Workspace
 from dogfit.report.result import Clusters, Scores, SizeResult
 from dogfit.report.tables import parquet
+from dogfit.together import (
+    Rows,
+    encode_together,
+    fit_kernels_of_job,
+    fit_together,
+    read_by_all,
+    train_together,
+)
 
 if TYPE_CHECKING:
     import polars as pl
 
     from dogfit.autoencoder import Autoencoder
     from dogfit.clusters import Spectrum
-    from dogfit.fit_result import FitResult
 
 # As many nulls as kernels, within these: enough for a threshold at 1 %, and no more than shares need.
 NULL_KERNELS = (8_192, 32_768)
@@ -49,20 +55,18 @@ class Fits:
     omitted: Mapping[str, str]
 
     @classmethod
-    def of(
-        cls, kernels: Float[np.ndarray, "n k k"], config: RunConfig, progress: Update, *, whole: bool
-    ) -> Self:
+    def of(cls, rows: Rows, config: RunConfig, progress: Update, *, whole: bool) -> Self:
         """Fit kernels and label the fits; `whole` keeps more than R² and labels."""
         import polars as pl
 
         from dogfit.labels import label_fits
 
-        fit = fit_together(kernels, config, progress)
+        fit = fit_together(rows, config, progress)
         frame = fit.table() if whole else pl.DataFrame({"r2": np.asarray(fit.r2)})
         frame = frame.with_columns(
             pl.Series("label", label_fits(fit, paper_r2(fit.size)).tolist(), dtype=pl.String)
         )
-        templates = fit.templates() if whole else np.empty((0, *kernels.shape[1:]), np.float32)
+        templates = fit.templates() if whole else np.empty((0, *rows.kernels.shape[1:]), np.float32)
         return cls(frame, templates, fit.families, dict(fit.omitted))
 
     def save(self, path: Path) -> None:
@@ -92,20 +96,6 @@ class Fits:
         return Scores(name, kernels, layer, r2, np.asarray(self.frame["label"].to_list(), dtype=str))
 
 
-def _fit(kernels: np.ndarray, config: RunConfig, progress: Update | None = None) -> "FitResult":
-    from dogfit.fit import fit_kernels
-    from dogfit.fit_config import FitConfig
-
-    how = FitConfig(profile=config.profile, criterion=config.criterion)
-    return fit_kernels(kernels, config.families, config=how, progress=progress)
-
-
-def fit_together(kernels: np.ndarray, config: RunConfig, progress: Update | None = None) -> "FitResult":
-    """Fit this process's share; the fits of all, in process 0, and of the share alone in the others."""
-    mine = _fit(kernels[own_rows(len(kernels))], config, progress)
-    return gather_rows(mine, everywhere=False)
-
-
 def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
     """Why no kernel of a size can be fitted with any of the families, or None if one can."""
     from dogfit.families import FAMILY, why_unidentifiable
@@ -131,18 +121,17 @@ def analyse_size(
     size = group.kernels.shape[-1]
     filters = None if config.filters is None else read_filters(config.filters)
 
-    def fits(name: str, kernels: np.ndarray) -> Fits:
+    def fits(name: str, rows: Rows) -> Fits:
         def make(path: Path) -> None:
             with progress.stage(f"fit {size}×{size} {name}", "kernels") as update:
-                announce(do="fit", size=size, name=name)
-                Fits.of(kernels, config, update, whole=name == "network").save(path)
+                Fits.of(rows, config, update, whole=name == "network").save(path)
 
         return Fits.load(work.stage_file(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
 
-    found = fits("network", group.kernels)
+    found = fits("network", read_by_all(group.kernels))
     own = found.scores("network", group.normalised(), group.layer)
     nulls = [
-        fits(name, kernels).scores(name, _normalised(kernels), layer)
+        fits(name, Rows(kernels)).scores(name, _normalised(kernels), layer)
         for name, (kernels, layer) in null_kernels(group, config.seed).items()
     ]
     result = SizeResult(
@@ -155,7 +144,7 @@ def analyse_size(
         families=found.families,
         omitted=found.omitted,
     )
-    autoencoder = _autoencoder(result.usable.kernels, config, work, progress, given)
+    autoencoder = _autoencoder(read_by_all(result.usable.kernels, result.good), config, work, progress, given)
     if isinstance(autoencoder, str):
         result = replace(result, no_autoencoder=autoencoder)
         autoencoder = None
@@ -190,7 +179,7 @@ def _normalised(kernels: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k
 
 
 def _autoencoder(
-    kernels: Float[np.ndarray, "n k k"],
+    rows: Rows,
     config: RunConfig,
     work: Workspace,
     progress: Progress,
@@ -203,39 +192,22 @@ def _autoencoder(
         # Beside the results, as one trained here would be: its codes mean nothing without it.
         given.save(work.hidden / f"autoencoder-{given.size}")
         return given
-    from dogfit.autoencoder import MIN_KERNELS, Autoencoder
+    from dogfit.autoencoder import MIN_KERNELS, Autoencoder, AutoencoderConfig
 
-    if len(kernels) < MIN_KERNELS:
-        return f"{len(kernels)} kernels are too few; it takes {MIN_KERNELS}"
-    size = kernels.shape[-1]
+    n, size = len(rows.kernels), rows.kernels.shape[-1]
+    if n < MIN_KERNELS:
+        return f"{n} kernels are too few; it takes {MIN_KERNELS}"
+    settings = AutoencoderConfig(seed=config.seed)
+    if config.steps is not None:
+        settings = replace(settings, steps=config.steps)
     with work.stage_folder(f"autoencoder-{size}") as (folder, finished):
         if finished:
             return Autoencoder.load(folder)
         shutil.rmtree(folder, ignore_errors=True)
         with progress.stage(f"train {size}×{size} autoencoder", "steps") as update:
-            announce(do="train", size=size)
-            autoencoder = train_together(kernels, config, work.hidden, update)
+            autoencoder = train_together(rows, settings, work.hidden, f"training-{size}", update)
         autoencoder.save(folder)
     return autoencoder
-
-
-def train_together(
-    kernels: Float[np.ndarray, "n k k"], config: RunConfig, hidden: Path, progress: Update | None = None
-) -> "Autoencoder":
-    """Train one size's autoencoder on all devices of all processes, with checkpoints in the hidden folder."""
-    from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
-    from dogfit.devices import data_mesh
-
-    settings = AutoencoderConfig(seed=config.seed)
-    if config.steps is not None:
-        settings = replace(settings, steps=config.steps)
-    return train_autoencoder(
-        kernels,
-        settings,
-        mesh=data_mesh(),
-        checkpoint_dir=hidden.resolve() / f"training-{kernels.shape[-1]}",
-        progress=None if progress is None else lambda step, steps, loss: progress(step, steps),  # noqa: ARG005
-    )
 
 
 def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":
@@ -244,7 +216,9 @@ def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":
     from dogfit.labels import label_fits
 
     return name_spectrum(
-        autoencoder, lambda k: _fit(k, config), lambda fit: label_fits(fit, paper_r2(autoencoder.size))
+        autoencoder,
+        lambda k: fit_kernels_of_job(k, config),
+        lambda fit: label_fits(fit, paper_r2(autoencoder.size)),
     )
 
 
@@ -262,7 +236,7 @@ def _with_code(
     size = autoencoder.size
     with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
         kernels = result.usable.kernels
-        code, cosine = autoencoder.encode_and_score(kernels)
+        code, cosine = encode_together(read_by_all(kernels, result.good), autoencoder)
         spectrum = _named(autoencoder, config)
         index = np.asarray(spectrum.assign(code))
         nulls = [

@@ -13,6 +13,7 @@ from dogfit.config import RunConfig
 from dogfit.console import Progress
 from dogfit.outputs import Workspace
 from dogfit.report.result import SizeResult, Universal
+from dogfit.together import Rows, read_by_all, train_together
 
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder
@@ -132,14 +133,15 @@ def _evidence(
         if autoencoder is not None:
             trained = autoencoder
             if title != own.name:
-                trained = _train(scores.kernels, autoencoder, config.seed, title, work, progress)
+                trained = _train(Rows(scores.kernels), autoencoder, config.seed, title, work, progress)
             spectrum = name(trained)
             code, cosine = trained.encode_and_score(scores.kernels)
             named = np.asarray(spectrum.names)[spectrum.assign(code)]
             parts = {"name along the code": named, **parts}
             part["autoencoder"] = _about_code(trained, spectrum, named, cosine)
             if title == own.name:
-                again = _train(scores.kernels, trained, config.seed + 1, "network again", work, progress)
+                rows = read_by_all(scores.kernels, result.good)
+                again = _train(rows, trained, config.seed + 1, "network again", work, progress)
                 other = name(again)
                 renamed = np.asarray(other.names)[other.assign(again.encode(scores.kernels))]
                 part["autoencoder"]["retrained"] = {
@@ -181,13 +183,10 @@ def _about_code(
 
 
 def _train(
-    kernels: np.ndarray, like: "Autoencoder", seed: int, title: str, work: Workspace, progress: Progress
+    rows: Rows, like: "Autoencoder", seed: int, title: str, work: Workspace, progress: Progress
 ) -> "Autoencoder":
     """An autoencoder of the same settings on other kernels, or from another seed; kept between runs."""
-    import jax
-
-    from dogfit.autoencoder import Autoencoder, train_autoencoder
-    from dogfit.devices import data_mesh
+    from dogfit.autoencoder import Autoencoder
 
     size = like.size
     with work.stage_folder(f"evidence-{size}-{title.replace(' ', '-')}") as (folder, finished):
@@ -195,12 +194,7 @@ def _train(
             return Autoencoder.load(folder)
         shutil.rmtree(folder, ignore_errors=True)
         with progress.stage(f"train {size}×{size} autoencoder, {title}", "steps") as update:
-            trained = train_autoencoder(
-                kernels,
-                replace(like.config, seed=seed),
-                mesh=data_mesh(jax.local_devices()),
-                progress=lambda step, steps, loss: update(step, steps),  # noqa: ARG005
-            )
+            trained = train_together(rows, replace(like.config, seed=seed), work.hidden, progress=update)
         trained.save(folder)
     return trained
 

@@ -98,7 +98,12 @@ def process_count() -> int:
 
 def own_rows(n: int) -> slice:
     """This process's share of `n` rows: contiguous, in order of the processes, even to within one row."""
-    index, count = process_index(), process_count()
+    return rows_of(process_index(), n)
+
+
+def rows_of(index: int, n: int) -> slice:
+    """The share of `n` rows of one process."""
+    count = process_count()
     return slice(n * index // count, n * (index + 1) // count)
 
 
@@ -147,6 +152,24 @@ def gather_rows(tree: Tree, *, everywhere: bool = True) -> Tree:
     return tree
 
 
+def scatter_rows(array: np.ndarray | None = None) -> np.ndarray:
+    """This process's share of rows that process 0 has, bit for bit; the others give nothing."""
+    key = f"dogfit/{next(_calls)}"
+    index, count = process_index(), process_count()
+    if index > 0:
+        (mine,) = _from_bytes(_receive(f"{key}/{index}"))
+    elif array is None:
+        raise ValueError("process 0 must give the rows to share out, got None")
+    else:
+        for other in range(1, count):
+            _send(f"{key}/{other}", _to_bytes([array[rows_of(other, len(array))]]))
+        mine = array[rows_of(0, len(array))]
+    wait_for_all()
+    if index == 0 and count > 1:
+        _client().key_value_delete(f"{key}/")
+    return mine
+
+
 def wait_for_all() -> None:
     """Return when every process has made this call."""
     call = next(_calls)
@@ -154,10 +177,15 @@ def wait_for_all() -> None:
         _client().wait_at_barrier(f"dogfit-{call}", _FOREVER_MS)
 
 
-def is_loss(error: BaseException) -> bool:
-    """Whether an error says that another process cannot be reached any more."""
-    signs = ("Gloo", "coordination service", "UNAVAILABLE", "heartbeat", "NCCL", "preempted/died")
-    return process_count() > 1 and any(sign in str(error) for sign in signs)
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that another process cannot be reached any more."""
+    signs = ("Gloo", "coordination service", "UNAVAILABLE", "heartbeat", "NCCL", "preempted/died", "barrier")
+    while error is not None and process_count() > 1:
+        if any(sign in str(error) for sign in signs):
+            return True
+        # Amid a save it is Orbax that waits, and raises an error of its own.
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _send(key: str, data: bytes) -> None:

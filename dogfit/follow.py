@@ -1,33 +1,46 @@
 """What the processes of a job other than the first do: their share of what it announces."""
 
-from dogfit.analyse import fit_together, null_kernels, train_together
+import json
+
+from dogfit.checkpoints.share import load_share
 from dogfit.config import RunConfig
-from dogfit.distributed import next_order, process_index
+from dogfit.distributed import next_order, own_rows, process_index, wait_for_all
 from dogfit.errors import DogfitError, InputError
-from dogfit.kernelset import Flag, KernelSet
 from dogfit.outputs import Workspace
+from dogfit.together import inputs, share_digest, take_part
 
 
-def follow(kernelset: KernelSet, config: RunConfig, fingerprint: str) -> None:
-    """Fit shares of kernels and train along until process 0 ends the job. Writes nothing.
+def follow(config: RunConfig) -> None:
+    """Read a share of the kernels, then fit, train and encode it along until process 0 ends. Writes nothing.
 
     Raises:
       InputError: this process has read other kernels, or has other settings, than process 0.
+      DogfitError: process 0 could not begin, for the reason it gives.
     """
-    if next_order()["fingerprint"] != fingerprint:
+    order = next_order()
+    if order["do"] == "fail":
+        wait_for_all()
+        error = DogfitError(order["why"])
+        error.exit_code = order["code"]
+        raise error
+    if order["do"] == "end":
+        return
+    same = json.loads(json.dumps(config.deciding())) == order["settings"]
+    if same:
+        share = load_share(
+            inputs(config),
+            order["layers"],
+            own_rows,
+            include=config.include,
+            exclude=config.exclude,
+            offline=config.offline,
+        )
+        same = share_digest(share.groups, slice) == order["shares"][process_index()]
+    if not same:
         raise InputError(
             f"process {process_index()} has read other kernels, or was started with other settings, than "
             "process 0; start all with the same command on the same files"
         )
-    hidden = Workspace(config.out, fingerprint).hidden
+    hidden = Workspace(config.out, "").hidden
     while (order := next_order())["do"] != "end":
-        group = kernelset.groups[order["size"]]
-        if order["do"] == "fit":
-            name = order["name"]
-            fit_together(
-                group.kernels if name == "network" else null_kernels(group, config.seed)[name][0], config
-            )
-        elif order["do"] == "train":
-            train_together(group.normalised()[group.flag == Flag.OK], config, hidden)
-        else:
-            raise DogfitError(f"process 0 asks for {order['do']}, which this release does not know")
+        take_part(order, share.groups[order["size"]], config, hidden)

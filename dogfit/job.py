@@ -5,8 +5,10 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ import dogfit
 from dogfit.analyse import analyse_size, why_not_fitted
 from dogfit.config import RunConfig
 from dogfit.console import Progress
-from dogfit.distributed import announce, process_count, process_index
+from dogfit.distributed import announce, process_count, process_index, rows_of
 from dogfit.errors import InputError
 from dogfit.follow import follow
 from dogfit.kernelset import Flag, KernelSet
@@ -25,6 +27,7 @@ from dogfit.outputs import Workspace
 from dogfit.report.result import RunResult
 from dogfit.report.summary import summarise
 from dogfit.report.text import printable
+from dogfit.together import failing_together, inputs, share_digest
 
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder
@@ -52,26 +55,21 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
       DogfitError: by kind, see `dogfit.errors`; its `exit_code` is the command's.
       OSError: if the results cannot be written.
     """
-    started = datetime.now(UTC)
-    kernelset = _load(config, progress)
-    given = _given(config)
-    left_out = {size: why_not_fitted(size, config.families) for size in kernelset.groups}
-    if None not in left_out.values():
-        raise InputError("; ".join(str(reason) for reason in left_out.values()))
-    if given and not given.keys() & kernelset.groups.keys():
-        raise InputError(
-            f"{config.autoencoder} has autoencoders for {_sizes(given)} kernels, the input has "
-            f"{_sizes(kernelset.groups)} ones; leave out --autoencoder to train them"
-        )
-    fingerprint = _fingerprint(kernelset, config, given)
     if process_index() > 0:
-        follow(kernelset, config, fingerprint)
+        follow(config)
         return {}
-    with Workspace(config.out, fingerprint, overwrite=config.overwrite) as work:
-        announce(do="begin", fingerprint=fingerprint)
+    started = datetime.now(UTC)
+    with ExitStack() as held:
+        with failing_together():
+            kernelset, layers = _load(config, progress)
+            given = _given(config)
+            left_out = _left_out(kernelset, config, given)
+            fingerprint = _fingerprint(kernelset, config, given)
+            work = held.enter_context(Workspace(config.out, fingerprint, overwrite=config.overwrite))
         if work.finished:
             progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
         else:
+            _begin(kernelset, config, layers)
             sizes = {
                 size: analyse_size(group, config, work, progress, given.get(size))
                 for size, group in kernelset.groups.items()
@@ -95,17 +93,31 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
     return json.loads((config.out / "summary.json").read_bytes())
 
 
-def _sources(config: RunConfig) -> tuple[str | Path, ...]:
-    """The checkpoints to look at: those named, or the network that comes with dogfit."""
-    if config.sources:
-        return config.sources
-    from dogfit.embedded import PATH
+def _left_out(
+    kernelset: KernelSet, config: RunConfig, given: Mapping[int, "Autoencoder"]
+) -> dict[int, str | None]:
+    """Why a size is left out, or None; refuses where nothing is left, or nothing given is of use."""
+    left_out = {size: why_not_fitted(size, config.families) for size in kernelset.groups}
+    if None not in left_out.values():
+        raise InputError("; ".join(str(reason) for reason in left_out.values()))
+    if given and not given.keys() & kernelset.groups.keys():
+        raise InputError(
+            f"{config.autoencoder} has autoencoders for {_sizes(given)} kernels, the input has "
+            f"{_sizes(kernelset.groups)} ones; leave out --autoencoder to train them"
+        )
+    return left_out
 
-    return (PATH,)
+
+def _begin(kernelset: KernelSet, config: RunConfig, layers: list[list[str]]) -> None:
+    """Tell the other processes what to read, and what it must be."""
+    others = [partial(rows_of, index) for index in range(1, process_count())]
+    shares = [share_digest(kernelset.groups, rows) for rows in others]
+    announce(do="begin", settings=config.deciding(), layers=layers, shares=["", *shares])
 
 
-def _load(config: RunConfig, progress: Progress) -> KernelSet:
-    from dogfit.checkpoints import load_kernels
+def _load(config: RunConfig, progress: Progress) -> tuple[KernelSet, list[list[str]]]:
+    """The kernels, and the names of each source's layers as they come in them."""
+    from dogfit.checkpoints.load import load_each
 
     counts: dict[str, tuple[int, int]] = {}
     with progress.stage("read depthwise kernels", "bytes") as update:
@@ -114,14 +126,16 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
             counts[model] = (done, total)
             update(*(sum(column) for column in zip(*counts.values(), strict=True)))
 
-        kernelset = load_kernels(
-            *_sources(config),
+        sets = load_each(
+            inputs(config),
             sizes=config.sizes or None,
             include=config.include,
             exclude=config.exclude,
             offline=config.offline,
             progress=count,
         )
+        layers = [[layer.name for layer in one.layers] for one in sets]
+        kernelset = KernelSet.concatenate(sets)
     if not any((group.flag == Flag.OK).any() for group in kernelset.groups.values()):
         raise InputError(
             f"none of the {kernelset.n:,} depthwise kernels can be fitted: all are zero, constant or not "
@@ -131,7 +145,7 @@ def _load(config: RunConfig, progress: Progress) -> KernelSet:
         share = 100 * source.bytes_read / max(source.bytes_total, 1)
         amount = f"{source.bytes_read:,} of {source.bytes_total:,} bytes ({share:.1f} %)"
         progress.say(f"{printable(source.name)}: read {amount}")
-    return kernelset
+    return kernelset, layers
 
 
 def _given(config: RunConfig) -> dict[int, "Autoencoder"]:
@@ -201,7 +215,7 @@ def _replace(config: RunConfig, kernelset: KernelSet, progress: Progress) -> Non
     from dogfit.checkpoints.load import open_checkpoint
     from dogfit.replace import SUFFIX, replace_kernels
 
-    sources, models = _sources(config), [source.name for source in kernelset.sources]
+    sources, models = inputs(config), [source.name for source in kernelset.sources]
     if len(models) != len(sources):
         raise InputError(
             f"{len(sources)} sources make {len(models)} models; replace the kernels of one at a time"

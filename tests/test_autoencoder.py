@@ -19,7 +19,7 @@ from dogfit.autoencoder import (
 )
 from dogfit.autoencoder.model import Network, code_grid
 from dogfit.autoencoder.trained import FILE, collapsed, entropy_share, unit_rows
-from dogfit.devices import data_mesh
+from dogfit.devices import data_mesh, deal, everywhere, place_dealt, rows
 from dogfit.errors import DogfitError, InputError
 
 SMALL = AutoencoderConfig(
@@ -122,6 +122,20 @@ def test_the_loss_curve_is_the_same_on_one_two_and_eight_devices():
     for run in runs[1:]:
         np.testing.assert_allclose(run.history, runs[0].history, atol=2e-5)
         np.testing.assert_allclose(run.heldout_losses, runs[0].heldout_losses, atol=1e-4)
+
+
+def test_no_device_ever_holds_more_than_its_rows():
+    """A batch is gathered from all devices; it must not bring all kernels along."""
+    mesh = data_mesh()
+    taps = unit_rows(edges(801))[0]
+    dealt = deal([len(taps)], mesh)
+    state = jax.device_put(jax.device_get(steps.initial_state(SMALL, 25)), everywhere(mesh))
+    data = place_dealt(taps, 0, dealt, mesh)
+    assert {shard.data.shape for shard in data.addressable_shards} == {(101, 25)}
+    np.testing.assert_array_equal(np.asarray(data)[:801], taps)
+    program = steps.train_chunk.lower(state, data, config=SMALL, dealt=dealt, rows=rows(mesh)).compile()
+    assert "[101,25]" in program.as_text()
+    assert "[808,25]" not in program.as_text()
 
 
 def test_every_kernel_is_seen_once_an_epoch_on_an_uneven_mesh():

@@ -106,8 +106,8 @@ def test_a_damaged_state_is_a_plain_error(tmp_path):
     ("kernels", "config", "differs"),
     [
         (noise(), dataclasses.replace(CONFIG, learning_rate=1e-3), "config"),
-        (noise(seed=1), CONFIG, "kernels_sha256"),
-        (noise(201), CONFIG, "kernels, kernels_sha256"),
+        (noise(seed=1), CONFIG, "kernels_digest"),
+        (noise(201), CONFIG, "kernels, kernels_digest"),
     ],
 )
 def test_another_run_in_the_folder_is_refused(tmp_path, kernels, config, differs):

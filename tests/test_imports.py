@@ -22,6 +22,7 @@ HOUSE = (
     "follow",
     "analyse",
     "analyse_clusters",
+    "together",
     "embedded",
     "report",
     "config",

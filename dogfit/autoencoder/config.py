@@ -1,7 +1,8 @@
 """Settings of one training run, and the errors it can raise."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from dogfit.errors import DogfitError
 
@@ -60,6 +61,14 @@ class AutoencoderConfig:
     """Share of the kernels held out to choose the restart (at most 4096 kernels)."""
     seed: int = 0
     """Seed of the split, the initial weights and the order of the data."""
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """From what `dataclasses.asdict` gave, after JSON has made lists of its tuples."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+        return cls(**values)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "curve_batch_size", "restarts", "code_dim"):

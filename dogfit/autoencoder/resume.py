@@ -1,17 +1,16 @@
 """Checkpoints of a training run: only whole ones are read, and only by the run that wrote them."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from dogfit.autoencoder.config import AutoencoderConfig
+from dogfit.autoencoder.shares import Shares
 from dogfit.autoencoder.steps import State
 from dogfit.distributed import broadcast, process_index
 from dogfit.errors import DogfitError
@@ -19,14 +18,10 @@ from dogfit.errors import DogfitError
 FINGERPRINT = "run.json"
 
 
-def fingerprint(taps: np.ndarray, config: AutoencoderConfig) -> dict[str, str | int]:
-    """What a run is: its kernels and its settings."""
+def fingerprint(shares: Shares, config: AutoencoderConfig) -> dict[str, str | int]:
+    """What a run is: its kernels, whichever process has them, and its settings."""
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    return {
-        "kernels": len(taps),
-        "kernels_sha256": hashlib.sha256(taps.tobytes()).hexdigest(),
-        "config": settings,
-    }
+    return {"kernels": shares.n, "kernels_digest": shares.digest(), "config": settings}
 
 
 def _context() -> ocp.Context:
@@ -66,13 +61,8 @@ class Checkpoints:
                 self._claim(run)
             except (DogfitError, OSError) as error:
                 problem = str(error)
-        said = json.loads(broadcast(json.dumps([run, problem]).encode()))
-        if said[1]:
-            raise DogfitError(said[1])
-        if said[0] != run:
-            raise DogfitError(
-                f"process {process_index()} trains on other kernels or with other settings than process 0"
-            )
+        if problem := broadcast(problem.encode()).decode():
+            raise DogfitError(problem)
 
     def _claim(self, run: dict[str, str | int]) -> None:
         (self.directory / "states").mkdir(parents=True, exist_ok=True)

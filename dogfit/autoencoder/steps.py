@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.model import Network, Params, code_grid
 from dogfit.autoencoder.order import shuffled_rows
+from dogfit.devices import Deal
 
 # Points of the decoder's curve that training compares each kernel with, and that encoding searches.
 TRAINING_POINTS = 128
@@ -88,13 +89,18 @@ def initial_state(config: AutoencoderConfig, taps: int) -> State:
     }
 
 
-@partial(jax.jit, static_argnames=("config", "n", "rows"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "dealt", "rows"), donate_argnames="state")
 def train_chunk(
-    state: State, kernels: Float[Array, "m taps"], *, config: AutoencoderConfig, n: int, rows: NamedSharding
+    state: State,
+    kernels: Float[Array, "m taps"],
+    *,
+    config: AutoencoderConfig,
+    dealt: Deal,
+    rows: NamedSharding,
 ) -> State:
-    """Run one chunk of steps. The first `n` rows of `kernels` are data, the others padding for the mesh."""
+    """Run one chunk of steps on kernels that lie where `dealt` says."""
     curve, joint = parts(config)
-    step = partial(_step, kernels=kernels, config=config, n=n, rows=rows)
+    step = partial(_step, kernels=kernels, config=config, dealt=dealt, rows=rows)
     alone, together = partial(step, whole=False), partial(step, whole=True)
 
     def either(state: State) -> State:
@@ -126,7 +132,7 @@ def _step(
     state: State,
     kernels: Float[Array, "m taps"],
     config: AutoencoderConfig,
-    n: int,
+    dealt: Deal,
     rows: NamedSharding,
     *,
     whole: bool,
@@ -134,8 +140,9 @@ def _step(
     """One step of the whole network, or of the decoder's curve alone."""
     step, params = state["step"], state["params"]
     size = config.batch_size if whole else config.curve_batch_size
-    index, valid, after = next_batch(state, size, n, rows.mesh.size)
-    batch = jax.lax.with_sharding_constraint(jnp.take(kernels, index, axis=0, mode="clip"), rows)
+    index, valid, after = next_batch(state, size, dealt.n, rows.mesh.size)
+    place = index if dealt.even else dealt.places(index)
+    batch = jax.lax.with_sharding_constraint(jnp.take(kernels, place, axis=0, mode="clip"), rows)
     weight = jax.lax.with_sharding_constraint(valid / size, rows)
 
     key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), step)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +14,12 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float
 
 from dogfit.autoencoder import steps
-from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
-from dogfit.autoencoder.trained import Autoencoder, collapsed, entropy_share, unit_rows
-from dogfit.devices import data_mesh, everywhere, pad_rows, place, rows
-from dogfit.distributed import broadcast, process_count, wait_for_all
-from dogfit.errors import DogfitError, InputError
-
-HELDOUT_MOST = 4096
+from dogfit.autoencoder.config import AutoencoderConfig
+from dogfit.autoencoder.shares import Shares, check_mesh, share_kernels
+from dogfit.autoencoder.trained import Autoencoder, collapsed, entropy_share
+from dogfit.devices import data_mesh, deal, everywhere, pad_rows, place, place_dealt, rows
+from dogfit.distributed import broadcast, wait_for_all
+from dogfit.errors import DogfitError
 
 
 def train_autoencoder(
@@ -36,11 +36,13 @@ def train_autoencoder(
     The decoder's curve is drawn towards the kernels, at first as a whole and then more and more locally,
     while the encoder learns to find each kernel's place on it. Batches are split over the mesh; uneven
     counts are padded and masked. The number of devices changes the result only through rounding. A mesh over
-    several processes is trained on when each of them makes this call with the same arguments; all get the
-    result, and process 0 writes the checkpoints.
+    several processes is trained on when each of them makes this call, with its own share of the kernels and
+    the same arguments otherwise; all get the result, and process 0 writes the checkpoints. How the kernels
+    are shared out, in order of the processes, changes nothing.
 
     Args:
-      kernels: `[n, k, k]`; centred and scaled to unit norm here. Leave constant and non-finite ones out.
+      kernels: `[n, k, k]`; centred and scaled to unit norm here. Leave constant and non-finite ones out. Of
+        several processes each gives its share alone, such as `kernels[dogfit.distributed.own_rows(n)]`.
       config: see `AutoencoderConfig`.
       mesh: devices to train on (see `dogfit.devices.data_mesh`); the first of this process when None.
       checkpoint_dir: folder for checkpoints. The same call continues a run that was killed, to bit-identical
@@ -51,56 +53,38 @@ def train_autoencoder(
     Raises:
       TooFewKernels: there are fewer than `MIN_KERNELS`; the caller skips the size.
       InputError: some kernels are constant or not finite.
-      DogfitError: the folder holds another run, or every restart diverged.
+      ValueError: every process gives the same kernels, or the mesh leaves some processes out.
+      DogfitError: the folder holds another run, the processes have other settings, or every restart diverged.
     """
     config = config or AutoencoderConfig()
-    taps, good = unit_rows(kernels)
-    size = math.isqrt(taps.shape[1])
-    if not good.all():
-        raise InputError(f"{np.sum(~good)} of {len(good)} kernels are constant or not finite; leave them out")
-    if len(taps) < MIN_KERNELS:
-        raise TooFewKernels(
-            f"{len(taps)} kernels of {size}x{size} are too few to learn a code from; "
-            f"at least {MIN_KERNELS} are needed"
-        )
     mesh = mesh or data_mesh(jax.local_devices()[:1])
-    among = len({device.process_index for device in mesh.devices.flat})
-    if among < process_count() and (among > 1 or checkpoint_dir is not None):
-        raise ValueError(
-            f"the mesh spans {among} of {process_count()} processes; give one that spans all, or the devices "
-            "of one process and no checkpoint_dir"
-        )
-    heldout, training = _split(taps, config)
-
-    fresh = jax.device_get(steps.initial_state(config, taps.shape[1]))
+    check_mesh(mesh, checkpoints=checkpoint_dir is not None)
+    shares = share_kernels(kernels, config, mesh)
+    width = shares.taps.shape[1]
+    fresh = jax.device_get(steps.initial_state(config, width))
     state = jax.tree.map(lambda array: place(array, everywhere(mesh)), fresh)
-    if checkpoint_dir is None:
-        state = _train(state, training, config, mesh, None, checkpoint_every_s, progress)
-    else:
-        # Orbax takes a second to import, and most callers train without it.
-        from dogfit.autoencoder.resume import Checkpoints, fingerprint
+    with contextlib.ExitStack() as held:
+        checkpoints = None
+        if checkpoint_dir is not None:
+            # Orbax takes a second to import, and most callers train without it.
+            from dogfit.autoencoder.resume import Checkpoints, fingerprint
 
-        with contextlib.closing(
-            Checkpoints(Path(checkpoint_dir), fingerprint(taps, config), mesh)
-        ) as checkpoints:
+            checkpoints = Checkpoints(Path(checkpoint_dir), fingerprint(shares, config), mesh)
+            held.enter_context(contextlib.closing(checkpoints))
             state = checkpoints.restore(state)
-            state = _train(state, training, config, mesh, checkpoints, checkpoint_every_s, progress)
-    return _keep_best(jax.device_get(state), heldout, config, size)
+        heldout, training = shares.split(config)
+        # Of millions of kernels no copy is kept for longer than it is needed.
+        del shares
+        state = _train(state, training, config, checkpoints, checkpoint_every_s, progress)
+    return _keep_best(jax.device_get(state), heldout, config, math.isqrt(width))
 
 
-def _split(
-    taps: Float[np.ndarray, "n taps"], config: AutoencoderConfig
-) -> tuple[Float[np.ndarray, "h taps"], Float[np.ndarray, "m taps"]]:
-    """Held-out kernels, drawn at random, and the others: all that training sees."""
-    count = min(max(round(len(taps) * config.holdout), 1), len(taps) - 1, HELDOUT_MOST)
-    chosen = np.zeros(len(taps), bool)
-    chosen[np.random.default_rng(config.seed).choice(len(taps), count, replace=False)] = True
-    return taps[chosen], taps[~chosen]
-
-
-def _train(state, training, config, mesh, checkpoints, every_s, progress) -> steps.State:
-    data = place(pad_rows(training, mesh.size)[0], rows(mesh))
-    how = {"config": config, "n": len(training), "rows": rows(mesh)}
+def _train(state, training: Shares, config, checkpoints, every_s, progress) -> steps.State:
+    mesh = training.mesh
+    dealt = deal(training.counts, mesh)
+    data = place_dealt(training.taps, training.start, dealt, mesh)
+    # The seed is in the state, and another one needs no other program.
+    how = {"config": replace(config, seed=0), "dealt": dealt, "rows": rows(mesh)}
     train_chunk = partial(steps.train_chunk, **how)
     if mesh.is_multi_process:
         # Gloo, which does the collectives of CPUs, gives up on a process that comes half a minute after the

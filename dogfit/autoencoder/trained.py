@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import ArrayLike, Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from dogfit.autoencoder import steps
 from dogfit.autoencoder.config import AutoencoderConfig
@@ -168,24 +168,26 @@ class Autoencoder:
         if not path.is_file():
             raise InputError(f"no autoencoder at {path}; expected a folder that holds {FILE}")
         try:
-            with safe_open(path, "numpy") as file:
-                about = json.loads((file.metadata() or {}).get("dogfit", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return cls._from(about, tensors)
+            return cls.from_bytes(path.read_bytes())
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a dogfit autoencoder, or is damaged: {error}") from error
 
     @classmethod
-    def _from(cls, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> "Autoencoder":
+    def from_bytes(cls, data: bytes) -> "Autoencoder":
+        """What `to_bytes` gave.
+
+        Raises:
+          SafetensorError, KeyError, TypeError, ValueError: it is no autoencoder of this format, or damaged.
+        """
+        tensors = load(data)
+        # The library gives the metadata of files alone: 8 bytes of length, then the header's JSON.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header.get("__metadata__", {}).get("dogfit", "{}"))
         if about.get("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}, found {about.get('format')}")
         if about["normalisation"] != NORMALISATION:
             raise ValueError(f"its kernels are normalised otherwise: {about['normalisation']}")
-        settings: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in about["config"].items()
-        }
-        config = AutoencoderConfig(**settings)
+        config = AutoencoderConfig.from_json(about["config"])
         flat = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
         params = _layer_numbers(unflatten_dict(flat, sep="."))
         one = dataclasses.replace(config, restarts=1)
