@@ -4,7 +4,7 @@ import json
 
 from dogfit.checkpoints.share import load_share
 from dogfit.config import RunConfig
-from dogfit.distributed import next_order, own_rows, process_index, wait_for_all
+from dogfit.distributed import finish, next_order, own_rows, process_index
 from dogfit.errors import DogfitError, InputError
 from dogfit.outputs import Workspace
 from dogfit.together import inputs, share_digest, take_part
@@ -19,7 +19,7 @@ def follow(config: RunConfig) -> None:
     """
     order = next_order()
     if order["do"] == "fail":
-        wait_for_all()
+        finish()
         error = DogfitError(order["why"])
         error.exit_code = order["code"]
         raise error

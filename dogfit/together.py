@@ -19,11 +19,11 @@ from dogfit.console import Update
 from dogfit.distributed import (
     announce,
     broadcast,
+    finish,
     gather_rows,
     own_rows,
     process_count,
     scatter_rows,
-    wait_for_all,
 )
 from dogfit.errors import DogfitError
 from dogfit.kernelset import Flag, KernelGroup
@@ -149,8 +149,10 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except DogfitError as error:
-        announce(do="fail", code=error.exit_code, why=str(error))
-        wait_for_all()
+        if process_count() > 1:
+            announce(do="fail", code=error.exit_code, why=str(error))
+            # Or the first to end would be a loss to the others, before they have said a word.
+            finish()
         raise
 
 

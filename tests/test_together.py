@@ -15,7 +15,7 @@ def orders(monkeypatch, *given):
     """Have process 1 of two hear these."""
     left = iter([json.loads(json.dumps(order)) for order in given])
     monkeypatch.setattr(follow, "next_order", lambda: next(left))
-    monkeypatch.setattr(follow, "wait_for_all", lambda: None)
+    monkeypatch.setattr(follow, "finish", lambda: None)
     monkeypatch.setattr(distributed, "_state", lambda: SimpleNamespace(process_id=1, num_processes=2))
 
 
@@ -60,7 +60,10 @@ def test_other_kernels_and_other_settings_are_refused(tmp_path, monkeypatch):
 def test_what_process_0_cannot_begin_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(together, "announce", lambda **order: told.append(order))
-    monkeypatch.setattr(together, "wait_for_all", lambda: told.append("waited"))
+    monkeypatch.setattr(together, "finish", lambda: told.append("finished"))
+    with pytest.raises(HubError), together.failing_together():
+        raise HubError("alone, nobody is told")
+    monkeypatch.setattr(together, "process_count", lambda: 2)
     with pytest.raises(HubError), together.failing_together():
         raise HubError("offline")
-    assert told == [{"do": "fail", "code": 4, "why": "offline"}, "waited"]
+    assert told == [{"do": "fail", "code": 4, "why": "offline"}, "finished"]
