@@ -47,9 +47,9 @@ def _reported(config: RunConfig) -> int:
         from dogfit.outputs import disk_trouble
 
         if is_loss(error):
-            from dogfit.watch import LOST
+            from dogfit.watch import LOST_CODE
 
-            return _fail(LOST, FAILED)
+            return LOST_CODE
         if (reason := disk_trouble(error)) is None:
             raise
         return _fail(f"could not write to {config.out}: {reason}; nothing partial is left there", FAILED)

@@ -16,6 +16,8 @@ from typing import Any
 from dogfit.config import RunConfig
 
 FAILED = 1
+# By which the child says so to its parent, that speaks for it: JAX may abort the child amid a sentence.
+LOST_CODE = 99
 LOST = (
     "another process of this job did not come, was lost or has failed, and the work cannot go on without it; "
     "start all again with the same command: finished stages are kept, training goes on from a checkpoint"
@@ -29,11 +31,11 @@ def run_watched(job: Callable[[RunConfig], int], config: RunConfig) -> int:
     # A terminal sends Ctrl-C to both, and the child knows how to stop.
     with _without_interrupts():
         child.join()
-    code = child.exitcode
-    if code is not None and code >= 0:
+    code = child.exitcode or 0
+    if code >= 0 and code != LOST_CODE:
         return code
-    number = -(code or 0)
-    reason = LOST if number == signal.SIGABRT else f"ended by signal {number}; the same command goes on"
+    lost = code in (LOST_CODE, -signal.SIGABRT)
+    reason = LOST if lost else f"ended by signal {-code}; the same command goes on"
     print(f"dogfit: {reason}", file=sys.stderr)
     return FAILED
 
