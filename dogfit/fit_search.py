@@ -35,7 +35,13 @@ class Search(NamedTuple):
 
 def block_rows() -> int:
     """Kernels that step together: cache-sized on a CPU, enough to fill an accelerator elsewhere."""
-    return 64 if jax.default_backend() == "cpu" else 8192
+    return 256 if jax.default_backend() == "cpu" else 8192
+
+
+def _rows_in_step(model: Model, weights: Images | None) -> int:
+    """As `block_rows`, for a model; fewer where every image is made in full."""
+    separable = isinstance(model, GaussianModel) and not model.elliptic and weights is None
+    return block_rows() if separable or jax.default_backend() != "cpu" else block_rows() // 4
 
 
 def tolerance_of(dtype: Any) -> float:
@@ -147,7 +153,7 @@ def _search_xla(images: Images, weights: Images | None, given: Search, config: F
             box,
             given.model,
             effort,
-            block=min(block_rows(), images.shape[-1]),
+            block=min(_rows_in_step(given.model, weights), images.shape[-1]),
             weights=None if weights is None else lax.transpose(weights, x_first),
             narrowed=given.narrowed is not None,
         )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dogfit.kernels.custom import CustomModel
-from dogfit.kernels.linalg import Batch, cholesky_solve, project, total
+from dogfit.kernels.linalg import Batch, cholesky_solve, project, settle, total
 from dogfit.kernels.model import Calculus, Combination, GaussianModel, TermImages, add
 from dogfit.kernels.products import Image, products_of, whiten
 
@@ -111,13 +111,15 @@ def _by_calculus(
     def against_residual(part: Combination) -> Batch:
         return total(w * moments[t] for t, w in part.items()) if part else jnp.zeros_like(energy)
 
-    coupling = [
+    coupling = settle(
         [
-            against_residual(derived) - products.inner(b, first[a])
-            for derived, b in zip(basis_first[a], basis, strict=True)
+            [
+                against_residual(derived) - products.inner(b, first[a])
+                for derived, b in zip(basis_first[a], basis, strict=True)
+            ]
+            for a in range(n)
         ]
-        for a in range(n)
-    ]
+    )
     solved = [cholesky_solve(factor, row) for row in coupling]
     hessian = {
         (a, b): against_residual(part)

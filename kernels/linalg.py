@@ -9,12 +9,30 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 Batch = Float[Array, " b"]
 Symmetric = Mapping[tuple[int, int], Batch]
+
+
+@jax.jit
+def _same(values: Any) -> Any:
+    return lax.optimization_barrier(values)
+
+
+def settle(values: Any) -> Any:
+    """The values, computed once: fusing for CPUs, XLA would repeat them in each operation that needs them.
+
+    It drops an optimisation barrier before it fuses, but a call that is not to be inlined stands.
+    """
+    if jax.default_backend() != "cpu":
+        return values
+    with set_xla_metadata(inlineable="false"):
+        return _same(values)
 
 
 def total(values: Iterable[Any]) -> Any:

@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.derivatives import Model, projected_derivatives
-from dogfit.kernels.linalg import Batch, Symmetric, descent_solve, total
+from dogfit.kernels.linalg import Batch, Symmetric, descent_solve, settle, total
 from dogfit.kernels.products import Image
 
 # Smallest curvature trusted, for kernels of unit energy.
@@ -74,7 +75,11 @@ def _ascent_step(
     matrix = {
         (a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()
     }
-    step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)
+    # With the damping and, for the promise, without.
+    both = jnp.stack([damping, jnp.zeros_like(damping)])
+    left, right = jax.tree.map(lambda value: value[None], settle((matrix, slope)))
+    solved = settle(descent_solve(left, right, both, _LEAST_PIVOT))
+    step, undamped = ([x[which] for x in solved] for which in (0, 1))
     excess = jnp.ones_like(damping)
     for a in range(n):
         excess = jnp.maximum(excess, jnp.abs(step[a]) / model.longest[a])
@@ -86,7 +91,6 @@ def _ascent_step(
         predicted = predicted + 2 * slope[a] * moved[a]
         for b in range(a + 1):
             predicted = predicted + (2.0 - (a == b)) * hessian[a, b] * moved[a] * moved[b]
-    undamped = descent_solve(matrix, slope, jnp.zeros_like(damping), _LEAST_PIVOT)
     return trial, predicted, total(s * x for s, x in zip(slope, undamped, strict=True))
 
 
@@ -126,6 +130,7 @@ def advance(
       weights: of each tap; all alike if None.
     """
     at_trial = projected_derivatives(kernels, list(ascent.trial), model, weights)
+    at_trial = settle(at_trial)
     gain = at_trial.energy - ascent.energy
     active = ascent.promise > tolerance
     accepted = active & (gain >= 0)  # False for a non-finite trial

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, Solution, project, solve_gram, sum_taps, total
+from dogfit.kernels.linalg import Batch, Solution, project, settle, solve_gram, sum_taps, total
 from dogfit.kernels.model import Combination, GaussianModel, Term, TermImages
 from dogfit.kernels.profiles import PROFILES
 
@@ -14,52 +14,58 @@ Image = Float[Array, "kx ky b"]
 
 
 class SeparableProducts:
-    """Products of terms that are products of 1-D profiles, all taps alike: each 1-D sum computed once."""
+    """Products of terms that are products of 1-D profiles, all taps alike.
+
+    The profiles along an axis are stacked, so that all sums of one kind are one operation: on CPUs each
+    costs more than its arithmetic. Barriers keep them whole, where the compiler would repeat what they
+    share.
+    """
 
     def __init__(self, model: GaussianModel, point: list[Batch], shape: tuple[int, int]) -> None:
         sigma = jnp.exp(point[2])
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
-        profiles, highest = PROFILES[model.profile], model.order + RAISED
-        self.shape = shape
-        # [width][axis][order] -> [k, b]
-        self.profiles = [
-            [profiles(c, w, size, highest) for c, size in zip(point[:2], shape, strict=True)] for w in widths
-        ]
-        self._means: dict[tuple[int, int, int], Batch] = {}
-        self._grams: dict[tuple[int, tuple[int, int], tuple[int, int]], Batch] = {}
+        self._highest, self._widths = model.order + RAISED, len(widths)
+        # [axis][width][order] -> [k, b]
+        x, y = (
+            [PROFILES[model.profile](c, w, size, self._highest) for w in widths]
+            for c, size in zip(point[:2], shape, strict=True)
+        )
+        x, y = settle((x, y))
+        changes: tuple[list[Array], list[Array]] = ([], [])
+        if model.two_widths and not model.tied:
+            overlap = model.overlap(point)[None, :]
+            changes = [x[1][0] - overlap * x[0][0]], [overlap * (y[1][0] - y[0][0])]
+        self._changes = len(changes[0])
+        orders = range(self._highest + 1)
+        self._x, self._y = (
+            settle(jnp.stack([*change, *(profiles[n] for n in orders for profiles in axis)]))
+            for change, axis in zip(changes, (x, y), strict=True)
+        )
+        columns = self._changes + self._widths * (model.order + 3)
+        self._sums = settle([_sums(profiles, columns) for profiles in (self._x, self._y)])
         self._inner: dict[tuple[Term, Term], Batch] = {}
-        self._rows: dict[tuple[int, int], Float[Array, "ky b"]] = {}
-        self._overlap = model.overlap(point) if model.two_widths and not model.tied else None
 
-    def _mean(self, axis: int, width: int, order: int) -> Batch:
-        key = (axis, width, order)
-        if key not in self._means:
-            self._means[key] = jnp.mean(self.profiles[width][axis][order], axis=0)
-        return self._means[key]
+    def _place(self, width: int, order: int) -> int:
+        """Of a profile in its stack."""
+        return self._changes + self._widths * order + width
 
-    def _gram(self, axis: int, one: tuple[int, int], other: tuple[int, int]) -> Batch:
-        """Inner product of two 1-D profiles about their means."""
-        low, high = sorted((one, other))
-        key = (axis, low, high)
-        if key not in self._grams:
-            a, b = self.profiles[low[0]][axis][low[1]], self.profiles[high[0]][axis][high[1]]
-            a, b = a - self._mean(axis, *low)[None, :], b - self._mean(axis, *high)[None, :]
-            self._grams[key] = jnp.sum(a * b, axis=0)
-        return self._grams[key]
-
-    def _of_terms(self, one: Term, other: Term) -> Batch:
-        """Inner product of two centred terms.
+    def _product(self, x: tuple[int, int], y: tuple[int, int]) -> Batch:
+        """Inner product about the means of two functions, given the places of their profiles.
 
         Put together from centred 1-D profiles: subtracting the product of the means from the whole
         would cancel all digits of a Gaussian much wider than the kernel.
         """
-        low, high = sorted((one, other))
+        (about_x, means_x), (about_y, means_y) = self._sums
+        return about_x[x] * (about_y[y] + means_y[y]) + means_x[x] * about_y[y]
+
+    def _of_terms(self, one: Term, other: Term) -> Batch:
+        """Inner product of two centred terms."""
+        # What is known of the higher orders is their products with lower ones.
+        low, high = sorted((one, other), key=lambda term: (-term[1] - term[2], term))
         if (low, high) not in self._inner:
             (v, a, b), (w, c, d) = low, high
-            x, y = self._gram(0, (v, a), (w, c)), self._gram(1, (v, b), (w, d))
-            mean_x = self.shape[0] * self._mean(0, v, a) * self._mean(0, w, c)
-            mean_y = self.shape[1] * self._mean(1, v, b) * self._mean(1, w, d)
-            self._inner[low, high] = x * y + mean_x * y + mean_y * x
+            x, y = (self._place(v, a), self._place(w, c)), (self._place(v, b), self._place(w, d))
+            self._inner[low, high] = self._product(x, y)
         return self._inner[low, high]
 
     def inner(self, one: Combination, other: Combination) -> Batch:
@@ -68,63 +74,71 @@ class SeparableProducts:
 
     def project(self, kernels: Image, basis: list[Combination]) -> Solution:
         """Least-squares solution for centred kernels; prepares the moments of what is left."""
-        self._kernels, self._basis = kernels, basis
-        if self._overlap is not None:
-            gram, right = self._pair_equations()
+        self._basis = basis
+        rows = settle(total(self._x[:, u, None] * kernels[None, u] for u in range(len(kernels))))
+        by_order = (self._highest + 1, self._widths)
+        own_x, own_y = (
+            stack[self._changes :].reshape(*by_order, *stack.shape[1:]) for stack in (rows, self._y)
+        )
+        self._moments = settle(_dot(own_x[:, None], own_y[None]))
+        if self._changes:
+            gram, right = self._pair_equations(rows)
         else:
             gram = {(i, j): self.inner(basis[i], basis[j]) for i in range(len(basis)) for j in range(i + 1)}
-            moments = self._moments({term for function in basis for term in function})
-            right = [total(weight * moments[t] for t, weight in function.items()) for function in basis]
-        solution = solve_gram(gram, right)
+            right = [
+                total(weight * self._moments[i, j, w] for (w, i, j), weight in function.items())
+                for function in basis
+            ]
+        solution = Solution(*settle(tuple(solve_gram(gram, right))))
         self._weights = solution.weights
         return solution
 
-    def _pair_equations(self) -> tuple[dict[tuple[int, int], Batch], list[Batch]]:
+    def _pair_equations(
+        self, rows: Float[Array, "m ky b"]
+    ) -> tuple[dict[tuple[int, int], Batch], list[Batch]]:
         """Normal equations of `search_basis`, to the relative precision of what the wider Gaussian adds.
 
         That is `(x' - s x) * y' + s x * (y' - y)`, with dashes for its profiles and `s` the overlap.
         """
-        (x, y), (wide_x, wide_y) = ([profiles[axis][0] for axis in (0, 1)] for profiles in self.profiles)
-        assert self._overlap is not None
-        overlap = self._overlap[None, :]
-        dx, dy = wide_x - overlap * x, overlap * (wide_y - y)
-        narrow, added = [(x, y)], [(dx, wide_y), (x, dy)]
+        change, narrow, wide = 0, self._place(0, 0), self._place(1, 0)
+        parts = [(change, wide), (narrow, change)]
 
-        def about_mean(profile: Array) -> Array:
-            return profile - jnp.mean(profile, axis=0, keepdims=True)
+        def inner(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> Batch:
+            return total(self._product((a, c), (b, d)) for a, b in one for c, d in other)
 
-        def inner(one: list[tuple[Array, Array]], other: list[tuple[Array, Array]]) -> Batch:
-            out = []
-            for a in one:
-                for b in other:
-                    pairs = list(zip(a, b, strict=True))
-                    sums = [jnp.sum(p, axis=0) * jnp.sum(q, axis=0) / len(p) for p, q in pairs]
-                    about = [jnp.sum(about_mean(p) * about_mean(q), axis=0) for p, q in pairs]
-                    out.append(about[0] * about[1] + sums[0] * about[1] + sums[1] * about[0])
-            return total(out)
-
-        rows, more = (jnp.sum(p[:, None, :] * self._kernels, axis=0) for p in (x, dx))
-        self._rows[0, 0] = rows
-        right = [jnp.sum(rows * y, axis=0), jnp.sum(more * wide_y + rows * dy, axis=0)]
-        gram = {(0, 0): inner(narrow, narrow), (1, 0): inner(narrow, added), (1, 1): inner(added, added)}
-        return gram, right
+        itself = [(narrow, narrow)]
+        gram = {(0, 0): inner(itself, itself), (1, 0): inner(itself, parts), (1, 1): inner(parts, parts)}
+        added = total(_dot(rows[x], self._y[y]) for x, y in parts)
+        return gram, [self._moments[0, 0, 0], added]
 
     def residual_moments(self, terms: set[Term]) -> Combination:
         """Inner products with terms of what the projection left of the kernels."""
-        one = jnp.ones_like(self.profiles[0][0][0][0])
-        moments = self._moments(terms)
-        for function, weight in zip(self._basis, self._weights, strict=True):
-            moments = {t: m - weight * self.inner(function, {t: one}) for t, m in moments.items()}
-        return moments
+        one = jnp.ones_like(self._moments[0, 0, 0])
+        return settle(
+            {
+                (w, i, j): self._moments[i, j, w]
+                - total(
+                    weight * self.inner(function, {(w, i, j): one})
+                    for function, weight in zip(self._basis, self._weights, strict=True)
+                )
+                for w, i, j in sorted(terms)
+            }
+        )
 
-    def _moments(self, terms: set[Term]) -> Combination:
-        """Inner products of the kernels with terms."""
-        out: Combination = {}
-        for width, i, j in sorted(terms):
-            if (width, i) not in self._rows:
-                self._rows[width, i] = jnp.sum(self.profiles[width][0][i][:, None, :] * self._kernels, axis=0)
-            out[width, i, j] = jnp.sum(self._rows[width, i] * self.profiles[width][1][j], axis=0)
-        return out
+
+def _dot(one: Float[Array, "*n k b"], other: Float[Array, "*n k b"]) -> Float[Array, "*n b"]:
+    """Sum over the taps of a line; term by term, since XLA's reductions for CPUs are many times slower."""
+    return total(one[..., u, :] * other[..., u, :] for u in range(one.shape[-2]))
+
+
+def _sums(
+    profiles: Float[Array, "m k b"], columns: int
+) -> tuple[Float[Array, "m c b"], Float[Array, "m c b"]]:
+    """Inner products of profiles with the first of them: about their means, and of the means."""
+    size = profiles.shape[1]
+    mean = settle(total(profiles[:, u] for u in range(size)) / size)
+    about = settle(profiles - mean[:, None])
+    return _dot(about[:, None], about[None, :columns]), size * mean[:, None] * mean[None, :columns]
 
 
 class WeightedProducts:

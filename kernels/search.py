@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.newton import Ascent, Box, advance, begin_ascent
 from dogfit.kernels.products import Image
-from dogfit.kernels.seeds import find_seeds
+from dogfit.kernels.seeds import Seeds, find_seeds
 
 # Steps between two looks at which lanes are done.
 _STRIDE = 2
@@ -241,8 +241,16 @@ def _seed_all(
         wide = jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, -rows % block)], mode="edge")
         return jnp.moveaxis(wide.reshape(*wide.shape[:-1], -1, block), -2, 0)
 
-    def seed(given: tuple[Image, Image | None, Box | None]) -> tuple[Array, Array]:
+    def find(given: tuple[Image, Image | None, Box | None]) -> Seeds:
         return find_seeds(given[0], model, effort.starts, *given[1:], apart=effort.apart)
+
+    def seed(given: tuple[Image, Image | None, Box | None]) -> Seeds:
+        # Zeros are padding. What is nothing is made from the data, so that it varies over a mesh as seeds do.
+        nothing = jax.tree.map(
+            lambda wanted: jnp.zeros(wanted.shape, wanted.dtype) + 0.0 * given[0][0, 0, 0],
+            jax.eval_shape(find, given),
+        )
+        return lax.cond(jnp.any(given[0] != 0), lambda: find(given), lambda: nothing)
 
     seeds = lax.map(seed, jax.tree.map(cut, (kernels, weights, box)))
     points, energies = (jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], -1) for leaf in seeds)

@@ -62,13 +62,13 @@ def find_seeds(
     if isinstance(model, CustomModel):
         return _custom_seeds(kernels, model, count, weights, box)
     grids = grids_of(model, kernels.shape[:2])
-    energies, numbers, first = [], [], 0
-    for grid in grids:
-        e, number = _peaks(_energies(kernels, grid, weights, box))
-        energies.append(e)
-        numbers.append(number + first)
-        first += grid.whitening[0, 0].size
-    peaks = _largest(jnp.concatenate(energies), jnp.concatenate(numbers), 2 * count + 6)
+    sizes = [grid.whitening[0, 0].size for grid in grids]
+    bits = (sum(sizes) - 1).bit_length()
+    keys = [
+        _peaks(_energies(kernels, grid, weights, box), sum(sizes[:number]), bits)
+        for number, grid in enumerate(grids)
+    ]
+    peaks = _largest(jnp.concatenate(keys), 2 * count + 6, bits)
     seeds = _thin(*peaks, nodes_of(model, kernels.shape[:2]), count, apart)
     seeds = Seeds(seeds.points.astype(kernels.dtype), seeds.energies.astype(kernels.dtype))
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
@@ -83,21 +83,23 @@ def _energies(
     return energies if box is None else energies * _inside(grid, box)
 
 
-def _peaks(energies: Float[Array, "kappas m n b"]) -> tuple[Float[Array, "c b"], Int[Array, "c b"]]:
-    """Energies and numbers of nodes that explain no less than their neighbours in x and y.
+# Bits of the largest finite float32: keys are compared as floats, which is as fast as it gets.
+_LARGEST_KEY = 0x7F7FFFFF
 
-    Non-negative floats order like their bits, so a node's number can ride in the low ones, at the price of
-    digits that a seed does not need.
+
+def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "c b"]:
+    """Keys of nodes that explain no less than their neighbours in x and y; of others 0.
+
+    A key is the energy in fixed point, and in the lowest bits the number of the node, counted from `first`:
+    at the price of digits that a seed does not need, no two are equal.
     """
     size = math.prod(energies.shape[:-1])
-    low_bits = (1 << (size - 1).bit_length()) - 1
-    energies = energies.astype(jnp.float32)
     inner = energies[:, 1:-1, 1:-1]
     along_x = jnp.maximum(jnp.maximum(energies[:, :-2], energies[:, 2:]), energies[:, 1:-1])
     around = jnp.maximum(jnp.maximum(along_x[:, :, :-2], along_x[:, :, 2:]), along_x[:, :, 1:-1])
-    number = np.arange(size, dtype=np.int32).reshape(energies.shape[:-1])[:, 1:-1, 1:-1, None]
-    keys = (lax.bitcast_convert_type(inner, jnp.int32) & ~low_bits) | number
-    keys = jnp.where(inner >= around, keys, 0)
+    number = np.arange(first, first + size, dtype=np.int32).reshape(energies.shape[:-1])
+    fixed = (jnp.clip(inner, 0.0, 1.0) * (_LARGEST_KEY >> bits)).astype(jnp.int32) << bits
+    keys = jnp.where(inner >= around, fixed | number[:, 1:-1, 1:-1, None], 0)
     # Of four nodes at most one is a peak.
     keys = jnp.maximum(keys[:, ::2], keys[:, 1::2])
     keys = jnp.maximum(keys[:, :, ::2], keys[:, :, 1::2])
@@ -109,19 +111,20 @@ def _peaks(energies: Float[Array, "kappas m n b"]) -> tuple[Float[Array, "c b"],
         best = functools.reduce(jnp.maximum, list(members))
         second = functools.reduce(jnp.maximum, [jnp.where(k < best, k, 0) for k in members])
         keys = jnp.concatenate([best, second])
-    return lax.bitcast_convert_type(keys & ~low_bits, jnp.float32), keys & low_bits
+    return keys
 
 
-def _largest(
-    energies: Float[Array, "c b"], numbers: Int[Array, "c b"], count: int
-) -> tuple[Float[Array, "t b"], Int[Array, "t b"]]:
-    """The largest energies, repeated maximum: lax.top_k sorts on CPU. Of equal ones one is taken."""
+def _largest(keys: Int[Array, "c b"], count: int, bits: int) -> tuple[Float[Array, "t b"], Int[Array, "t b"]]:
+    """Energies and numbers of the largest keys, by repeated maximum: lax.top_k sorts on CPU."""
+    values = lax.bitcast_convert_type(keys, jnp.float32)
 
-    def next_largest(last: Batch, _: None) -> tuple[Batch, tuple[Batch, Int[Array, " b"]]]:
-        best = jnp.max(jnp.where(energies < last[None], energies, 0.0), axis=0)
-        return best, (best, jnp.max(jnp.where(energies == best[None], numbers, 0), axis=0))
+    def next_largest(last: Batch, _: None) -> tuple[Batch, Batch]:
+        best = jnp.max(jnp.where(values < last[None], values, 0.0), axis=0)
+        return best, best
 
-    return lax.scan(next_largest, 0.0 * energies[0] + jnp.inf, length=count)[1]
+    found = lax.scan(next_largest, 0.0 * values[0] + jnp.inf, length=count)[1]
+    keys = lax.bitcast_convert_type(found, jnp.int32)
+    return (keys >> bits).astype(jnp.float32) / (_LARGEST_KEY >> bits), keys & ((1 << bits) - 1)
 
 
 def _thin(

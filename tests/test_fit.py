@@ -210,12 +210,12 @@ def test_no_kernels_give_an_empty_result(config):
 class TestProgressAndIterators:
     def test_progress_counts_up_to_the_end(self, mixed):
         calls = []
-        fit_kernels(np.concatenate([mixed] * 30), progress=lambda done, total: calls.append((done, total)))
-        assert [total for _, total in calls] == [30 * len(mixed)] * len(calls)
+        fit_kernels(np.concatenate([mixed] * 60), progress=lambda done, total: calls.append((done, total)))
+        assert [total for _, total in calls] == [60 * len(mixed)] * len(calls)
         done = [done for done, _ in calls]
         assert len(done) > 1
         assert done == sorted(set(done))
-        assert done[-1] == 30 * len(mixed)
+        assert done[-1] == 60 * len(mixed)
 
     def test_an_iterator_of_blocks(self, mixed):
         cuts, calls = [1, 9, 9, 30], []

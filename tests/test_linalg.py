@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dogfit.kernels.linalg import back_substitute, cholesky_solve, descent_solve, leverages, project
+from dogfit.kernels.linalg import back_substitute, cholesky_solve, descent_solve, leverages, project, settle
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,24 @@ class TestDescentSolve:
     def test_a_singular_matrix_gives_a_finite_step(self):
         step = self.solve(np.zeros((1, 3, 3)), np.array([[1.0, -2.0, 0.0]]), 0.0, 0.5)
         np.testing.assert_allclose(step, [[2.0, -4.0, 0.0]])
+
+
+class TestSettle:
+    def test_values_and_their_derivatives_pass(self):
+        x = jnp.arange(1.0, 4.0)
+
+        def f(x):
+            first, (second,) = settle((x, [x * x]))
+            return jnp.sum(first * second)
+
+        for compute in (f, jax.jit(f)):
+            assert compute(x) == 36.0
+            np.testing.assert_array_equal(jax.grad(compute)(x), 3 * x * x)
+            np.testing.assert_array_equal(jax.vmap(compute)(jnp.stack([x, 2 * x])), [36.0, 288.0])
+
+    def test_what_is_settled_is_no_part_of_what_follows(self):
+        def f(x):
+            return jnp.stack([settle(jnp.cos(x)) * scale for scale in (1.0, 2.0)])
+
+        compiled = jax.jit(f).lower(jnp.ones(8)).compile().as_text()
+        assert "call(" in compiled

@@ -237,10 +237,12 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
       const Lanes* after = rows + (line + 1) % 3 * row_length + 1;
       // Pairs are so smooth between nodes that seeds of one maximum meet at once.
       const float moved = problem.models[plane.model].pairing == Pairing::kFree ? 1 : 0;
-      Lanes best = work.best[plane.model];
-      for (int n = 0; n < count; ++n) best = larger(here[n], best);
+      Lanes highest = splat(-1);
+      for (int n = 0; n < count; ++n) highest = larger(here[n], highest);
+      const Lanes best = larger(highest, work.best[plane.model]);
       work.best[plane.model] = best;
       const Lanes least = larger(work.share[plane.model] * best, splat(1e-6f));
+      if (!bits(highest >= least)) return;
       // Where there are any first: most nodes have none, in no order that a processor could foresee.
       int nodes[kMaxCentres], hits = 0;
       unsigned sets[kMaxCentres];
