@@ -83,8 +83,8 @@ def _energies(
     return energies if box is None else energies * _inside(grid, box)
 
 
-# Bits of the largest finite float32: keys are compared as floats, which is as fast as it gets.
-_LARGEST_KEY = 0x7F7FFFFF
+# Bits of the smallest and largest normal float32: keys are compared as floats, which is as fast as it gets.
+_LEAST_KEY, _LARGEST_KEY = 0x00800000, 0x7F7FFFFF
 
 
 def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "c b"]:
@@ -98,8 +98,9 @@ def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int
     along_x = jnp.maximum(jnp.maximum(energies[:, :-2], energies[:, 2:]), energies[:, 1:-1])
     around = jnp.maximum(jnp.maximum(along_x[:, :, :-2], along_x[:, :, 2:]), along_x[:, :, 1:-1])
     number = np.arange(first, first + size, dtype=np.int32).reshape(energies.shape[:-1])
-    fixed = (jnp.clip(inner, 0.0, 1.0) * (_LARGEST_KEY >> bits)).astype(jnp.int32) << bits
-    keys = jnp.where(inner >= around, fixed | number[:, 1:-1, 1:-1, None], 0)
+    least, scale = _fixed_point(bits)
+    fixed = least + (jnp.clip(inner, 0.0, 1.0) * scale).astype(jnp.int32)
+    keys = jnp.where(inner >= around, (fixed << bits) | number[:, 1:-1, 1:-1, None], 0)
     # Of four nodes at most one is a peak.
     keys = jnp.maximum(keys[:, ::2], keys[:, 1::2])
     keys = jnp.maximum(keys[:, :, ::2], keys[:, :, 1::2])
@@ -114,6 +115,12 @@ def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int
     return keys
 
 
+def _fixed_point(bits: int) -> tuple[int, int]:
+    """What stands in a key, above its lowest bits, for an energy of 0, and how much more for one of 1."""
+    least = (_LEAST_KEY >> bits) + 1
+    return least, (_LARGEST_KEY >> bits) - least
+
+
 def _largest(keys: Int[Array, "c b"], count: int, bits: int) -> tuple[Float[Array, "t b"], Int[Array, "t b"]]:
     """Energies and numbers of the largest keys, by repeated maximum: lax.top_k sorts on CPU."""
     values = lax.bitcast_convert_type(keys, jnp.float32)
@@ -124,7 +131,9 @@ def _largest(keys: Int[Array, "c b"], count: int, bits: int) -> tuple[Float[Arra
 
     found = lax.scan(next_largest, 0.0 * values[0] + jnp.inf, length=count)[1]
     keys = lax.bitcast_convert_type(found, jnp.int32)
-    return (keys >> bits).astype(jnp.float32) / (_LARGEST_KEY >> bits), keys & ((1 << bits) - 1)
+    least, scale = _fixed_point(bits)
+    energies = jnp.maximum((keys >> bits) - least, 0).astype(jnp.float32) / scale
+    return energies, keys & ((1 << bits) - 1)
 
 
 def _thin(

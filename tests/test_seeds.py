@@ -216,3 +216,23 @@ def test_no_node_explains_more_than_the_first_start():
             node = np.array([cx, cy, np.log(sigma)])
             for b in range(2):
                 assert explained(kernels[..., b], "d1", node) <= energies[0, b] + 5e-3
+
+
+def test_of_two_equal_peaks_both_are_starts():
+    half = np.zeros((7, 5))
+    half[1, 2], half[0, 2], half[1, 1] = 1.0, 0.3, 0.2
+    image = jnp.asarray((half + half[::-1])[..., None])
+    kernel = np.asarray(whiten(image, None), float)
+    points, energies = seeds_of(kernel / np.linalg.norm(kernel), GaussianModel(0), count=2)
+    assert energies[0, 0] == pytest.approx(energies[1, 0], rel=1e-3)
+    assert points[0, 0, 0] == pytest.approx(-points[1, 0, 0], abs=1e-6)
+    assert abs(points[0, 0, 0]) > 1
+
+
+def test_a_kernel_of_which_little_is_explained_has_starts():
+    # A checkerboard is hardly Gaussian anywhere.
+    x, y = np.indices((7, 7))
+    image = jnp.asarray((1.0 - 2.0 * ((x + y) % 2))[..., None])
+    kernel = np.asarray(whiten(image, None), float)
+    _, energies = seeds_of(kernel / np.linalg.norm(kernel), GaussianModel(0, two_widths=False), count=2)
+    assert np.all(energies > 0)
