@@ -60,6 +60,8 @@ class Deal(NamedTuple):
 
     def places(self, row: Int[Array, " b"]) -> Int[Array, " b"]:
         """Where in the array rows lie, by their numbers."""
+        if self.even:
+            return row
         first, place = jnp.asarray(self.first), jnp.asarray(self.place)
         device = jnp.searchsorted(first, row, side="right") - 1
         return row - first[device] + place[device]

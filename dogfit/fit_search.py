@@ -14,6 +14,7 @@ from dogfit.kernels import native
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
+from dogfit.kernels.products import are_separable
 from dogfit.kernels.search import Effort, Found, search_optimum
 
 Images = Float[Array, "h w b"]
@@ -40,8 +41,8 @@ def block_rows() -> int:
 
 def _rows_in_step(model: Model, weights: Images | None) -> int:
     """As `block_rows`, for a model; fewer where every image is made in full."""
-    separable = isinstance(model, GaussianModel) and not model.elliptic and weights is None
-    return block_rows() if separable or jax.default_backend() != "cpu" else block_rows() // 4
+    lean = isinstance(model, GaussianModel) and are_separable(model, weights)
+    return block_rows() if lean or jax.default_backend() != "cpu" else block_rows() // 4
 
 
 def tolerance_of(dtype: Any) -> float:

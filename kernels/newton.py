@@ -129,8 +129,7 @@ def advance(
       tolerance: promised energy below which a row has converged.
       weights: of each tap; all alike if None.
     """
-    at_trial = projected_derivatives(kernels, list(ascent.trial), model, weights)
-    at_trial = settle(at_trial)
+    at_trial = settle(projected_derivatives(kernels, list(ascent.trial), model, weights))
     gain = at_trial.energy - ascent.energy
     active = ascent.promise > tolerance
     accepted = active & (gain >= 0)  # False for a non-finite trial

@@ -195,6 +195,11 @@ def products_of(
     model: GaussianModel, point: list[Batch], shape: tuple[int, int], weights: Image | None
 ) -> SeparableProducts | WeightedProducts:
     """The cheaper of the two that serves."""
-    if model.elliptic or weights is not None:
-        return WeightedProducts(model, point, shape, weights)
-    return SeparableProducts(model, point, shape)
+    if are_separable(model, weights):
+        return SeparableProducts(model, point, shape)
+    return WeightedProducts(model, point, shape, weights)
+
+
+def are_separable(model: GaussianModel, weights: Image | None) -> bool:
+    """Whether terms are products of 1-D profiles and all taps alike, so that no image need be made."""
+    return not model.elliptic and weights is None

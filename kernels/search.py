@@ -246,11 +246,9 @@ def _seed_all(
 
     def seed(given: tuple[Image, Image | None, Box | None]) -> Seeds:
         # Zeros are padding. What is nothing is made from the data, so that it varies over a mesh as seeds do.
-        nothing = jax.tree.map(
-            lambda wanted: jnp.zeros(wanted.shape, wanted.dtype) + 0.0 * given[0][0, 0, 0],
-            jax.eval_shape(find, given),
-        )
-        return lax.cond(jnp.any(given[0] != 0), lambda: find(given), lambda: nothing)
+        nothing = jnp.broadcast_to(0.0 * given[0][0, 0], (effort.starts, block))
+        none = Seeds(jnp.stack([nothing] * len(model.names), axis=1), nothing)
+        return lax.cond(jnp.any(given[0] != 0), lambda: find(given), lambda: none)
 
     seeds = lax.map(seed, jax.tree.map(cut, (kernels, weights, box)))
     points, energies = (jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], -1) for leaf in seeds)

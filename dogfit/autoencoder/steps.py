@@ -141,8 +141,8 @@ def _step(
     step, params = state["step"], state["params"]
     size = config.batch_size if whole else config.curve_batch_size
     index, valid, after = next_batch(state, size, dealt.n, rows.mesh.size)
-    place = index if dealt.even else dealt.places(index)
-    batch = jax.lax.with_sharding_constraint(jnp.take(kernels, place, axis=0, mode="clip"), rows)
+    taken = jnp.take(kernels, dealt.places(index), axis=0, mode="clip")
+    batch = jax.lax.with_sharding_constraint(taken, rows)
     weight = jax.lax.with_sharding_constraint(valid / size, rows)
 
     key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), step)
