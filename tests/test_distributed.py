@@ -19,6 +19,7 @@ import dogfit
 from dogfit import distributed
 from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
 from dogfit.devices import data_mesh
+from job_inputs import checkpoint, exit_code
 from jobs import KERNELS, TRAINING
 from process_group import (
     JOBS,
@@ -32,7 +33,6 @@ from process_group import (
     two_of_a_job,
     wait_until,
 )
-from test_run import checkpoint, exit_code
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,8 @@
 """The main job, called as a person calls it, on small checkpoints made here."""
 
-import errno
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,65 +11,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dogfit
-from dogfit import analyse, config
-from dogfit.autoencoder import AutoencoderConfig
+from dogfit import analyse
 from dogfit.outputs import RESULTS
 from dogfit.run import main
+from job_inputs import HOSTILE, NULLS, blobs, checkpoint, exit_code
 
-HOSTILE = "<script>alert(1)</script>"
-NULLS = (128, 128)
 STEPS = ["--steps", "50"]
-
-
-def blobs(n: int, k: int, seed: int) -> np.ndarray:
-    """Gaussian blobs and edges with a little noise, as depthwise weights `[n, 1, k, k]`."""
-    generator = np.random.default_rng(seed)
-    u = np.arange(k) - (k - 1) / 2
-    x, y = generator.uniform(-1, 1, (2, n, 1, 1))
-    sigma = generator.uniform(0.6, 1.5, (n, 1, 1))
-    bell = np.exp(-((u[None, None] - x) ** 2 + (u[None, :, None] - y) ** 2) / (2 * sigma**2))
-    edge = (u[None, None] - x) * bell
-    kernels = np.where(generator.random((n, 1, 1)) < 0.5, bell, edge) * generator.choice([-1, 1], (n, 1, 1))
-    return (kernels + 0.05 * generator.standard_normal((n, k, k)))[:, None].astype(np.float32)
-
-
-def checkpoint(path: Path, seed: int = 0) -> Path:
-    """Three layers of 7x7, with a NaN kernel and a zero one, and 5x5 kernels too few for an autoencoder."""
-    tensors = {
-        "stages.0.blocks.0.conv_dw.weight": blobs(40, 7, seed),
-        "stages.0.blocks.1.conv_dw.weight": blobs(40, 7, seed + 1),
-        "stages.1.blocks.0.conv_dw.weight": blobs(24, 5, seed + 2),
-        f"stages.1.blocks.1.{HOSTILE}.weight": blobs(40, 7, seed + 3),
-        "head.fc.weight": np.zeros((10, 40), np.float32),
-    }
-    tensors["stages.0.blocks.0.conv_dw.weight"][3, 0, 2, 2] = np.nan
-    tensors["stages.0.blocks.1.conv_dw.weight"][5] = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_nulls():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analyse, "NULL_KERNELS", NULLS)
-        yield
+pytestmark = pytest.mark.usefixtures("few_nulls")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("in") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def finished(source, tmp_path_factory) -> Path:
+def finished(few_nulls, source, tmp_path_factory) -> Path:  # noqa: ARG001
     out = tmp_path_factory.mktemp("out") / "tiny"
     assert main([str(source), "--out", str(out), "--quiet", *STEPS]) == 0
     return out
-
-
-def listing(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def test_every_output_is_there(finished):
@@ -282,145 +231,6 @@ def test_several_models_are_replaced_each_in_a_file_of_its_own(source, tmp_path)
     assert first[wide].tobytes() == load_file(source)[wide].tobytes()
 
 
-def truncated(folder: Path) -> Path:
-    path = checkpoint(folder / "cut.safetensors")
-    path.write_bytes(path.read_bytes()[:-5000])
-    return path
-
-
-def garbage(folder: Path) -> Path:
-    path = folder / "noise.safetensors"
-    path.write_bytes(bytes(range(256)) * 8)
-    return path
-
-
-def pickled(folder: Path) -> Path:
-    path = folder / "model.pt"
-    path.write_bytes(b"\x80\x04N.")
-    return path
-
-
-def without_depthwise(folder: Path) -> Path:
-    path = folder / "dense.safetensors"
-    save_file({"conv.weight": np.ones((8, 4, 3, 3), np.float32)}, path)
-    return path
-
-
-def constant(value: float):
-    def make(folder: Path) -> Path:
-        path = folder / "flat.safetensors"
-        save_file({"stages.0.blocks.0.conv_dw.weight": np.full((16, 1, 7, 7), value, np.float32)}, path)
-        return path
-
-    return make
-
-
-BROKEN = {
-    "missing": (lambda folder: folder / "nowhere.safetensors", "nowhere"),
-    "truncated": (truncated, "cut"),
-    "garbage": (garbage, "noise"),
-    "pickle": (pickled, "safetensors"),
-    "no depthwise": (without_depthwise, "depthwise"),
-    "all zero": (constant(0.0), "none of the 16 depthwise kernels can be fitted"),
-    "all NaN": (constant(np.nan), "none of the 16 depthwise kernels can be fitted"),
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_unusable_input_exits_with_3_and_leaves_nothing(kind, tmp_path, capsys):
-    make, message = BROKEN[kind]
-    path = make(tmp_path)
-    assert main([str(path), "--out", str(tmp_path / "out" / "deep"), "--quiet"]) == 3
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("dogfit: ")
-    assert message in captured.err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_size_that_cannot_be_fitted_is_unusable_alone_and_left_out_among_others(tmp_path, capsys):
-    path = tmp_path / "wide.safetensors"
-    wide = np.random.default_rng(0).standard_normal((8, 1, 53, 53)).astype(np.float32)
-    save_file({"a.0.dwconv.weight": wide}, path)
-    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet"]) == 3
-    assert "53×53 kernels left out: sizes 3 to 51 can be fitted" in capsys.readouterr().err
-    save_file({"a.0.dwconv.weight": wide, "a.1.dwconv.weight": blobs(8, 5, 0)}, path)
-    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet", "--no-autoencoder"]) == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_bytes())
-    assert list(summary["sizes"]) == ["5"]
-    assert any("53×53" in reason for reason in summary["left_out"])
-    assert pl.read_parquet(tmp_path / "out" / "kernels.parquet").height == 8
-
-
-def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert main(["nobody/nothing", "--offline", "--out", str(tmp_path / "out"), "--quiet"]) == 4
-    assert "nobody/nothing" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def exit_code(words: list[str]) -> int:
-    """Of the command, whether it returns or leaves."""
-    try:
-        return main(words)
-    except SystemExit as leaving:
-        return leaving.code
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--sizes", "seven"], "seven"),
-        (["--sizes", "1"], "at least 2"),
-        (["--families", "dog,gabor"], "gabor"),
-        (["--families", "dog,dog"], "twice"),
-        (["--null-rate", "1.5"], "below 1"),
-        (["--seed", "-1"], "0 or more"),
-        (["--steps", "0"], "1 or more"),
-        (["--replace", "dogs"], "fits"),
-        (["--replace-r2", "2"], "--replace-r2"),
-        (["--replace", "universal", "--no-autoencoder"], "needs the autoencoder"),
-        (["--no-such-option"], "no-such-option"),
-    ],
-)
-def test_wrong_usage_exits_with_2(arguments, message, tmp_path, capsys):
-    assert exit_code([*arguments, "--out", str(tmp_path / "out")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_out_that_is_a_file_is_wrong_usage(source, tmp_path, capsys):
-    (tmp_path / "out").write_text("mine")
-    assert main([str(source), "--out", str(tmp_path / "out"), "--quiet"]) == 2
-    assert "is a file" in capsys.readouterr().err
-
-
-def test_a_folder_that_cannot_be_made_fails(source, tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    assert main([str(source), "--out", str(tmp_path / "file" / "out"), "--quiet"]) == 1
-    assert "could not write" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("writes", [0, 1, 5, 10, 13])
-def test_a_disk_that_fills_leaves_nothing(writes, source, tmp_path, capsys, monkeypatch):
-    left = writes
-    fsync = os.fsync
-
-    def fill(handle):
-        nonlocal left
-        if left == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        left -= 1
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", fill)
-    command = [str(source), "--out", str(tmp_path / "out"), "--quiet", "--sizes", "5"]
-    assert main(command) == 1
-    assert "No space left on device" in capsys.readouterr().err
-    assert listing(tmp_path) == set()
-    monkeypatch.undo()
-
-
 def test_interrupted_run_leaves_no_result_and_goes_on(finished, source, tmp_path, capsys, monkeypatch):
     from dogfit import autoencoder
 
@@ -483,58 +293,3 @@ def test_autoencoders_that_cannot_be_used_are_refused(finished, source, tmp_path
     assert exit_code([*command, "--no-autoencoder", "--autoencoder", str(finished)]) == 2
     assert "exclude each other" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_exits_clean(source, tmp_path):
-    out = tmp_path / "out"
-    program = (
-        "import sys; from dogfit import analyse; analyse.NULL_KERNELS = (128, 128);"
-        "from dogfit.run import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, str(source), "--out", str(out), "--steps", "1000000"]
-    command += ["--sizes", "7", "--families", "gaussian"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 300
-        while not (out / ".dogfit" / "training-7").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert errors.splitlines()[-1].startswith("dogfit: interrupted")
-    assert {path.name for path in out.iterdir()} == {".dogfit"}
-
-
-def test_families_named_on_the_command_line_are_the_fitters():
-    from dogfit.families import FAMILIES, FAMILY
-
-    assert config.FAMILIES == FAMILIES
-    assert set(config.ALL_FAMILIES) == set(FAMILY)
-
-
-def test_version_and_help(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"dogfit {dogfit.__version__}\n"
-    with pytest.raises(SystemExit) as leaving:
-        main(["--help"])
-    assert leaving.value.code == 0
-    text = capsys.readouterr().out
-    options = "--out --sizes --families --seed --steps --null-rate --autoencoder --no-autoencoder --include "
-    options += "--exclude --replace --replace-r2 --overwrite --offline --quiet --json --version"
-    assert all(option in text for option in options.split())
-    assert f"(default: {AutoencoderConfig.steps})" in " ".join(text.split())
-
-
-def test_help_loads_nothing_heavy():
-    program = (
-        "import sys\ntry:\n import dogfit.run; dogfit.run.main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('jax', 'numpy', 'polars', 'matplotlib', 'sklearn') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"

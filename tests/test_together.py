@@ -8,7 +8,7 @@ import pytest
 from dogfit import distributed, follow, together
 from dogfit.config import RunConfig
 from dogfit.errors import DogfitError, HubError, InputError
-from test_run import checkpoint
+from job_inputs import checkpoint
 
 
 def orders(monkeypatch, *given):

@@ -1,0 +1,213 @@
+"""The main job used wrongly, interrupted, or given what it cannot use; and what it says of itself."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import save_file
+
+import dogfit
+from dogfit import config
+from dogfit.autoencoder import AutoencoderConfig
+from dogfit.run import main
+from job_inputs import blobs, checkpoint, exit_code
+
+pytestmark = pytest.mark.usefixtures("few_nulls")
+
+
+def truncated(folder: Path) -> Path:
+    path = checkpoint(folder / "cut.safetensors")
+    path.write_bytes(path.read_bytes()[:-5000])
+    return path
+
+
+def garbage(folder: Path) -> Path:
+    path = folder / "noise.safetensors"
+    path.write_bytes(bytes(range(256)) * 8)
+    return path
+
+
+def pickled(folder: Path) -> Path:
+    path = folder / "model.pt"
+    path.write_bytes(b"\x80\x04N.")
+    return path
+
+
+def without_depthwise(folder: Path) -> Path:
+    path = folder / "dense.safetensors"
+    save_file({"conv.weight": np.ones((8, 4, 3, 3), np.float32)}, path)
+    return path
+
+
+def constant(value: float):
+    def make(folder: Path) -> Path:
+        path = folder / "flat.safetensors"
+        save_file({"stages.0.blocks.0.conv_dw.weight": np.full((16, 1, 7, 7), value, np.float32)}, path)
+        return path
+
+    return make
+
+
+BROKEN = {
+    "missing": (lambda folder: folder / "nowhere.safetensors", "nowhere"),
+    "truncated": (truncated, "cut"),
+    "garbage": (garbage, "noise"),
+    "pickle": (pickled, "safetensors"),
+    "no depthwise": (without_depthwise, "depthwise"),
+    "all zero": (constant(0.0), "none of the 16 depthwise kernels can be fitted"),
+    "all NaN": (constant(np.nan), "none of the 16 depthwise kernels can be fitted"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_unusable_input_exits_with_3_and_leaves_nothing(kind, tmp_path, capsys):
+    make, message = BROKEN[kind]
+    path = make(tmp_path)
+    assert main([str(path), "--out", str(tmp_path / "out" / "deep"), "--quiet"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dogfit: ")
+    assert message in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_cannot_be_fitted_is_unusable_alone_and_left_out_among_others(tmp_path, capsys):
+    path = tmp_path / "wide.safetensors"
+    wide = np.random.default_rng(0).standard_normal((8, 1, 53, 53)).astype(np.float32)
+    save_file({"a.0.dwconv.weight": wide}, path)
+    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet"]) == 3
+    assert "53×53 kernels left out: sizes 3 to 51 can be fitted" in capsys.readouterr().err
+    save_file({"a.0.dwconv.weight": wide, "a.1.dwconv.weight": blobs(8, 5, 0)}, path)
+    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet", "--no-autoencoder"]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_bytes())
+    assert list(summary["sizes"]) == ["5"]
+    assert any("53×53" in reason for reason in summary["left_out"])
+    assert pl.read_parquet(tmp_path / "out" / "kernels.parquet").height == 8
+
+
+def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert main(["nobody/nothing", "--offline", "--out", str(tmp_path / "out"), "--quiet"]) == 4
+    assert "nobody/nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "seven"], "seven"),
+        (["--sizes", "1"], "at least 2"),
+        (["--families", "dog,gabor"], "gabor"),
+        (["--families", "dog,dog"], "twice"),
+        (["--null-rate", "1.5"], "below 1"),
+        (["--seed", "-1"], "0 or more"),
+        (["--steps", "0"], "1 or more"),
+        (["--replace", "dogs"], "fits"),
+        (["--replace-r2", "2"], "--replace-r2"),
+        (["--replace", "universal", "--no-autoencoder"], "needs the autoencoder"),
+        (["--no-such-option"], "no-such-option"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, message, tmp_path, capsys):
+    assert exit_code([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_is_a_file_is_wrong_usage(source, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert main([str(source), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_fails(source, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main([str(source), "--out", str(tmp_path / "file" / "out"), "--quiet"]) == 1
+    assert "could not write" in capsys.readouterr().err
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("writes", [0, 1, 5, 10, 13])
+def test_a_disk_that_fills_leaves_nothing(writes, source, tmp_path, capsys, monkeypatch):
+    left = writes
+    fsync = os.fsync
+
+    def fill(handle):
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left -= 1
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    command = [str(source), "--out", str(tmp_path / "out"), "--quiet", "--sizes", "5"]
+    assert main(command) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert listing(tmp_path) == set()
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_exits_clean(source, tmp_path):
+    out = tmp_path / "out"
+    program = (
+        "import sys; from dogfit import analyse; analyse.NULL_KERNELS = (128, 128);"
+        "from dogfit.run import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, str(source), "--out", str(out), "--steps", "1000000"]
+    command += ["--sizes", "7", "--families", "gaussian"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / ".dogfit" / "training-7").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("dogfit: interrupted")
+    assert {path.name for path in out.iterdir()} == {".dogfit"}
+
+
+def test_families_named_on_the_command_line_are_the_fitters():
+    from dogfit.families import FAMILIES, FAMILY
+
+    assert config.FAMILIES == FAMILIES
+    assert set(config.ALL_FAMILIES) == set(FAMILY)
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dogfit {dogfit.__version__}\n"
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    options = "--out --sizes --families --seed --steps --null-rate --autoencoder --no-autoencoder --include "
+    options += "--exclude --replace --replace-r2 --overwrite --offline --quiet --json --version"
+    assert all(option in text for option in options.split())
+    assert f"(default: {AutoencoderConfig.steps})" in " ".join(text.split())
+
+
+def test_help_loads_nothing_heavy():
+    program = (
+        "import sys\ntry:\n import dogfit.run; dogfit.run.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('jax', 'numpy', 'polars', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
