@@ -304,4 +304,4 @@ def _working_dtype(kernels: Array) -> Array:
 
 def _chunk_rows(mesh: Mesh | None) -> int:
     """Kernels per call of the compiled program."""
-    return 8 * block_rows() * (1 if mesh is None else mesh.size)
+    return 16 * block_rows() * (1 if mesh is None else mesh.size)

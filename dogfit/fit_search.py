@@ -36,13 +36,13 @@ class Search(NamedTuple):
 
 def block_rows() -> int:
     """Kernels that step together: cache-sized on a CPU, enough to fill an accelerator elsewhere."""
-    return 256 if jax.default_backend() == "cpu" else 8192
+    return 128 if jax.default_backend() == "cpu" else 8192
 
 
 def _rows_in_step(model: Model, weights: Images | None) -> int:
     """As `block_rows`, for a model; fewer where every image is made in full."""
     lean = isinstance(model, GaussianModel) and are_separable(model, weights)
-    return block_rows() if lean or jax.default_backend() != "cpu" else block_rows() // 4
+    return block_rows() if lean or jax.default_backend() != "cpu" else block_rows() // 2
 
 
 def tolerance_of(dtype: Any) -> float:

@@ -20,6 +20,8 @@ from dogfit.kernels.seeds import Seeds, find_seeds
 
 # Steps between two looks at which lanes are done.
 _STRIDE = 2
+# Most kernels whose seeds are found together on a CPU: what a grid has of them stays in its cache.
+_SEEDED = 64
 # Times the steps of a start that the best one gets more of, if it needs them.
 _FINISHING_FACTOR = 4
 # A start that comes so near the best one (in widths, and units of the other parameters), and to within so
@@ -91,7 +93,8 @@ class _Lanes(NamedTuple):
 
 
 class _Search(NamedTuple):
-    given: _Given
+    fetched: Float[Array, "r b"]
+    """Of the table, what belongs to the kernel of each lane."""
     lanes: _Lanes
     ascent: Ascent
     queue: Int[Array, ""]
@@ -130,7 +133,7 @@ def search_optimum(
     nothing = jnp.broadcast_to(zero, block)
     start = jnp.broadcast_to(zero[None], (len(points[0]), block))
     search = _Search(
-        given=table.take(jnp.zeros_like(idle)),
+        fetched=table.fetch(jnp.zeros_like(idle)),
         lanes=_Lanes(
             idle, jnp.full_like(idle, effort.starts), nothing > 0, start, nothing, nothing, 0 * idle, 0 * idle
         ),
@@ -144,7 +147,7 @@ def search_optimum(
 
     def work(search: _Search) -> _Search:
         search = _take_up(search, table, model, effort)
-        given = search.given
+        given = table.split(search.fetched)
 
         def step(_: Any, ascent: Ascent) -> Ascent:
             return advance(ascent, given.kernels, given.box, model, effort.tolerance, given.weights)
@@ -158,7 +161,7 @@ def search_optimum(
 
 def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> _Search:
     """Give lanes whose start has ended the next start, or the next kernel."""
-    given, lanes, ascent = search.given, search.lanes, search.ascent
+    given, lanes, ascent = table.split(search.fetched), search.lanes, search.ascent
     rows = search.found.shape[0]
     limit = jnp.where(lanes.finishing, _FINISHING_FACTOR * effort.steps, effort.steps)
     settled = (ascent.promise <= effort.tolerance) | (ascent.steps >= limit)
@@ -191,8 +194,8 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
 
     place = search.queue + jnp.cumsum(leaving, dtype=jnp.int32) - 1
     row = jnp.where(leaving, jnp.minimum(place, rows), lanes.row)
-    fresh = table.take(row)
-    given = jax.tree.map(lambda new, old: _where(leaving, new, old), fresh, given)
+    fetched = _where(leaving, table.fetch(row), search.fetched)
+    given = table.split(fetched)
     zero = jnp.zeros_like(row)
     lanes = _Lanes(
         row=row,
@@ -210,7 +213,7 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     begun = begun._replace(promise=jnp.where(row < rows, begun.promise, 0.0))
     ascent = jax.tree.map(lambda new, old: _where(ended, new, old), begun, ascent)
     queue = search.queue + jnp.sum(leaving, dtype=jnp.int32)
-    return _Search(given, lanes, ascent, queue, found)
+    return _Search(fetched, lanes, ascent, queue, found)
 
 
 def _near(model: Model, one: Float[Array, "p b"], other: Float[Array, "p b"]) -> Bool[Array, " b"]:
@@ -235,6 +238,7 @@ def _seed_all(
 ) -> tuple[Float[Array, "s p n"], Float[Array, "s n"]]:
     """Starts of all kernels, block by block."""
     rows = kernels.shape[-1]
+    block = min(block, _SEEDED) if jax.default_backend() == "cpu" else block
 
     def cut(array: Any) -> Any:
         wide = jnp.broadcast_to(array, (*array.shape[:-1], rows))
@@ -269,15 +273,18 @@ class _Table:
         ]
         self._rows = jnp.concatenate(own).T
 
-    def take(self, rows: Int[Array, " b"]) -> _Given:
+    def fetch(self, rows: Int[Array, " b"]) -> Float[Array, "r b"]:
         """What belongs to these rows; for rows beyond the end, to the last."""
-        fetched = jnp.take(self._rows, rows, axis=0, mode="clip").T
+        return jnp.take(self._rows, rows, axis=0, mode="clip").T
+
+    def split(self, fetched: Float[Array, "r b"]) -> _Given:
+        """What was fetched, by name; what all kernels share as it is."""
         leaves, at = [], 0
         for shared, shape in zip(self._shared, self._shapes, strict=True):
-            if shared is not None:
-                leaves.append(jnp.broadcast_to(shared, (*shape, len(rows))))
-                continue
-            size = math.prod(shape)
-            leaves.append(fetched[at : at + size].reshape(*shape, len(rows)))
-            at += size
+            if shared is None:
+                size = math.prod(shape)
+                leaves.append(fetched[at : at + size].reshape(*shape, -1))
+                at += size
+            else:
+                leaves.append(shared)
         return jax.tree.unflatten(self._tree, leaves)

@@ -7,6 +7,7 @@ projections of all its nodes on a kernel are two small matrix products, `P_x W P
 
 import functools
 import math
+import operator
 from typing import NamedTuple
 
 import jax
@@ -140,20 +141,24 @@ def _thin(
     energies: Float[Array, "t b"], numbers: Int[Array, "t b"], nodes: np.ndarray, count: int, apart: float
 ) -> Seeds:
     """The first of the peaks, without those that a better one next to them stands for."""
-    found = jnp.moveaxis(jnp.take(jnp.asarray(nodes), numbers, axis=0), -1, 1)  # [t, p + 2, b]
-    reach = jnp.stack([apart * jnp.exp(found[:, 2])] * 2 + [jnp.ones_like(found[:, 2])] * 2, axis=1)
-    at = jnp.concatenate([found[:, :2], found[:, -2:]], axis=1)
-    near = jnp.all(jnp.abs(at[:, None] - at[None]) <= reach[None], axis=2)
-    better = np.tri(len(at), k=-1, dtype=bool)[..., None]
-    keep = (energies > 0) & ~jnp.any(near & better, axis=1)
-    place = jnp.where(keep, jnp.cumsum(keep, axis=0, dtype=jnp.int32) - 1, count)
-    here = place[None] == jnp.arange(count, dtype=jnp.int32)[:, None, None]
+    found = jnp.moveaxis(jnp.take(jnp.asarray(nodes), numbers, axis=0), -1, 0)
+    at = [*found[:2], *found[-2:]]
+    reach = [apart * jnp.exp(found[2])] * 2 + [jnp.ones_like(energies)] * 2
+    values = jnp.concatenate([found[:-2], energies[None]])
+    place, slot = (jnp.arange(n, dtype=jnp.int32)[:, None] for n in (len(energies), count))
 
-    def put(values: Float[Array, "t b"]) -> Float[Array, "s b"]:
-        return jnp.sum(jnp.where(here, values[None], 0.0), axis=1)
+    # One after the other: all pairs at once are a reduction, many times slower on CPUs.
+    def take_up(j: Int[Array, ""], chosen: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        hidden, taken, seeds = chosen
+        keep = (energies[j] > 0) & ~hidden[j]
+        near = [jnp.abs(a - a[j][None]) <= r[j][None] for a, r in zip(at, reach, strict=True)]
+        hidden = hidden | (functools.reduce(operator.and_, near) & (place > j))
+        here = keep[None] & (slot == taken[None])
+        return hidden, taken + keep, jnp.where(here[None], values[:, j, None], seeds)
 
-    points = [put(found[:, parameter]) for parameter in range(found.shape[1] - 2)]
-    return Seeds(jnp.stack(points, axis=1), put(energies))
+    start = energies < 0, 0 * numbers[0], jnp.repeat(0.0 * values[:, :1], count, axis=1)
+    seeds = lax.fori_loop(0, len(energies), take_up, start)[2]
+    return Seeds(jnp.moveaxis(seeds[:-1], 1, 0), seeds[-1])
 
 
 def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: int) -> Seeds:
