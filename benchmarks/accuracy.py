@@ -294,6 +294,8 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    import jax
+
     options = parse()
     options.cache.mkdir(parents=True, exist_ok=True)
     wanted = list(itertools.product(options.profiles, options.families, options.sources, options.sizes))
@@ -324,6 +326,8 @@ def main() -> None:
                     cost = unexplained(cell, kernels[cell], engine, options.thorough)
                     outcomes[engine, cell] = compare(kernels[cell], cost, best, x)
                     say(f"  {engine}: {share(outcomes[engine, cell])}")
+                    # A process may map only so many pieces of memory, and compiled programs take thousands.
+                    jax.clear_caches()
     if outcomes:
         print_heading(options)
         print_table(options, outcomes)

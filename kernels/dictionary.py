@@ -18,11 +18,12 @@ _STEP, _TIED_STEP, _WIDEST, _NARROW = 1.8, 1.4, 0.75, 0.4
 _NEAR_RATIO, _RATIOS, _TIED_RATIOS = 1.15, (1.7, 3.0, 7.0), (1.5, 2.7, 6.0)
 _KAPPAS, _NARROW_KAPPAS = (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
 # Offsets of centres from a tap's for narrow Gaussians. A derivative changes its shape within hundredths of a
-# tap where its integral over the tap vanishes: the first at the tap's centre, the second at its edges. Nodes
-# around those places are for that order alone.
+# tap where its integral over the tap vanishes: the first at the tap's centre, the second and the Laplacian at
+# its edges. Nodes around those places are for that order alone.
 _OFFSETS = (-0.3, 0.0, 0.3, 0.5)
 _FIRST_OFFSETS = (-0.18, -0.06, 0.06, 0.18)
 _SECOND_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.49, 0.5, 0.51, 0.52)
+_LAPLACIAN_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.475, 0.49, 0.497, 0.503, 0.51, 0.525)
 _TIED_OFFSETS = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52)
 # Largest kernels for which there are such nodes: in larger ones they would outnumber all others.
 _FINE_SIZE = 15
@@ -86,7 +87,7 @@ def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     else:
         places = [_Place(s, i, None, (1.0,), (0.0,), 1) for i, s in enumerate(levels)]
     if low < _NARROW and (model.two_widths or model.order) and max(shape) <= _FINE_SIZE:
-        offsets = _FIRST_OFFSETS if model.order == 1 else _SECOND_OFFSETS
+        offsets = (_LAPLACIAN_OFFSETS, _FIRST_OFFSETS, _SECOND_OFFSETS)[model.order]
         places.append(_Place(low, 0, offsets, (_NEAR_RATIO,) if model.two_widths else (1.0,), (0.0,), 1))
     return places
 
