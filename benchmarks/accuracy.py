@@ -315,8 +315,12 @@ def main() -> None:
             cell: [pool.submit(_reference_fits, task) for task in tasks_of(cell, piece, options.cache)]
             for cell, piece in kernels.items()
         }
+        last = None
         for cell, futures in fits.items():
-            start = time.perf_counter()
+            if cell[:2] != last:
+                # A process may map only so many pieces of memory, and compiled programs take thousands.
+                jax.clear_caches()
+            last, start = cell[:2], time.perf_counter()
             best, x = (np.concatenate(part) for part in zip(*(f.result() for f in futures), strict=True))
             say(f"{' '.join(map(str, cell))}: {len(best)} kernels, {time.perf_counter() - start:.0f} s")
             if options.reference_only:
@@ -326,8 +330,6 @@ def main() -> None:
                     cost = unexplained(cell, kernels[cell], engine, options.thorough)
                     outcomes[engine, cell] = compare(kernels[cell], cost, best, x)
                     say(f"  {engine}: {share(outcomes[engine, cell])}")
-                    # A process may map only so many pieces of memory, and compiled programs take thousands.
-                    jax.clear_caches()
     if outcomes:
         print_heading(options)
         print_table(options, outcomes)

@@ -14,7 +14,7 @@ from dogfit.fit_config import FitConfig
 from dogfit.fit_result import FitResult, Status
 from dogfit.fit_search import Images, Search, search_models, tolerance_of
 from dogfit.kernels.derivatives import slopes
-from dogfit.kernels.linalg import leverages, project, total
+from dogfit.kernels.linalg import leverages, project, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import whiten
@@ -146,20 +146,20 @@ def fit_sharded(
 def _normalise(kernels: Images, weights: Images | None) -> _Unit:
     counted = jnp.ones_like(kernels) if weights is None else weights
     used = counted > 0
-    taps = jnp.sum(used, axis=(0, 1)).astype(kernels.dtype)
+    taps = sum_taps(used.astype(kernels.dtype))
     finite = jnp.all(jnp.isfinite(jnp.where(used, kernels, 0.0)) & (counted >= 0), axis=(0, 1))
     safe = jnp.where(used & finite[None, None, :], kernels, 0.0)
     counted = jnp.where(used, counted, 0.0)
-    everything = jnp.where(taps > 0, jnp.sum(counted, axis=(0, 1)), 1.0)
+    everything = jnp.where(taps > 0, sum_taps(counted), 1.0)
     # Scaled before squaring, so that kernels of any magnitude are alike.
     largest = jnp.max(jnp.abs(safe), axis=(0, 1))
     scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
     scaled = safe / scale[None, None, :]
-    mean = jnp.sum(counted * scaled, axis=(0, 1)) / everything
+    mean = sum_taps(counted * scaled) / everything
     # Weights count relatively: as many taps as have any.
     relative = counted * (taps / everything)[None, None, :]
     centred = jnp.sqrt(relative) * (scaled - mean[None, None, :])
-    energy = jnp.sum(centred**2, axis=(0, 1))
+    energy = sum_taps(centred**2)
     # Equal up to rounding.
     varied = energy > taps * (4 * float(jnp.finfo(kernels.dtype).eps)) ** 2
     fitted = finite & varied
@@ -175,9 +175,9 @@ def _relative(weights: Images | None, unit: _Unit) -> Images | None:
     if weights is None:
         return None
     # A kernel without any weight is not fitted, but must not divide by nothing.
-    empty = jnp.sum(weights, axis=(0, 1)) <= 0
+    empty = sum_taps(weights) <= 0
     weights = jnp.where(empty[None, None, :], 1.0, weights)
-    return weights * (unit.taps / jnp.sum(weights, axis=(0, 1)))[None, None, :]
+    return weights * (unit.taps / sum_taps(weights))[None, None, :]
 
 
 def _fit_family(
@@ -193,7 +193,7 @@ def _fit_family(
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
     columns = basis_images(model, found.point, shape)
     solved = project(unit.images, [whiten(column, weights) for column in columns])
-    unexplained = jnp.sum(solved.residual**2, axis=(0, 1))
+    unexplained = sum_taps(solved.residual**2)
     means = [_mean(column, weights) for column in columns]
     offset = -total(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
     held = (found.point <= box.lower) | (found.point >= box.upper)
@@ -216,8 +216,8 @@ def _fit_family(
 
 def _mean(image: Images, weights: Images | None) -> Float[Array, " b"]:
     if weights is None:
-        return jnp.mean(image, axis=(0, 1))
-    return jnp.sum(weights * image, axis=(0, 1)) / jnp.sum(weights, axis=(0, 1))
+        return sum_taps(image) / (image.shape[0] * image.shape[1])
+    return sum_taps(weights * image) / sum_taps(weights)
 
 
 def _score(
@@ -246,7 +246,7 @@ def _score(
         root = 1.0 if weights is None else jnp.sqrt(weights)
         # A tap that a parameter is there for alone cannot be predicted from the others.
         left = jnp.maximum(1.0 - leverages([root * column for column in columns]), 1e-3)
-        unexplained = jnp.sum((residual / left) ** 2, axis=(0, 1))
+        unexplained = sum_taps((residual / left) ** 2)
         return lax.stop_gradient(taps * jnp.log(jnp.maximum(unexplained, floor) / taps))
     likelihood = taps * jnp.log(jnp.maximum(unexplained, floor) / taps)
     if config.criterion == "bic":

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from dogfit.kernels.linalg import sum_taps, total
 from dogfit.kernels.model import GaussianModel
 
 Images = Float[Array, "h w b"]
@@ -68,15 +69,15 @@ def pose_of(kernels: Images, weights: Images | None) -> Pose:
     safe = jnp.where((counted > 0) & jnp.isfinite(kernels), kernels, 0.0)
     largest = jnp.max(jnp.abs(safe), axis=(0, 1))
     safe = safe / jnp.where(largest > 0, largest, 1.0)[None, None, :]
-    everything = jnp.sum(counted, axis=(0, 1))
-    mean = jnp.sum(counted * safe, axis=(0, 1)) / jnp.where(everything > 0, everything, 1.0)
+    everything = sum_taps(counted)
+    mean = sum_taps(counted * safe) / jnp.where(everything > 0, everything, 1.0)
     energy = lax.stop_gradient(counted * (safe - mean[None, None, :]) ** 2)
 
     def excess(energy: Float[Array, "m k b"]) -> Float[Array, " b"]:
         """Moment of the energy along the second axis; its sign turns exactly with that axis."""
-        columns = jnp.sum(energy + energy[::-1], axis=0)
+        columns = total(row + mirrored for row, mirrored in zip(energy, energy[::-1], strict=True))
         away = jnp.arange(columns.shape[0], dtype=columns.dtype) - (columns.shape[0] - 1) / 2
-        return jnp.sum(away[:, None] * (columns - columns[::-1]), axis=0)
+        return total(weight * column for weight, column in zip(away, columns - columns[::-1], strict=True))
 
     along_x, along_y = excess(energy), excess(jnp.swapaxes(energy, 0, 1))
     square = kernels.shape[0] == kernels.shape[1]

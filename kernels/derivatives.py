@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dogfit.kernels.custom import CustomModel
-from dogfit.kernels.linalg import Batch, cholesky_solve, project, settle, total
+from dogfit.kernels.linalg import Batch, cholesky_solve, project, settle, sum_taps, total
 from dogfit.kernels.model import Calculus, Combination, GaussianModel, TermImages, add
 from dogfit.kernels.products import Image, products_of, whiten
 
@@ -170,10 +170,10 @@ def _by_differentiation(
 
     at = jnp.stack(point)
     residual, gains, factor = project(kernels, basis(at))
-    energy = jnp.sum(kernels * kernels, axis=(0, 1)) - jnp.sum(residual * residual, axis=(0, 1))
+    energy = sum_taps(kernels * kernels) - sum_taps(residual * residual)
 
     def moments(position: Float[Array, "p b"]) -> list[Batch]:
-        return [jnp.sum(residual * image, axis=(0, 1)) for image in basis(position)]
+        return [sum_taps(residual * image) for image in basis(position)]
 
     def against(position: Float[Array, "p b"]) -> Array:
         return jnp.sum(total(u * m for u, m in zip(gains, moments(position), strict=True)))
@@ -187,7 +187,7 @@ def _by_differentiation(
         images.append(total(u[None, None, :] * change for u, change in zip(gains, changes, strict=True)))
         couplings.append(
             [
-                jnp.sum(residual * change, axis=(0, 1)) - jnp.sum(column * images[a], axis=(0, 1))
+                sum_taps(residual * change) - sum_taps(column * images[a])
                 for change, column in zip(changes, columns, strict=True)
             ]
         )
@@ -195,9 +195,9 @@ def _by_differentiation(
     solved = [cholesky_solve(factor, row) for row in couplings]
     hessian = {
         (a, b): curvature[a][b] * scale[b]
-        - jnp.sum(images[a] * images[b], axis=(0, 1))
+        - sum_taps(images[a] * images[b])
         + total(v * g for v, g in zip(couplings[a], solved[b], strict=True))
         for a in range(n)
         for b in range(a + 1)
     }
-    return Derivatives(energy, [jnp.sum(residual * image, axis=(0, 1)) for image in images], hessian)
+    return Derivatives(energy, [sum_taps(residual * image) for image in images], hessian)

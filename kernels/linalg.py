@@ -41,9 +41,12 @@ def total(values: Iterable[Any]) -> Any:
 
 
 def sum_taps(images: Float[Array, "h w b"]) -> Batch:
-    """Sum over the taps; in two steps, since XLA's reduction of two axes for CPUs is many times slower."""
-    rows = jnp.sum(images, axis=0)
-    return total(rows[y] for y in range(rows.shape[0]))
+    """Sum over the taps, term by term: XLA's reductions for CPUs are many times slower, and not always right.
+
+    (Over a large batch, with a factor broadcast along an axis that is not summed over; jax 0.10.2.)
+    """
+    rows = settle(total(images[x] for x in range(len(images))))
+    return total(rows[y] for y in range(len(rows)))
 
 
 class Projection(NamedTuple):

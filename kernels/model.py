@@ -137,7 +137,7 @@ class TermImages:
     ) -> None:
         sigma = jnp.exp(point[2])
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
-        self._line_weights: Float[Array, " l"] | None = None
+        self._line_weights: list[float] | None = None
         self._stretch: Batch | None = None
         along = [jnp.zeros_like(sigma), jnp.zeros_like(sigma)]
         nodes = np.zeros(1)
@@ -147,8 +147,7 @@ class TermImages:
             self._stretch = jnp.exp(0.5 * log_aspect)
             smear = jnp.sqrt(2.0 * jnp.sinh(log_aspect))
             along = [smear * jnp.cos(phi), smear * jnp.sin(phi)]
-            nodes, weights = _LINES[sigma.dtype.name]
-            self._line_weights = jnp.asarray(weights, sigma.dtype)
+            nodes, self._line_weights = _LINES[sigma.dtype.name]
             widths = [width / self._stretch for width in widths]
         at = jnp.asarray(nodes, sigma.dtype)[:, None]
 
@@ -171,7 +170,10 @@ class TermImages:
             if self._line_weights is None or self._stretch is None:
                 self._images[term] = x[:, None, 0] * y[None, :, 0]
             else:
-                smeared = jnp.sum(self._line_weights[None, None, :, None] * x[:, None] * y[None, :], axis=2)
+                smeared = total(
+                    weight * x[:, None, node] * y[None, :, node]
+                    for node, weight in enumerate(self._line_weights)
+                )
                 # Profiles are scaled by the short axis, terms by the mean one.
                 self._images[term] = smeared * (self._stretch ** (i + j))[None, None, :]
         return self._images[term]

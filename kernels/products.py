@@ -186,8 +186,8 @@ class WeightedProducts:
 def whiten(image: Image, weights: Image | None) -> Image:
     """An image about its (weighted) mean, times the roots of the weights."""
     if weights is None:
-        return image - jnp.mean(image, axis=(0, 1))[None, None, :]
-    mean = jnp.sum(weights * image, axis=(0, 1)) / jnp.sum(weights, axis=(0, 1))
+        return image - (sum_taps(image) / (image.shape[0] * image.shape[1]))[None, None, :]
+    mean = sum_taps(weights * image) / sum_taps(weights)
     return jnp.sqrt(weights) * (image - mean[None, None, :])
 
 

@@ -92,19 +92,29 @@ def discrete_profiles(
     # exact but for images one period, at least seven widths, away.
     half = 4 * size + 8
     step = xp.minimum(1.0, 12.0 / (math.pi * sigma)) * (math.pi / half)
-    angle = xp.arange(half + 1, dtype=center.dtype)[:, None] * step[None, :]
-    weight = (
-        xp.asarray([0.5, *[1.0] * (half - 1), 0.5], dtype=center.dtype)[:, None] * (step / math.pi)[None, :]
-    )
-    decay = 2.0 * sigma[None, :] * xp.sin(0.5 * angle)
-    spectrum = weight * xp.exp(-0.5 * decay**2)
-    phase = angle[:, None, :] * offset[None]
-    waves = (xp.cos(phase), -xp.sin(phase), -xp.cos(phase), xp.sin(phase))
-    profiles = []
-    for n in range(max_order + 1):
-        averaged = on_edge if n % 2 == 0 else ~on_edge
-        transfer = spectrum * decay**n * xp.where(averaged[None, :], xp.cos(0.5 * angle), 1.0)
-        profiles.append(xp.sum(transfer[:, None, :] * waves[n % 4], axis=0))
+
+    def add_frequency(i: Any, profiles: list[Any]) -> list[Any]:
+        angle = i * step
+        decay = 2.0 * sigma * xp.sin(0.5 * angle)
+        end = xp.where((i == 0) | (i == half), 0.5, 1.0)
+        spectrum = end * (step / math.pi) * xp.exp(-0.5 * decay**2)
+        phase = angle[None, :] * offset
+        waves = (xp.cos(phase), -xp.sin(phase))
+        out = []
+        for n, profile in enumerate(profiles):
+            averaged = on_edge if n % 2 == 0 else ~on_edge
+            transfer = spectrum * decay**n * xp.where(averaged, xp.cos(0.5 * angle), 1.0)
+            sign = -1.0 if n % 4 > 1 else 1.0
+            out.append(profile + sign * transfer[None, :] * waves[n % 2])
+        return out
+
+    profiles = [xp.zeros_like(offset) + 0.0 * sigma[None, :] for _ in range(max_order + 1)]
+    if xp is jnp:
+        # In a loop: summed over an axis, XLA's reductions for CPUs were seen to be wrong where a factor is
+        # broadcast and the batch large (jax 0.10.2).
+        return lax.fori_loop(0, half + 1, lambda i, p: add_frequency(i.astype(center.dtype), p), profiles)
+    for i in range(half + 1):
+        profiles = add_frequency(i, profiles)
     return profiles
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.dictionary import Grid, grids_of, nodes_of
-from dogfit.kernels.linalg import Batch, descent_solve, project, total
+from dogfit.kernels.linalg import Batch, descent_solve, project, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import Image, whiten
@@ -168,7 +168,7 @@ def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: i
     for _ in range(count):
         best = level == jnp.argmax(energies, axis=0).astype(jnp.int32)[None, :]
         chosen_energies.append(jnp.max(energies, axis=0))
-        chosen_points.append(jnp.sum(jnp.where(best[:, None, :], points, 0.0), axis=0))
+        chosen_points.append(total(jnp.where(b[None], p, 0.0) for b, p in zip(best, points, strict=True)))
         energies = jnp.where(best, -jnp.inf, energies)
     return Seeds(jnp.stack(chosen_points), jnp.stack(chosen_energies))
 
@@ -232,7 +232,7 @@ def _weighted_energies(kernels: Image, grid: Grid, weights: Image) -> Float[Arra
     """As `_grid_energies` with weighted taps: the Gram matrices are the kernels' own."""
     projections = _function_sums(jnp.sqrt(weights) * kernels, grid)
     means = _function_sums(weights, grid)
-    everything = jnp.sum(weights, axis=(0, 1))[None, None, None]
+    everything = sum_taps(weights)[None, None, None]
     q = len(projections)
 
     def gram(i: int, j: int) -> Float[Array, "kappas m n b"]:
@@ -265,7 +265,7 @@ def energy_at(kernels: Image, point: list[Batch], model: Model, weights: Image |
     """Explained energy at a search point."""
     images = model.images(point, (kernels.shape[0], kernels.shape[1]))
     residual = project(kernels, [whiten(image, weights) for image in images]).residual
-    return jnp.sum(kernels * kernels, axis=(0, 1)) - jnp.sum(residual * residual, axis=(0, 1))
+    return sum_taps(kernels * kernels) - sum_taps(residual * residual)
 
 
 def _elongate(kernels: Image, model: GaussianModel, seeds: Seeds, weights: Image | None) -> Seeds:
