@@ -7,7 +7,7 @@
 
 A kernel counts as hit when its cost (sum of squared residuals) is at most 1.001 times the reference's plus
 1e-4 of the kernel's energy; the reference is `tests/scipy_reference.py`, float64, in the same bounds. It
-takes an hour of processor time at first; its optima are then kept by kernels, family, profile and bounds. Real
+takes an hour of processor time once; its optima are then kept by kernels, family, profile and bounds. Real
 kernels come from `../shared/data/kernels`, where that size exists; drawn ones are random members of the
 family itself, with noise of 0, 10 or 30 % of their standard deviation. The eight master key filters are 7x7.
 """
