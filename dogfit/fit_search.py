@@ -199,7 +199,8 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     share, starts = 0.5, 12
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
-        starts *= 1 + model.tied
+        # Where centres stay as they are, each is a start of its own.
+        starts *= 1 + (model.tied or model.profile == "discrete")
     return Effort(
         starts=max(round(harder * starts), 1),
         # What has not arrived by then is in a narrow valley; the best of a kernel gets to its end.

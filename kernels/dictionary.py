@@ -86,7 +86,8 @@ def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
         places += [_Place(s, i, None, _RATIOS, (0.0,), 2) for i, s in enumerate(levels)]
     else:
         places = [_Place(s, i, None, (1.0,), (0.0,), 1) for i, s in enumerate(levels)]
-    if low < _NARROW and (model.two_widths or model.order) and max(shape) <= _FINE_SIZE:
+    fine = (model.two_widths or model.order > 0) and model.profile != "discrete"
+    if low < _NARROW and fine and max(shape) <= _FINE_SIZE:
         offsets = (_LAPLACIAN_OFFSETS, _FIRST_OFFSETS, _SECOND_OFFSETS)[model.order]
         places.append(_Place(low, 0, offsets, (_NEAR_RATIO,) if model.two_widths else (1.0,), (0.0,), 1))
     return places

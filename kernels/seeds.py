@@ -65,11 +65,17 @@ def find_seeds(
     grids = grids_of(model, kernels.shape[:2])
     sizes = [grid.whitening[0, 0].size for grid in grids]
     bits = (sum(sizes) - 1).bit_length()
-    keys = [
-        _peaks(_energies(kernels, grid, weights, box), sum(sizes[:number]), bits)
+    numbered = [
+        (_energies(kernels, grid, weights, box), sum(sizes[:number]), bits)
         for number, grid in enumerate(grids)
     ]
-    peaks = _largest(jnp.concatenate(keys), 2 * count + 6, bits)
+    if model.movable[0] or model.two_widths:
+        keys = jnp.concatenate([_peaks(*grid) for grid in numbered])
+    else:
+        # Centres that stay stand for no other, and all grids have the same: of each the best width.
+        best = functools.reduce(jnp.maximum, [keys for grid in numbered for keys in _keys(*grid)])
+        keys, apart = best.reshape(-1, best.shape[-1]), 0.0
+    peaks = _largest(keys, 2 * count + 6, bits)
     seeds = _thin(*peaks, nodes_of(model, kernels.shape[:2]), count, apart)
     seeds = Seeds(seeds.points.astype(kernels.dtype), seeds.energies.astype(kernels.dtype))
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
@@ -88,20 +94,25 @@ def _energies(
 _LEAST_KEY, _LARGEST_KEY = 0x00800000, 0x7F7FFFFF
 
 
-def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "c b"]:
-    """Keys of nodes that explain no less than their neighbours in x and y; of others 0.
+def _keys(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "kappas i j b"]:
+    """Keys of all nodes but the outermost, which are there twice.
 
     A key is the energy in fixed point, and in the lowest bits the number of the node, counted from `first`:
     at the price of digits that a seed does not need, no two are equal.
     """
     size = math.prod(energies.shape[:-1])
+    number = np.arange(first, first + size, dtype=np.int32).reshape(energies.shape[:-1])
+    least, scale = _fixed_point(bits)
+    fixed = least + (jnp.clip(energies[:, 1:-1, 1:-1], 0.0, 1.0) * scale).astype(jnp.int32)
+    return (fixed << bits) | number[:, 1:-1, 1:-1, None]
+
+
+def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "c b"]:
+    """Keys of nodes that explain no less than their neighbours in x and y; of others 0."""
     inner = energies[:, 1:-1, 1:-1]
     along_x = jnp.maximum(jnp.maximum(energies[:, :-2], energies[:, 2:]), energies[:, 1:-1])
     around = jnp.maximum(jnp.maximum(along_x[:, :, :-2], along_x[:, :, 2:]), along_x[:, :, 1:-1])
-    number = np.arange(first, first + size, dtype=np.int32).reshape(energies.shape[:-1])
-    least, scale = _fixed_point(bits)
-    fixed = least + (jnp.clip(inner, 0.0, 1.0) * scale).astype(jnp.int32)
-    keys = jnp.where(inner >= around, (fixed << bits) | number[:, 1:-1, 1:-1, None], 0)
+    keys = jnp.where(inner >= around, _keys(energies, first, bits), 0)
     # Of four nodes at most one is a peak.
     keys = jnp.maximum(keys[:, ::2], keys[:, 1::2])
     keys = jnp.maximum(keys[:, :, ::2], keys[:, :, 1::2])

@@ -94,6 +94,10 @@ def test_seeds_of_other_profiles(profile):
     assert points[:, 2][energies > 0].min() >= least - 1e-6
     if profile == "discrete":
         np.testing.assert_array_equal(2 * points[:, :2] % 1, 0)
+        # They stay there, so each is a start of its own.
+        for b in range(ROWS):
+            centres = points[:, :2, b][energies[:, b] > 0]
+            assert len(np.unique(centres, axis=0)) == len(centres) == len(points)
 
 
 def test_weighted_taps_weigh_in_the_seeds():
