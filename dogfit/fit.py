@@ -22,7 +22,7 @@ from dogfit.fit_block import fit_block, fit_sharded
 from dogfit.fit_bounds import Bounds, resolve_bounds
 from dogfit.fit_config import DEFAULT, FitConfig
 from dogfit.fit_result import FitResult, concatenate
-from dogfit.fit_search import block_rows
+from dogfit.fit_search import chunk_rows
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 
@@ -304,4 +304,4 @@ def _working_dtype(kernels: Array) -> Array:
 
 def _chunk_rows(mesh: Mesh | None) -> int:
     """Kernels per call of the compiled program."""
-    return 16 * block_rows() * (1 if mesh is None else mesh.size)
+    return chunk_rows() * (1 if mesh is None else mesh.size)

@@ -17,7 +17,7 @@ from dogfit.kernels.derivatives import slopes
 from dogfit.kernels.linalg import leverages, project, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
-from dogfit.kernels.products import whiten
+from dogfit.kernels.products import mean_taps, whiten
 from dogfit.kernels.search import Found
 from dogfit.pose import Pose, pose_of
 
@@ -194,7 +194,7 @@ def _fit_family(
     columns = basis_images(model, found.point, shape)
     solved = project(unit.images, [whiten(column, weights) for column in columns])
     unexplained = sum_taps(solved.residual**2)
-    means = [_mean(column, weights) for column in columns]
+    means = [mean_taps(column, weights) for column in columns]
     offset = -total(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
     held = (found.point <= box.lower) | (found.point >= box.upper)
     # A centre that only ever takes the seeds' places is at no bound.
@@ -212,12 +212,6 @@ def _fit_family(
     status = jnp.where(done, settled, jnp.int8(Status.MAX_STEPS))
     score = _score(unit, weights, family, config, found, unexplained, solved.residual, solved.weights)
     return _FamilyFit(values, unexplained, score, status, held_as_given.T, found)
-
-
-def _mean(image: Images, weights: Images | None) -> Float[Array, " b"]:
-    if weights is None:
-        return sum_taps(image) / (image.shape[0] * image.shape[1])
-    return sum_taps(weights * image) / sum_taps(weights)
 
 
 def _score(

@@ -185,10 +185,15 @@ class WeightedProducts:
 
 def whiten(image: Image, weights: Image | None) -> Image:
     """An image about its (weighted) mean, times the roots of the weights."""
+    centred = image - mean_taps(image, weights)[None, None, :]
+    return centred if weights is None else jnp.sqrt(weights) * centred
+
+
+def mean_taps(image: Image, weights: Image | None) -> Batch:
+    """The (weighted) mean of an image."""
     if weights is None:
-        return image - (sum_taps(image) / (image.shape[0] * image.shape[1]))[None, None, :]
-    mean = sum_taps(weights * image) / sum_taps(weights)
-    return jnp.sqrt(weights) * (image - mean[None, None, :])
+        return sum_taps(image) / (image.shape[0] * image.shape[1])
+    return sum_taps(weights * image) / sum_taps(weights)
 
 
 def products_of(
