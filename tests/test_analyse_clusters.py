@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from dogfit import analyse, analyse_clusters
+from dogfit import analyse_clusters
 from dogfit.analyse_clusters import with_evidence, with_universal
 from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
 from dogfit.clusters import Spectrum, name_spectrum
@@ -19,6 +19,8 @@ from dogfit.nulls import covariance_matched, white_noise
 from dogfit.outputs import Workspace
 from dogfit.report.result import Scores, SizeResult
 from dogfit.run import main
+
+pytestmark = pytest.mark.usefixtures("few_nulls")
 
 
 def edges(n: int, k: int, seed: int) -> np.ndarray:
@@ -32,8 +34,7 @@ def edges(n: int, k: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def few_nulls(monkeypatch):
-    monkeypatch.setattr(analyse, "NULL_KERNELS", (128, 128))
+def few_clusters(monkeypatch):
     monkeypatch.setattr(analyse_clusters, "COUNTS", (2, 4, 6, 8))
 
 
