@@ -3,7 +3,6 @@
     python benchmarks/fit.py                     rate, compile time, and accuracy against SciPy on 40 kernels
     python benchmarks/fit.py --reference 500     accuracy on 500 kernels (about half an hour, then cached)
     python benchmarks/fit.py --engine xla        the same without the compiled C++ search
-    python benchmarks/fit.py --stream 120        peak memory while up to 2 million kernels stream by, in 120 s
 
 Kernels are the real 7x7 ones of `../shared/data/kernels`; without that folder, those of the embedded
 network. Accurate means a cost (sum of squared residuals) within 1e-3, relative, plus 1e-4 of the kernel's
@@ -14,7 +13,6 @@ energy, of the best that dense float64 multi-start SciPy finds in the same bound
 import argparse
 import os
 import platform
-import resource
 import statistics
 import time
 from dataclasses import replace
@@ -63,26 +61,6 @@ def rates(kernels: np.ndarray, config: dogfit.FitConfig, repeats: int) -> tuple[
     return first - min(seconds), [len(kernels) / s for s in seconds]
 
 
-def peak_mb() -> float:
-    """High-water mark of this process's memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def stream(kernels: np.ndarray, limit_s: float, total: int = 2_000_000, block: int = 4096) -> None:
-    """Stream resampled kernels and print the memory high-water mark on the way."""
-    rng = np.random.default_rng(1)
-    blocks = (kernels[rng.integers(len(kernels), size=block)] for _ in range(total // block))
-    done, start, shown = 0, time.perf_counter(), 0
-    for result in dogfit.fit_stream(blocks):
-        done += len(result)
-        elapsed = time.perf_counter() - start
-        if done >= shown + 100_000 or elapsed > limit_s:
-            shown = done
-            print(f"| {done:,} | {elapsed:.0f} s | {peak_mb():.0f} MB |", flush=True)
-        if elapsed > limit_s:
-            break
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,7 +69,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference", type=int, default=40, help="kernels compared with SciPy")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
-    parser.add_argument("--stream", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--thorough", action="store_true", help="search with dogfit.THOROUGH")
     parser.add_argument("--engine", default="auto", choices=("auto", "native", "xla", "pallas"))
     options = parser.parse_args()
@@ -106,10 +83,6 @@ def main() -> None:
     timed = kernels[rng.integers(len(kernels), size=options.kernels)]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; Python ", end="")
     print(f"{platform.python_version()}, jax {jax.__version__}; 7x7 kernels of {name}\n")
-    if options.stream:
-        print("| kernels | time | peak memory |\n|---|---|---|")
-        stream(kernels, options.stream)
-        return
     compile_s, found = rates(timed, config, options.repeats)
     load = os.getloadavg()[0]
     shares = accuracy(judged, config, options.cache)

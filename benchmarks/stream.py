@@ -12,6 +12,7 @@ files, which the system takes back when it needs them.
 import argparse
 import os
 import platform
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -37,6 +38,11 @@ def write_kernels(path: Path, count: int, piece: int = 65_536) -> str:
         file[start : start + rows] = gains * kernels[rng.integers(len(kernels), size=rows)] + noise
     file.flush()
     return name
+
+
+def peak_mb() -> float:
+    """High-water mark of this process's memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def private_mb() -> float:
@@ -70,7 +76,7 @@ def main() -> None:
             while marks and done >= marks[0]:
                 marks.pop(0)
                 seconds = time.perf_counter() - start
-                memory = f"{fitter.peak_mb():,.0f} MB | {private_mb():,.0f} MB"
+                memory = f"{peak_mb():,.0f} MB | {private_mb():,.0f} MB"
                 print(f"| {done:,} | {seconds:,.0f} s | {done / seconds:,.0f} | {memory} |", flush=True)
 
         done = dogfit.fit_parquet(np.load(path, mmap_mode="r"), out, progress=progress)
