@@ -205,7 +205,8 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
         # Where centres stay as they are, each is a start of its own.
-        starts *= 1 + (model.tied or model.profile == "discrete")
+        if model.tied or model.profile == "discrete":
+            starts = 30 if model.tied and model.order == 2 else 24
     return Effort(
         starts=max(round(harder * starts), 1),
         # What has not arrived by then is in a narrow valley; the best of a kernel gets to its end.

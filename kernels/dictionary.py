@@ -25,6 +25,8 @@ _FIRST_OFFSETS = (-0.18, -0.06, 0.06, 0.18)
 _SECOND_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.49, 0.5, 0.51, 0.52)
 _LAPLACIAN_OFFSETS = (-0.4, -0.2, 0.2, 0.4, 0.475, 0.49, 0.497, 0.503, 0.51, 0.525)
 _TIED_OFFSETS = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.48, 0.5, 0.52)
+# Where a tied surround all but cancels its centre, hundredths of kappa make a difference too.
+_CANCELLING_OFFSETS, _CANCELLING_KAPPAS = (-0.04, 0.0, 0.04, 0.49, 0.51), (0.7, 0.75, 0.78)
 # Largest kernels for which there are such nodes: in larger ones they would outnumber all others.
 _FINE_SIZE = 15
 
@@ -78,8 +80,11 @@ def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     if model.tied:
         # Where narrow, they have nodes of their own.
         places = [_Place(s, i, None, _TIED_RATIOS, _KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]
-        offsets = _TIED_OFFSETS if max(shape) <= _FINE_SIZE else None
+        small = max(shape) <= _FINE_SIZE
+        offsets = _TIED_OFFSETS if small else None
         narrow = [_Place(s, 0, offsets, _TIED_RATIOS, _NARROW_KAPPAS, 1) for s in (low, 1.18 * low)]
+        if small and model.order == 2 and model.profile == "integrated":
+            narrow.append(_Place(low, 0, _CANCELLING_OFFSETS, _TIED_RATIOS[:1], _CANCELLING_KAPPAS, 1))
         return places + narrow * (low < _NARROW)
     if model.two_widths:
         places = [_Place(s, i, None, (_NEAR_RATIO,), (0.0,), 1) for i, s in enumerate(levels)]
