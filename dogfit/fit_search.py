@@ -204,8 +204,8 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     share, starts = 0.5, 12
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
-        # Where centres stay as they are, each is a start of its own.
-        if model.tied or model.profile == "discrete":
+        # Ellipses have more optima; and where centres stay as they are, each is a start of its own.
+        if model.tied or model.elliptic or model.profile == "discrete":
             starts = 30 if model.tied and model.order == 2 else 24
     return Effort(
         starts=max(round(harder * starts), 1),

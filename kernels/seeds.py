@@ -26,8 +26,9 @@ from dogfit.kernels.products import Image, whiten
 
 # Nodes of which the two best peaks are kept.
 _GROUP = 8
-# Ellipses tried at each start of a round model: none, and one of each of four directions.
-_ELLIPSES = ((0.0, 0.0), (0.7, 0.0), (-0.7, 0.0), (0.0, 0.7), (0.0, -0.7))
+# Ellipses tried at each start of a round model: none, and two of each of four directions.
+_AXES = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+_ELLIPSES = ((0.0, 0.0), *((size * e1, size * e2) for size in (0.5, 1.1) for e1, e2 in _AXES))
 
 
 class Seeds(NamedTuple):
