@@ -204,9 +204,11 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     share, starts = 0.5, 12
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
-        # Ellipses have more optima; and where centres stay as they are, each is a start of its own.
-        if model.tied or model.elliptic or model.profile == "discrete":
-            starts = 30 if model.tied and model.order == 2 else 24
+        # Ellipses and tied surrounds have more optima; centres of a discrete profile are starts of their own.
+        if model.tied and model.order == 2:
+            starts = 30
+        elif model.tied or model.elliptic or model.profile == "discrete":
+            starts = 24
     return Effort(
         starts=max(round(harder * starts), 1),
         # What has not arrived by then is in a narrow valley; the best of a kernel gets to its end.
