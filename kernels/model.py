@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from dogfit.kernels.ellipses import elliptic_images
 from dogfit.kernels.linalg import Batch, total
 from dogfit.kernels.profiles import PROFILES
 
@@ -30,17 +30,6 @@ Matrix = tuple[Batch, Batch, Batch]
 # Narrowest Gaussian, in taps: a narrower one is a single tap; sampled further apart than this, derivatives
 # cease to be derivatives.
 MIN_SIGMA_PX = MappingProxyType({"integrated": 0.3, "sampled": 0.6, "discrete": 0.3})
-
-
-def _line(nodes: int, reach: float) -> tuple[list[float], list[float]]:
-    """Nodes and weights, of exactly unit variance, that smear a round Gaussian along a line to an ellipse."""
-    at = np.linspace(-reach, reach, nodes)
-    weights = np.exp(-0.5 * at**2) / np.exp(-0.5 * at**2).sum()
-    return (at / np.sqrt(weights @ at**2)).tolist(), weights.tolist()
-
-
-# Where the axes are as 3 to 1, exact to 1e-7 and 1e-15.
-_LINES = {"float32": _line(25, 4.4), "float64": _line(61, 7.0)}
 
 
 @dataclass(frozen=True)
@@ -135,47 +124,27 @@ class TermImages:
     def __init__(
         self, model: GaussianModel, point: list[Batch], shape: tuple[int, int], highest: int
     ) -> None:
-        sigma = jnp.exp(point[2])
+        x0, y0, log_sigma = point[:3]
+        sigma = jnp.exp(log_sigma)
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
-        self._line_weights: list[float] | None = None
-        self._stretch: Batch | None = None
-        along = [jnp.zeros_like(sigma), jnp.zeros_like(sigma)]
-        nodes = np.zeros(1)
-        if model.elliptic:
-            e1, e2 = point[-2:]
-            log_aspect, phi = jnp.hypot(e1, e2), 0.5 * jnp.arctan2(e2, e1)
-            self._stretch = jnp.exp(0.5 * log_aspect)
-            smear = jnp.sqrt(2.0 * jnp.sinh(log_aspect))
-            along = [smear * jnp.cos(phi), smear * jnp.sin(phi)]
-            nodes, self._line_weights = _LINES[sigma.dtype.name]
-            widths = [width / self._stretch for width in widths]
-        at = jnp.asarray(nodes, sigma.dtype)[:, None]
-
-        def profiles(axis: int, width: Batch) -> list[Float[Array, "k l b"]]:
-            mean_width = width if self._stretch is None else width * self._stretch
-            centers = point[axis][None, :] + at * (along[axis] * mean_width)[None, :]
-            same = jnp.broadcast_to(width[None, :], centers.shape)
-            found = PROFILES[model.profile](centers.ravel(), same.ravel(), shape[axis], max(highest, 1))
-            return [profile.reshape(-1, *centers.shape) for profile in found]
-
-        # [width][axis][order] -> [k, l, b], l nodes of the line along the long axis
-        self._profiles = [[profiles(axis, width) for axis in (0, 1)] for width in widths]
         self._images: dict[Term, Float[Array, "kx ky b"]] = {}
+        for w, width in enumerate(widths):
+            if model.elliptic:
+                xx, xy, yy = (2.0 * entry for entry in _half_matrices(*point[-2:])[()])
+                images = elliptic_images(
+                    (x0, y0), width, (xx, xy, yy), shape, (model.order, highest), model.profile
+                )
+            else:
+                x, y = (
+                    PROFILES[model.profile](center, width, taps, max(highest, 1))
+                    for center, taps in zip((x0, y0), shape, strict=True)
+                )
+                orders = range(model.order, highest + 1)
+                images = {(n - j, j): x[n - j][:, None] * y[j][None] for n in orders for j in range(n + 1)}
+            self._images |= {(w, i, j): image for (i, j), image in images.items()}
 
     def image(self, term: Term) -> Float[Array, "kx ky b"]:
         """Image of one term."""
-        if term not in self._images:
-            width, i, j = term
-            x, y = self._profiles[width][0][i], self._profiles[width][1][j]
-            if self._line_weights is None or self._stretch is None:
-                self._images[term] = x[:, None, 0] * y[None, :, 0]
-            else:
-                smeared = total(
-                    weight * x[:, None, node] * y[None, :, node]
-                    for node, weight in enumerate(self._line_weights)
-                )
-                # Profiles are scaled by the short axis, terms by the mean one.
-                self._images[term] = smeared * (self._stretch ** (i + j))[None, None, :]
         return self._images[term]
 
     def combine(self, combination: Combination) -> Float[Array, "kx ky b"]:

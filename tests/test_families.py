@@ -154,8 +154,7 @@ def test_single_precision_holds_narrow_ellipses(aspect):
         image = render(FAMILY["gaussian_elliptic"], jnp.array([list(values.values())], jnp.float32), (9, 9))
         wanted = textbook("gaussian_elliptic", 9, values)
         error = np.linalg.norm(image[0] - wanted) / np.linalg.norm(wanted - wanted.mean())
-        # 1e-4 of the energy counts as the same fit.
-        assert error < 3e-3
+        assert error < 3e-6
 
 
 def test_second_derivative_axes_are_eigenvectors():
