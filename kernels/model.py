@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dogfit.kernels.ellipses import elliptic_images
-from dogfit.kernels.linalg import Batch, total
+from dogfit.kernels.linalg import Batch, settle, total
 from dogfit.kernels.profiles import PROFILES
 
 # (width index, order along x, order along y)
@@ -135,9 +135,11 @@ class TermImages:
                     (x0, y0), width, (xx, xy, yy), shape, (model.order, highest), model.profile
                 )
             else:
-                x, y = (
-                    PROFILES[model.profile](center, width, taps, max(highest, 1))
-                    for center, taps in zip((x0, y0), shape, strict=True)
+                x, y = settle(
+                    [
+                        PROFILES[model.profile](center, width, taps, max(highest, 1))
+                        for center, taps in zip((x0, y0), shape, strict=True)
+                    ]
                 )
                 orders = range(model.order, highest + 1)
                 images = {(n - j, j): x[n - j][:, None] * y[j][None] for n in orders for j in range(n + 1)}
