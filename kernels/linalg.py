@@ -143,6 +143,11 @@ def solve_gram(gram: Symmetric, right: Sequence[Batch]) -> Solution:
     return Solution(energy, back_substitute(lower, inverse_diagonal, solved), (lower, inverse_diagonal))
 
 
+def orthonormal_columns(columns: Sequence[Float[Array, "h w b"]]) -> list[Float[Array, "h w b"]]:
+    """Orthonormal basis of the columns, zero where one depends on earlier ones."""
+    return [step.direction for step in _directions(columns)]
+
+
 def leverages(columns: Sequence[Float[Array, "h w b"]]) -> Float[Array, "h w b"]:
     """Leverage of each tap: the diagonal of the projection on the columns, between 0 and 1."""
     return total(step.direction**2 for step in _directions(columns))

@@ -16,12 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.newton import Ascent, Box, advance, begin_ascent
 from dogfit.kernels.products import Image
-from dogfit.kernels.seeds import Seeds, find_seeds
+from dogfit.kernels.seeds import Seeds, find_seeds, uses_images
 
 # Steps between two looks at which lanes are done.
 _STRIDE = 2
 # Most kernels whose seeds are found together on a CPU: what a grid has of them stays in its cache.
 _SEEDED = 64
+# As many where images of nodes are made for them anew.
+_SEEDED_BY_IMAGES = 2048
 # Times the steps of a start that the best one gets more of, if it needs them.
 _FINISHING_FACTOR = 4
 # A start that comes so near the best one (in widths, and units of the other parameters), and to within so
@@ -238,7 +240,9 @@ def _seed_all(
 ) -> tuple[Float[Array, "s p n"], Float[Array, "s n"]]:
     """Starts of all kernels, block by block."""
     rows = kernels.shape[-1]
-    block = min(block, _SEEDED) if jax.default_backend() == "cpu" else block
+    if jax.default_backend() == "cpu":
+        from_images = uses_images(model, kernels.shape[:2], weights, box)
+        block = min(rows, _SEEDED_BY_IMAGES) if from_images else min(block, _SEEDED)
 
     def cut(array: Any) -> Any:
         wide = jnp.broadcast_to(array, (*array.shape[:-1], rows))

@@ -19,11 +19,15 @@ from jaxtyping import Array, Float, Int
 from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.dictionary import Grid, grids_of, nodes_of
+from dogfit.kernels.ellipse_seeds import elliptic_keys, elliptic_nodes, has_nodes
 from dogfit.kernels.linalg import Batch, descent_solve, project, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
+from dogfit.kernels.peaks import largest_keys, pack_keys
 from dogfit.kernels.products import Image, whiten
 
+# Differences of shape within which an elliptic start stands for another.
+_ALIKE = 0.6
 # Nodes of which the two best peaks are kept.
 _GROUP = 8
 # Ellipses tried at each start of a round model: none, and two of each of four directions.
@@ -63,6 +67,11 @@ def find_seeds(
     """
     if isinstance(model, CustomModel):
         return _custom_seeds(kernels, model, count, weights, box)
+    if uses_images(model, kernels.shape[:2], weights, box):
+        nodes = elliptic_nodes(model, kernels.shape[:2])
+        bits = (len(nodes) - 1).bit_length()
+        peaks = largest_keys(elliptic_keys(kernels, model, bits), 2 * count + 6, bits)
+        return _thin(*peaks, nodes, count, apart, kernels.dtype, _ALIKE)
     grids = grids_of(model, kernels.shape[:2])
     sizes = [grid.whitening[0, 0].size for grid in grids]
     bits = (sum(sizes) - 1).bit_length()
@@ -76,10 +85,14 @@ def find_seeds(
         # Centres that stay stand for no other, and all grids have the same: of each the best width.
         best = functools.reduce(jnp.maximum, [keys for grid in numbered for keys in _keys(*grid)])
         keys, apart = best.reshape(-1, best.shape[-1]), 0.0
-    peaks = _largest(keys, 2 * count + 6, bits)
-    seeds = _thin(*peaks, nodes_of(model, kernels.shape[:2]), count, apart)
-    seeds = Seeds(seeds.points.astype(kernels.dtype), seeds.energies.astype(kernels.dtype))
+    peaks = largest_keys(keys, 2 * count + 6, bits)
+    seeds = _thin(*peaks, nodes_of(model, kernels.shape[:2]), count, apart, kernels.dtype)
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
+
+
+def uses_images(model: Model, shape: tuple[int, ...], weights: Image | None, box: Box | None) -> bool:
+    """Whether `find_seeds` makes images of elliptic nodes, rather than elongate starts of the round model."""
+    return isinstance(model, GaussianModel) and has_nodes(model, shape) and weights is None and box is None
 
 
 def _energies(
@@ -91,21 +104,11 @@ def _energies(
     return energies if box is None else energies * _inside(grid, box)
 
 
-# Bits of the smallest and largest normal float32: keys are compared as floats, which is as fast as it gets.
-_LEAST_KEY, _LARGEST_KEY = 0x00800000, 0x7F7FFFFF
-
-
 def _keys(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "kappas i j b"]:
-    """Keys of all nodes but the outermost, which are there twice.
-
-    A key is the energy in fixed point, and in the lowest bits the number of the node, counted from `first`:
-    at the price of digits that a seed does not need, no two are equal.
-    """
+    """Keys of all nodes but the outermost, which are there twice, numbered from `first`."""
     size = math.prod(energies.shape[:-1])
     number = np.arange(first, first + size, dtype=np.int32).reshape(energies.shape[:-1])
-    least, scale = _fixed_point(bits)
-    fixed = least + (jnp.clip(energies[:, 1:-1, 1:-1], 0.0, 1.0) * scale).astype(jnp.int32)
-    return (fixed << bits) | number[:, 1:-1, 1:-1, None]
+    return pack_keys(energies[:, 1:-1, 1:-1], number[:, 1:-1, 1:-1], bits)
 
 
 def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "c b"]:
@@ -128,34 +131,26 @@ def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int
     return keys
 
 
-def _fixed_point(bits: int) -> tuple[int, int]:
-    """What stands in a key, above its lowest bits, for an energy of 0, and how much more for one of 1."""
-    least = (_LEAST_KEY >> bits) + 1
-    return least, (_LARGEST_KEY >> bits) - least
-
-
-def _largest(keys: Int[Array, "c b"], count: int, bits: int) -> tuple[Float[Array, "t b"], Int[Array, "t b"]]:
-    """Energies and numbers of the largest keys, by repeated maximum: lax.top_k sorts on CPU."""
-    values = lax.bitcast_convert_type(keys, jnp.float32)
-
-    def next_largest(last: Batch, _: None) -> tuple[Batch, Batch]:
-        best = jnp.max(jnp.where(values < last[None], values, 0.0), axis=0)
-        return best, best
-
-    found = lax.scan(next_largest, 0.0 * values[0] + jnp.inf, length=count)[1]
-    keys = lax.bitcast_convert_type(found, jnp.int32)
-    least, scale = _fixed_point(bits)
-    energies = jnp.maximum((keys >> bits) - least, 0).astype(jnp.float32) / scale
-    return energies, keys & ((1 << bits) - 1)
-
-
 def _thin(
-    energies: Float[Array, "t b"], numbers: Int[Array, "t b"], nodes: np.ndarray, count: int, apart: float
+    energies: Float[Array, "t b"],
+    numbers: Int[Array, "t b"],
+    nodes: np.ndarray,
+    count: int,
+    apart: float,
+    dtype: jnp.dtype,
+    alike: float | None = None,
 ) -> Seeds:
-    """The first of the peaks, without those that a better one next to them stands for."""
+    """The first of the peaks, without those that a better one next to them stands for.
+
+    Next to them are centres within `apart` widths, of neighbouring widths and ratios, and, where nodes are
+    elliptic, of shapes no further than `alike` from each other.
+    """
     found = jnp.moveaxis(jnp.take(jnp.asarray(nodes), numbers, axis=0), -1, 0)
     at = [*found[:2], *found[-2:]]
     reach = [apart * jnp.exp(found[2])] * 2 + [jnp.ones_like(energies)] * 2
+    if alike is not None:
+        at += [*found[-4:-2]]
+        reach += [jnp.full_like(energies, alike)] * 2
     values = jnp.concatenate([found[:-2], energies[None]])
     place, slot = (jnp.arange(n, dtype=jnp.int32)[:, None] for n in (len(energies), count))
 
@@ -170,7 +165,7 @@ def _thin(
 
     start = energies < 0, 0 * numbers[0], jnp.repeat(0.0 * values[:, :1], count, axis=1)
     seeds = lax.fori_loop(0, len(energies), take_up, start)[2]
-    return Seeds(jnp.moveaxis(seeds[:-1], 1, 0), seeds[-1])
+    return Seeds(jnp.moveaxis(seeds[:-1], 1, 0).astype(dtype), seeds[-1].astype(dtype))
 
 
 def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: int) -> Seeds:

@@ -1,0 +1,143 @@
+"""Nodes of elliptic models, and which of them explain most of a kernel.
+
+An ellipse at an angle is no product of profiles along the axes: the images of all nodes are made in full,
+while the program runs, and one matrix product gives their energies.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dogfit.kernels.linalg import orthonormal_columns, total
+from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.peaks import pack_keys
+from dogfit.kernels.products import Image, whiten
+
+# Largest kernels that have such nodes: their number grows with the taps, and what each costs, too.
+_MOST_TAPS = 100
+# A circle, and ellipses of two sizes in eight directions each.
+_RINGS = ((0.7, 0.0), (1.2, 0.5))
+_DIRECTIONS = 8
+# Ratio of neighbouring widths, and the widest, of the kernel's size.
+_STEP, _WIDEST = 1.8, 0.6
+# Offsets of centres from those of taps, by the shorter axis; where the width itself is narrow, derivatives
+# change their shape within a tap.
+_NARROW, _NARROW_OFFSETS = 0.42, (-0.3, 0.0, 0.3, 0.5)
+_OFFSETS = ((0.6, (-0.25, 0.0, 0.25, 0.5)), (1.2, (0.0, 0.5)), (math.inf, (0.0,)))
+# Widths of the surround, in widths of the centre, and its share.
+_RATIOS, _TIED_RATIOS, _KAPPAS = (1.15, 3.0), (1.5, 4.0), (0.6, 1.0)
+# Of the nodes that differ by their centre alone, every third compete for one place.
+_PLACES = 3
+# Nodes looked at together.
+_TOGETHER = 1024
+
+
+class _Nodes(NamedTuple):
+    """Nodes that differ by their centre alone, on the same centres each."""
+
+    centers: Float[np.ndarray, "c 2"]
+    rest: Float[np.ndarray, "g q"]
+    """The other search parameters, and numbers of the width and of the ratio with kappa."""
+
+
+def has_nodes(model: GaussianModel, shape: tuple[int, ...]) -> bool:
+    """Whether there are such nodes: for elliptic models and kernels that are not large."""
+    return model.elliptic and math.prod(shape) <= _MOST_TAPS
+
+
+def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.ndarray, "c 2"]:
+    lines = []
+    for size in shape:
+        taps = np.arange(-1, size + 1)[:, None] - (size - 1) / 2
+        line = np.unique(np.round((taps + np.array(offsets)).ravel(), 6))
+        lines.append(line[np.abs(line) <= size / 2])
+    return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+@functools.cache
+def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...]:
+    low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
+    levels = np.geomspace(low, high, max(math.ceil(math.log(high / low) / math.log(_STEP)), 1) + 1)
+    ratios = (_TIED_RATIOS if model.tied else _RATIOS) if model.two_widths else (1.0,)
+    tails = [
+        [math.log(ratio)] * model.two_widths + [kappa] * model.tied
+        for ratio in ratios
+        for kappa in (_KAPPAS if model.tied else (0.0,))
+    ]
+    angles = (
+        2 * np.pi * (np.arange(_DIRECTIONS) + np.array([turn for _, turn in _RINGS])[:, None]) / _DIRECTIONS
+    )
+    radii = np.array([radius for radius, _ in _RINGS])[:, None]
+    ellipses = [
+        (0.0, 0.0),
+        *zip((radii * np.cos(angles)).ravel(), (radii * np.sin(angles)).ravel(), strict=True),
+    ]
+    by_offsets: dict[tuple[float, ...], list[list[float]]] = {}
+    for step, sigma in enumerate(levels):
+        for ellipse in ellipses:
+            short = sigma * math.exp(-0.5 * math.hypot(*ellipse))
+            offsets = next(offsets for most, offsets in _OFFSETS if short < most)
+            groups = by_offsets.setdefault(_NARROW_OFFSETS if sigma < _NARROW else offsets, [])
+            groups += [[math.log(sigma), *tail, *ellipse, step, number] for number, tail in enumerate(tails)]
+    return tuple(_Nodes(_centers(offsets, shape), np.array(rest)) for offsets, rest in by_offsets.items())
+
+
+@functools.cache
+def elliptic_nodes(model: GaussianModel, shape: tuple[int, int]) -> Float[np.ndarray, "n q"]:
+    """Search point, and numbers of the width and of the ratio with kappa, of every node."""
+    return np.concatenate(
+        [
+            np.concatenate(
+                [np.tile(n.centers, (len(n.rest), 1)), np.repeat(n.rest, len(n.centers), axis=0)], axis=1
+            )
+            for n in _nodes_of(model, shape)
+        ]
+    ).astype(np.float32)
+
+
+def elliptic_keys(kernels: Image, model: GaussianModel, bits: int) -> Int[Array, "c b"]:
+    """Keys of the best nodes of each width, shape and surround, for centred kernels of unit energy."""
+    shape = (kernels.shape[0], kernels.shape[1])
+    taps = kernels.reshape(-1, kernels.shape[-1])
+    found, first = [], 0
+    for nodes in _nodes_of(model, shape):
+        found.append(_best_centers(taps, nodes, model, shape, first, bits))
+        first += len(nodes.centers) * len(nodes.rest)
+    return jnp.concatenate(found)
+
+
+def _best_centers(
+    taps: Float[Array, "t b"],
+    nodes: _Nodes,
+    model: GaussianModel,
+    shape: tuple[int, int],
+    first: int,
+    bits: int,
+) -> Int[Array, "c b"]:
+    centers, groups = len(nodes.centers), len(nodes.rest)
+    together = max(_TOGETHER // centers, 1)
+    # Twice the last where they do not come out even: a key that is there twice counts once.
+    number = np.minimum(np.arange(-(-groups // together) * together), groups - 1).reshape(-1, together)
+    parameters = len(model.names) - 2
+    at = jnp.asarray(nodes.centers.T, taps.dtype)
+
+    def look(chosen: Int[Array, " g"]) -> Int[Array, "c b"]:
+        rest = jnp.asarray(nodes.rest[:, :parameters], taps.dtype)[chosen]
+        point = [*jnp.tile(at, (1, together)), *jnp.repeat(rest, centers, axis=0).T]
+        columns = orthonormal_columns([whiten(image, None) for image in model.images(point, shape)])
+        rows = jnp.concatenate([column.reshape(len(taps), -1) for column in columns], axis=1)
+        contract = (((0,), (0,)), ((), ()))
+        # Highest precision: TF32 would misplace starts.
+        sums = lax.dot_general(rows, taps, contract, precision=lax.Precision.HIGHEST)
+        energies = total(part * part for part in jnp.split(sums, len(columns)))
+        numbers = first + chosen[:, None] * centers + np.arange(centers, dtype=np.int32)[None]
+        keys = pack_keys(energies.reshape(together, centers, -1), numbers, bits)
+        best = [jnp.max(keys[:, place::_PLACES], axis=1) for place in range(_PLACES)]
+        return jnp.concatenate(best)
+
+    return lax.map(look, jnp.asarray(number, jnp.int32)).reshape(-1, taps.shape[-1])
