@@ -202,6 +202,8 @@ _SHARES = {(0, 1): 0.85, (1, 1): 0.75, (2, 1): 0.65, (0, 2): 0.65, (1, 2): 0.6, 
 def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     harder = config.starts / DEFAULT.starts
     share, starts = 0.5, 12
+    # What has not arrived by half the steps is in a narrow valley; the best of a kernel gets to its end.
+    steps, hope, apart = (config.steps + 1) // 2, 8.0, 0.3
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
         # Ellipses and tied surrounds have more optima; centres of a discrete profile are starts of their own.
@@ -209,12 +211,15 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
             starts = 30
         elif model.tied or model.elliptic or model.profile == "discrete":
             starts = 24
+        if model.elliptic and (model.order or model.two_widths):
+            # Many optima, and valleys that bend.
+            starts, apart = (96, 0.3) if model.tied else (64, 0.2)
+            steps, hope, share = config.steps, 32.0, 0.85 * share
     return Effort(
         starts=max(round(harder * starts), 1),
-        # What has not arrived by then is in a narrow valley; the best of a kernel gets to its end.
-        steps=(config.steps + 1) // 2,
+        steps=steps,
         margin=share**harder,
-        hope=8.0 * harder,
-        apart=0.3 / harder**0.5,
+        hope=hope * harder,
+        apart=apart / harder**0.5,
         tolerance=tolerance,
     )

@@ -30,7 +30,7 @@ _STEP, _WIDEST = 1.8, 0.6
 _NARROW, _NARROW_OFFSETS = 0.42, (-0.3, 0.0, 0.3, 0.5)
 _OFFSETS = ((0.6, (-0.25, 0.0, 0.25, 0.5)), (1.2, (0.0, 0.5)), (math.inf, (0.0,)))
 # Widths of the surround, in widths of the centre, and its share.
-_RATIOS, _TIED_RATIOS, _KAPPAS = (1.15, 3.0), (1.5, 4.0), (0.6, 1.0)
+_RATIOS, _TIED_RATIOS, _KAPPAS = (1.15, 2.0, 5.0), (1.5, 2.5, 6.0), (0.6, 1.0)
 # Of the nodes that differ by their centre alone, every third compete for one place.
 _PLACES = 3
 # Nodes looked at together.
@@ -69,14 +69,10 @@ def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...
         for ratio in ratios
         for kappa in (_KAPPAS if model.tied else (0.0,))
     ]
-    angles = (
-        2 * np.pi * (np.arange(_DIRECTIONS) + np.array([turn for _, turn in _RINGS])[:, None]) / _DIRECTIONS
-    )
-    radii = np.array([radius for radius, _ in _RINGS])[:, None]
-    ellipses = [
-        (0.0, 0.0),
-        *zip((radii * np.cos(angles)).ravel(), (radii * np.sin(angles)).ravel(), strict=True),
-    ]
+    ellipses = [(0.0, 0.0)]
+    for radius, turn in _RINGS:
+        angles = 2 * np.pi * (np.arange(_DIRECTIONS) + turn) / _DIRECTIONS
+        ellipses += zip(radius * np.cos(angles), radius * np.sin(angles), strict=True)
     by_offsets: dict[tuple[float, ...], list[list[float]]] = {}
     for step, sigma in enumerate(levels):
         for ellipse in ellipses:
@@ -90,14 +86,11 @@ def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...
 @functools.cache
 def elliptic_nodes(model: GaussianModel, shape: tuple[int, int]) -> Float[np.ndarray, "n q"]:
     """Search point, and numbers of the width and of the ratio with kappa, of every node."""
-    return np.concatenate(
-        [
-            np.concatenate(
-                [np.tile(n.centers, (len(n.rest), 1)), np.repeat(n.rest, len(n.centers), axis=0)], axis=1
-            )
-            for n in _nodes_of(model, shape)
-        ]
-    ).astype(np.float32)
+    nodes = [
+        [np.tile(n.centers, (len(n.rest), 1)), np.repeat(n.rest, len(n.centers), axis=0)]
+        for n in _nodes_of(model, shape)
+    ]
+    return np.block(nodes).astype(np.float32)
 
 
 def elliptic_keys(kernels: Image, model: GaussianModel, bits: int) -> Int[Array, "c b"]:

@@ -26,8 +26,8 @@ from dogfit.kernels.newton import Box
 from dogfit.kernels.peaks import largest_keys, pack_keys
 from dogfit.kernels.products import Image, whiten
 
-# Differences of shape within which an elliptic start stands for another.
-_ALIKE = 0.6
+# Differences of shape within which an elliptic start stands for another, in units of `apart`.
+_ALIKE = 2.0
 # Nodes of which the two best peaks are kept.
 _GROUP = 8
 # Ellipses tried at each start of a round model: none, and two of each of four directions.
@@ -70,8 +70,8 @@ def find_seeds(
     if uses_images(model, kernels.shape[:2], weights, box):
         nodes = elliptic_nodes(model, kernels.shape[:2])
         bits = (len(nodes) - 1).bit_length()
-        peaks = largest_keys(elliptic_keys(kernels, model, bits), 2 * count + 6, bits)
-        return _thin(*peaks, nodes, count, apart, kernels.dtype, _ALIKE)
+        peaks = largest_keys(elliptic_keys(kernels, model, bits), 3 * count, bits)
+        return _thin(*peaks, nodes, count, apart, kernels.dtype, alike=_ALIKE * apart)
     grids = grids_of(model, kernels.shape[:2])
     sizes = [grid.whitening[0, 0].size for grid in grids]
     bits = (sum(sizes) - 1).bit_length()

@@ -106,6 +106,31 @@ def test_ellipses_are_the_same_in_the_program_that_users_run(elliptic):
     np.testing.assert_allclose(fit_kernels(kernels, (family,), config=CONFIG).r2, result.r2, atol=1e-4)
 
 
+def test_ellipses_at_the_corners_of_their_bounds():
+    """Where the longer axis is 4.5 times the shorter, at a slant."""
+    gains = np.random.default_rng(91).normal(size=(4, 3))
+    kernels = np.stack(
+        [
+            (basis("d2_elliptic", np.array([0.2, -0.3, np.log(1.5), *e]), SIZE)[:, 1:] @ g).reshape(
+                SIZE, SIZE
+            )
+            for g, e in zip(gains, [(1.06, 1.06), (1.06, -1.06), (-1.06, 1.06), (-1.06, -1.06)], strict=True)
+        ]
+    )
+    result = fit_kernels(kernels.astype(np.float32), ("d2_elliptic",))
+    np.testing.assert_array_less(1 - 1e-5, result.r2)
+
+
+def test_ellipses_with_a_tap_masked():
+    """Starts are those of the round family made longer: images of ellipses would be each kernel's own."""
+    clean = np.stack([draw("d1_elliptic", SIZE, **d) for d in ELLIPTIC["d1_elliptic"]]).astype(np.float32)
+    weights = np.ones((SIZE, SIZE), np.float32)
+    weights[2, 4] = 0.0
+    kernels = np.where(weights > 0, clean, 9.0)
+    result = fit_kernels(kernels, ("d1_elliptic",), weights=weights)
+    np.testing.assert_array_less(1 - 1e-5, result.r2)
+
+
 def test_ellipses_turn_with_the_kernel(elliptic):
     """By a quarter: exact, for the search sees the same numbers."""
     family, kernels, result = elliptic
