@@ -35,19 +35,15 @@ class Status(enum.IntEnum):
     """What became of a row, or of one family of a row."""
 
     CONVERGED = 0
+    """Inside the bounds."""
     MAX_STEPS = 1
+    """Step limit reached: raise `FitConfig.steps`."""
     AT_BOUND = 2
+    """Converged with a width or the centre at its bound."""
     CONSTANT = 3
+    """Not fitted: all taps are equal, so there is no shape."""
     NONFINITE = 4
-
-
-MESSAGES = {
-    Status.CONVERGED: "converged inside the bounds",
-    Status.MAX_STEPS: "step limit reached; raise FitConfig.steps",
-    Status.AT_BOUND: "converged with a width or the centre at its bound",
-    Status.CONSTANT: "not fitted: all taps are equal, so there is no shape",
-    Status.NONFINITE: "not fitted: the kernel holds NaN or infinity",
-}
+    """Not fitted: the kernel holds NaN or infinity."""
 
 
 @functools.partial(

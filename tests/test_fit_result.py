@@ -9,7 +9,7 @@ import pytest
 
 from dogfit.families import FAMILY
 from dogfit.fit import fit_kernels
-from dogfit.fit_result import MESSAGES, Status, concatenate
+from dogfit.fit_result import Status, concatenate
 from scipy_reference import draw
 
 SIZE = 7
@@ -164,7 +164,3 @@ def test_a_result_is_a_pytree(result):
     assert again.models == result.models
     assert jax.tree.structure(again) == jax.tree.structure(result)
     assert len(jax.tree.leaves(result)) == len(jax.tree.leaves(again))
-
-
-def test_every_status_has_a_message():
-    assert set(MESSAGES) == set(Status)
