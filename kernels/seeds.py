@@ -170,14 +170,14 @@ def _thin(
 
 def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: int) -> Seeds:
     """Repeated maximum: lax.top_k sorts on CPU, and costs more than all else here."""
-    chosen_points, chosen_energies = [], []
     level = jnp.arange(len(energies), dtype=jnp.int32)[:, None]
-    for _ in range(count):
-        best = level == jnp.argmax(energies, axis=0).astype(jnp.int32)[None, :]
-        chosen_energies.append(jnp.max(energies, axis=0))
-        chosen_points.append(total(jnp.where(b[None], p, 0.0) for b, p in zip(best, points, strict=True)))
-        energies = jnp.where(best, -jnp.inf, energies)
-    return Seeds(jnp.stack(chosen_points), jnp.stack(chosen_energies))
+
+    def take_best(left: Float[Array, "l b"], _: None) -> tuple[Float[Array, "l b"], Seeds]:
+        best = level == jnp.argmax(left, axis=0).astype(jnp.int32)[None, :]
+        point = total(jnp.where(b[None], p, 0.0) for b, p in zip(best, points, strict=True))
+        return jnp.where(best, -jnp.inf, left), Seeds(point, jnp.max(left, axis=0))
+
+    return lax.scan(take_best, energies, length=count)[1]
 
 
 def _inside(grid: Grid, box: Box) -> Float[Array, "kappas m n #b"]:
