@@ -26,6 +26,7 @@ from safetensors.numpy import load_file
 
 import dogfit
 from dogfit.embedded import PATH
+from dogfit.families import FAMILY
 from dogfit.kernels import native
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "kernels"
@@ -73,9 +74,7 @@ def main() -> None:
     )
     parser.add_argument("--kernels", type=int, default=16_384, help="kernels per timed call")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--families", nargs="+", choices=list(dogfit.families.FAMILY), default=dogfit.FAMILIES
-    )
+    parser.add_argument("--families", nargs="+", choices=list(FAMILY), default=dogfit.FAMILIES)
     parser.add_argument("--reference", type=int, default=40, help="kernels compared with SciPy")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
     parser.add_argument("--thorough", action="store_true", help="search with dogfit.THOROUGH")
@@ -103,7 +102,7 @@ def main() -> None:
     print("| " + " | ".join(cells) + " |")
     engine = options.engine
     if engine == "auto":
-        ellipses = any(dogfit.families.FAMILY[family].model.elliptic for family in options.families)
+        ellipses = any(FAMILY[family].model.elliptic for family in options.families)
         reason = "which has ellipses" if ellipses else native.why_not()
         engine += f" (xla: {reason})" if reason else " (native)"
     print(

@@ -29,8 +29,6 @@ _FINISHING_FACTOR = 4
 # A start that comes so near the best one (in widths, and units of the other parameters), and to within so
 # much of its energy, is about to arrive there too.
 _NEAR, _ALIKE = 0.15, 3e-3
-# Most places of a table that are compared one by one: faster than to look up, but each is compiled.
-_UNROLLED = 32
 # Energies that agree.
 _AGREEMENT = 1e-3
 
@@ -224,21 +222,16 @@ def _near(model: Model, one: Float[Array, "p b"], other: Float[Array, "p b"]) ->
     return jnp.all(jnp.abs(one - other) < _NEAR * jnp.stack(model.scale(list(one))), axis=0)
 
 
-def _where(lanes: Bool[Array, " b"], new: Array, old: Array) -> Array:
+def _where(lanes: Bool[Array, " b"], new: Array, old: Array | float) -> Array:
     """`jnp.where` along the last axis."""
     return jnp.where(lanes.reshape(*[1] * (new.ndim - 1), -1), new, old)
 
 
 def _pick(values: Float[Array, "s *p b"], which: Int[Array, " b"]) -> Float[Array, "*p b"]:
     """What stands at a place of the first axis, 0 beyond its end."""
-    if len(values) > _UNROLLED:
-        place = jnp.minimum(which, len(values) - 1).reshape(*[1] * (values.ndim - 1), -1)
-        found = jnp.take_along_axis(values, place, axis=0, mode="clip")[0]
-        return jnp.where(which < len(values), found, 0.0)
-    out = jnp.zeros_like(values[0])
-    for place in range(len(values)):
-        out = _where(which == place, values[place], out)
-    return out
+    last = len(values) - 1
+    place = jnp.minimum(which, last).reshape(*[1] * (values.ndim - 1), -1)
+    return _where(which <= last, jnp.take_along_axis(values, place, axis=0, mode="clip")[0], 0.0)
 
 
 def _seed_all(
