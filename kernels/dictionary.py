@@ -67,16 +67,25 @@ def center_line(sigma: float, size: int, offsets: tuple[float, ...] | None = Non
         spacing = min(max(0.7 * sigma, 0.3), 0.17 * size)
         half = math.ceil(0.5 * size / spacing)
         return np.linspace(-size / 2, size / 2, 2 * half + 1)
+    return offset_line(size, offsets)
+
+
+def offset_line(size: int, offsets: tuple[float, ...]) -> np.ndarray:
+    """Centres at offsets from each tap, `[m]`."""
     taps = np.arange(-1, size + 1)[:, None] - (size - 1) / 2
     line = np.unique(np.round((taps + np.array(offsets)).ravel(), 6))
     return line[np.abs(line) <= size / 2]
 
 
+def width_levels(low: float, high: float, step: float) -> np.ndarray:
+    """Widths from `low` to `high`, neighbours in a ratio of `step` at most."""
+    return np.geomspace(low, high, max(math.ceil(math.log(high / low) / math.log(step) - 1e-6), 1) + 1)
+
+
 def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
     step = _TIED_STEP if model.tied else _STEP
-    steps = max(math.ceil(math.log(high / low) / math.log(step) - 1e-6), 1)
-    levels = np.geomspace(low, high, steps + 1).tolist()
+    levels = width_levels(low, high, step).tolist()
     if model.tied:
         # Where narrow, they have nodes of their own.
         places = [_Place(s, i, None, _TIED_RATIOS, _KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dogfit.kernels.dictionary import offset_line, width_levels
 from dogfit.kernels.linalg import orthonormal_columns, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.peaks import pack_keys
@@ -51,18 +52,13 @@ def has_nodes(model: GaussianModel, shape: tuple[int, ...]) -> bool:
 
 
 def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.ndarray, "c 2"]:
-    lines = []
-    for size in shape:
-        taps = np.arange(-1, size + 1)[:, None] - (size - 1) / 2
-        line = np.unique(np.round((taps + np.array(offsets)).ravel(), 6))
-        lines.append(line[np.abs(line) <= size / 2])
+    lines = [offset_line(size, offsets) for size in shape]
     return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 @functools.cache
 def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...]:
     low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
-    levels = np.geomspace(low, high, max(math.ceil(math.log(high / low) / math.log(_STEP)), 1) + 1)
     ratios = (_TIED_RATIOS if model.tied else _RATIOS) if model.two_widths else (1.0,)
     tails = [
         [math.log(ratio)] * model.two_widths + [kappa] * model.tied
@@ -74,7 +70,7 @@ def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...
         angles = 2 * np.pi * (np.arange(_DIRECTIONS) + turn) / _DIRECTIONS
         ellipses += zip(radius * np.cos(angles), radius * np.sin(angles), strict=True)
     by_offsets: dict[tuple[float, ...], list[list[float]]] = {}
-    for step, sigma in enumerate(levels):
+    for step, sigma in enumerate(width_levels(low, high, _STEP)):
         for ellipse in ellipses:
             short = sigma * math.exp(-0.5 * math.hypot(*ellipse))
             offsets = next(offsets for most, offsets in _OFFSETS if short < most)
