@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy import reference_costs, sample
+from accuracy import Cell, reference_costs, sample, serves
 from safetensors.numpy import load_file
 
 import dogfit
@@ -102,9 +102,11 @@ def main() -> None:
     print("| " + " | ".join(cells) + " |")
     engine = options.engine
     if engine == "auto":
-        ellipses = any(FAMILY[family].model.elliptic for family in options.families)
-        reason = "which has ellipses" if ellipses else native.why_not()
-        engine += f" (xla: {reason})" if reason else " (native)"
+        in_xla = [f for f in options.families if not serves("native", Cell("integrated", f, "real", 7))]
+        if not native.available():
+            engine += f" (xla: {native.why_not()})"
+        else:
+            engine += f" (xla for {', '.join(in_xla)})" if in_xla else " (native)"
     print(
         f"\nEngine: {engine}. Rates: median (range) of {options.repeats} calls on {len(timed):,} kernels; ",
         end="",
