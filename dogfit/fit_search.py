@@ -15,7 +15,7 @@ from dogfit.kernels.derivatives import Model
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import are_separable
-from dogfit.kernels.search import Effort, Found, search_optimum
+from dogfit.kernels.search import Effort, Found, search_optimum, seed_all
 
 Images = Float[Array, "h w b"]
 
@@ -66,12 +66,15 @@ def search_models(
     if config.engine == "pallas":
         return [_search_pallas(images, weights, search, config) for search in searches]
     compiled = [_native_model(search, images, weights, config) for search in searches]
-    together = tuple(model for model in compiled if model is not None)
+    together = tuple(model for model in compiled if model is not None and not model.elliptic)
     found = iter(_search_native(images, together, config)) if together else iter(())
-    return [
-        _search_xla(images, weights, search, config) if model is None else next(found)
-        for search, model in zip(searches, compiled, strict=True)
-    ]
+
+    def search(given: Search, model: native.NativeModel | None) -> Found:
+        if model is None:
+            return _search_xla(images, weights, given, config)
+        return _climb_native(images, given, model, config) if model.elliptic else next(found)
+
+    return [search(given, model) for given, model in zip(searches, compiled, strict=True)]
 
 
 def _native_model(
@@ -83,7 +86,8 @@ def _native_model(
     reason = _why_not_native(search, images, weights)
     if reason is None:
         assert isinstance(search.model, GaussianModel)
-        return native.NativeModel(search.model.order, search.model.two_widths, search.model.tied)
+        model = search.model
+        return native.NativeModel(model.order, model.two_widths, model.tied, model.elliptic)
     if config.engine == "native":
         raise ValueError(f"engine native cannot make this fit: {reason}")
     return None
@@ -93,8 +97,8 @@ def _why_not_native(search: Search, images: Images, weights: Images | None) -> s
     model = search.model
     if jax.default_backend() != "cpu":
         return "it is for CPUs"
-    if not isinstance(model, GaussianModel) or model.elliptic or model.profile != "integrated":
-        return "it knows round Gaussian families with integrated profiles only"
+    if not isinstance(model, GaussianModel) or model.profile != "integrated":
+        return "it knows Gaussian families with integrated profiles only"
     if weights is not None or search.narrowed is not None:
         return "it knows neither weights nor bounds"
     if images.dtype != jnp.float32 or images.shape[0] != images.shape[1]:
@@ -121,6 +125,28 @@ def _search_native(
         ]
         lower, upper = ([jnp.asarray(b[side], images.dtype) for b in bounds] for side in (0, 1))
         return native.search_families(lax.transpose(images, (1, 0, 2)), models, lower, upper, effort)
+
+    return _widening(search)(images)
+
+
+def _climb_native(images: Images, given: Search, model: native.NativeModel, config: FitConfig) -> Found:
+    """Starts of an elliptic model as XLA finds them, and compiled ascents from there."""
+    effort = _effort(given.model, config, tolerance_of(images.dtype))
+
+    def search(images: Images) -> Found:
+        kernels = lax.transpose(images, (1, 0, 2))
+        lower, upper = given.bounds(images)
+        starts = seed_all(kernels, None, None, given.model, effort, block_rows())
+        return native.climb(
+            kernels,
+            *starts,
+            model,
+            lower[:, 0],
+            upper[:, 0],
+            native.NativeEffort(
+                steps=effort.steps, margin=effort.margin, hope=effort.hope, tolerance=effort.tolerance
+            ),
+        )
 
     return _widening(search)(images)
 

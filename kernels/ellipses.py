@@ -8,6 +8,9 @@ one axis to differences of
 
 `p` the marginal density. The Gaussian's own mass is that of the product of its marginals, and what the
 correlation adds: the integral of the density over it from zero (Plackett, Biometrika 41, 1954).
+
+Differences between corners have no digits left, in float32, where the Gaussian is much wider than the
+kernel; a Taylor series about the centres of the taps has.
 """
 
 import math
@@ -29,6 +32,8 @@ _SQRT_HALF = math.sqrt(0.5)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 # Nodes over the correlation: exact to rounding up to 0.85, the most that bounds of log 3 allow.
 _CORRELATIONS = {"float32": 8, "float64": 20}
+# Width of the shorter axis, in taps, from which the series is as good as float32.
+_WIDE = 3.0
 
 
 def elliptic_images(
@@ -38,6 +43,7 @@ def elliptic_images(
     shape: tuple[int, int],
     orders: tuple[int, int],
     profile: str,
+    paired: bool = False,
 ) -> dict[tuple[int, int], Image]:
     """Images of all derivatives of some total orders, scaled by the width to the power of the order.
 
@@ -48,6 +54,7 @@ def elliptic_images(
       shape: number of taps along x and y.
       orders: lowest and highest total order of differentiation.
       profile: `integrated` over taps, or `sampled` at their centres.
+      paired: whether images of two widths are to be told apart, which takes the digits of wide ones.
 
     Returns:
       By order along x and along y, `[kx, ky, b]`.
@@ -76,12 +83,35 @@ def elliptic_images(
     images = {term: _over_taps(integrals[term]) for term in wanted if term != (0, 0)}
     if lowest == 0:
         images[0, 0] = _mass(x, y, (kxx, kxy, kyy))
+    if paired and sigma.dtype == jnp.float32:
+        side = 1.0 / sigma[None, None]
+        centers = x[:-1] + 0.5 * side, y[:, :-1] + 0.5 * side
+        half_trace = 0.5 * (kxx + kyy)
+        longer = half_trace + jnp.sqrt(jnp.maximum(half_trace * half_trace - 1.0, 0.0))
+        wide = longer * side * side < _WIDE**-2
+        series = _by_series(*centers, (kxx, kxy, kyy), side, highest)
+        images = {term: jnp.where(wide, series[term], image) for term, image in images.items()}
     return settle(images)
 
 
 def _over_taps(corners: Image) -> Image:
     along_x = corners[1:] - corners[:-1]
     return along_x[:, 1:] - along_x[:, :-1]
+
+
+def _by_series(
+    x: Along, y: Along, covariance: Covariance, side: Along, highest: int
+) -> dict[tuple[int, int], Image]:
+    """Images of all terms up to a total order, from centres and side of taps, to sixth order in it."""
+    square = side * side
+    density = _density(x, y, covariance, highest + 4)
+
+    def over_tap(i: int, j: int) -> Image:
+        second = density[i + 2, j] + density[i, j + 2]
+        fourth = (density[i + 4, j] + density[i, j + 4]) / 1920.0 + density[i + 2, j + 2] / 576.0
+        return square * (density[i, j] + square * (second / 24.0 + square * fourth))
+
+    return {(n - j, j): over_tap(n - j, j) for n in range(highest + 1) for j in range(n + 1)}
 
 
 def _density(x: Along, y: Along, covariance: Covariance, highest: int) -> dict[tuple[int, int], Image]:

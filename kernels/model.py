@@ -131,8 +131,9 @@ class TermImages:
         for w, width in enumerate(widths):
             if model.elliptic:
                 xx, xy, yy = (2.0 * entry for entry in _half_matrices(*point[-2:])[()])
+                paired = model.two_widths and not model.tied
                 images = elliptic_images(
-                    (x0, y0), width, (xx, xy, yy), shape, (model.order, highest), model.profile
+                    (x0, y0), width, (xx, xy, yy), shape, (model.order, highest), model.profile, paired
                 )
             else:
                 x, y = settle(

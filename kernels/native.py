@@ -1,6 +1,7 @@
-"""The search of `search.py` in C++ (`csrc/`), for CPUs: all models of a kernel in one call through `jax.ffi`.
+"""The search of `search.py` in C++ (`csrc/`), for CPUs, through `jax.ffi`: all round models of a kernel in one
+call; of elliptic models the ascents alone.
 
-float32, square kernels, integrated profiles, round Gaussians. It is compiled when dogfit is installed, where
+float32, square kernels, integrated profiles. It is compiled when dogfit is installed, where
 there is a compiler; `available` says whether it was, `why_not` what is in the way. A plain shared library
 loaded with ctypes: nothing of Python's interface is needed in it, and nothing is registered before first use.
 """
@@ -18,10 +19,11 @@ from jaxtyping import Array, Float
 
 from dogfit.kernels.search import Found
 
-_SEARCH, _EVALUATE = "dogfit_search", "dogfit_evaluate"
+_SEARCH, _CLIMB, _EVALUATE = "dogfit_search", "dogfit_climb", "dogfit_evaluate"
 # As in csrc/api.h.
-_MAX_SIZE, _MAX_PARAMETERS = 51, 5
+_MAX_SIZE, _MAX_PARAMETERS = 51, 7
 MAX_STARTS = 24
+MAX_GIVEN_STARTS = 128
 
 
 class NativeModel(NamedTuple):
@@ -31,16 +33,18 @@ class NativeModel(NamedTuple):
       order: 0 to 2.
       two_widths: whether there is a second, wider Gaussian with the same centre.
       tied: whether it is subtracted, `kappa` times, from each derivative (else it has a weight of its own).
+      elliptic: whether the Gaussians may be elliptic, all alike.
     """
 
     order: int
     two_widths: bool = False
     tied: bool = False
+    elliptic: bool = False
 
     @property
     def parameters(self) -> int:
-        """Number of search parameters: x0, y0, log sigma[, log ratio[, kappa]]."""
-        return 3 + self.two_widths + self.tied
+        """Number of search parameters: x0, y0, log sigma[, log ratio[, kappa]][, e1, e2]."""
+        return 3 + self.two_widths + self.tied + 2 * self.elliptic
 
     @property
     def pairing(self) -> int:
@@ -90,15 +94,6 @@ def instructions() -> tuple[str, ...]:
     return tuple(library.dogfit_instructions().decode().split())
 
 
-def supports(model: NativeModel, shape: tuple[int, int], dtype: Any) -> bool:
-    """Whether kernels `[kx, ky]` of a dtype can be searched with a model, on a CPU, here."""
-    known = model.order in (0, 1, 2) and (model.tied <= model.two_widths)
-    # A pair of Gaussians has weights of its own, pairs of derivatives share theirs.
-    known = known and (not model.two_widths or model.tied == (model.order > 0))
-    square = shape[0] == shape[1] <= _MAX_SIZE
-    return known and square and dtype == jnp.float32 and available()
-
-
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The library with its handlers registered, or why there is none."""
@@ -109,7 +104,8 @@ def _library() -> ctypes.CDLL | str:
         return "the compiled search was not built: a C++ compiler was missing when dogfit was installed"
     try:
         library = ctypes.CDLL(str(path))
-        for name, handler in ((_SEARCH, library.DogfitSearch), (_EVALUATE, library.DogfitEvaluate)):
+        for name in (_SEARCH, _CLIMB, _EVALUATE):
+            handler = getattr(library, "".join(part.capitalize() for part in name.split("_")))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     # Built for another processor or against headers that this jaxlib does not know.
     except (OSError, AttributeError, RuntimeError, ValueError) as error:
@@ -130,7 +126,7 @@ def _like(kernels: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return jnp.zeros(shape, dtype) + jnp.sum(kernels[:0]).astype(dtype)
 
 
-def _bounds(kernels: Array, values: list[Array]) -> Float[Array, "m 5"]:
+def _bounds(kernels: Array, values: list[Array]) -> Float[Array, "m 7"]:
     rows = [jnp.pad(v.astype(jnp.float32), (0, _MAX_PARAMETERS - v.shape[0])) for v in values]
     return jnp.stack(rows) + _like(kernels, (1, 1), jnp.float32)
 
@@ -151,7 +147,7 @@ def search_families(
 
     Args:
       kernels: float32, x on the first axis, batch last; finite.
-      models: as `supports` allows; static.
+      models: round ones; pairs of Gaussians have weights of their own, pairs of derivatives are tied; static.
       lower: lower bounds of each model's parameters; may be traced.
       upper: upper bounds.
       effort: static.
@@ -195,6 +191,62 @@ def search_families(
     )
 
 
+def climb(
+    kernels: Float[Array, "kx ky n"],
+    points: Float[Array, "s p n"],
+    energies: Float[Array, "s n"],
+    model: NativeModel,
+    lower: Float[Array, " p"],
+    upper: Float[Array, " p"],
+    effort: NativeEffort,
+    *,
+    only: str = "",
+) -> Found:
+    """Largest explained energy of an elliptic model that ascents from given starts reach.
+
+    Args:
+      kernels: as of `search_families`.
+      points: starts, best first, at most `MAX_GIVEN_STARTS`.
+      energies: explained energy at each; 0 or less where there are no more.
+      model: static.
+      lower: lower bounds of the parameters; may be traced.
+      upper: upper bounds.
+      effort: static; `starts` and `apart` have no meaning here.
+      only: as of `search_families`.
+    """
+    _loaded()
+    rows = kernels.shape[-1]
+    if not model.elliptic or points.shape[0] > MAX_GIVEN_STARTS:
+        raise ValueError(
+            f"climb takes elliptic models and at most {MAX_GIVEN_STARTS} starts, got {model}, {points.shape}"
+        )
+    call = jax.ffi.ffi_call(
+        _CLIMB,
+        (
+            _like(kernels, (model.parameters, rows), jnp.float32),
+            _like(kernels, (rows,), jnp.float32),
+            _like(kernels, (rows,), jnp.int32),
+            _like(kernels, (rows,), jnp.int32),
+        ),
+        vmap_method="sequential",
+    )
+    return Found(
+        *call(
+            kernels,
+            points,
+            energies,
+            *(side.astype(jnp.float32) + _like(kernels, (1,), jnp.float32) for side in (lower, upper)),
+            order=np.int32(model.order),
+            pairing=np.int32(model.pairing),
+            steps=np.int32(effort.steps),
+            margin=np.float32(effort.margin),
+            hope=np.float32(effort.hope),
+            tolerance=np.float32(effort.tolerance),
+            instructions=only,
+        )
+    )
+
+
 def evaluate(
     kernels: Float[Array, "kx ky n"], points: Float[Array, "p n"], model: NativeModel, *, only: str = ""
 ) -> tuple[Float[Array, " n"], Float[Array, "p n"], Float[Array, "t n"]]:
@@ -206,6 +258,11 @@ def evaluate(
     p = model.parameters
     entries = 1 + p + p * (p + 1) // 2
     out = jax.ffi.ffi_call(_EVALUATE, _like(kernels, (entries, kernels.shape[-1]), jnp.float32))(
-        kernels, points, order=np.int32(model.order), pairing=np.int32(model.pairing), instructions=only
+        kernels,
+        points,
+        order=np.int32(model.order),
+        pairing=np.int32(model.pairing),
+        elliptic=model.elliptic,
+        instructions=only,
     )
     return out[0], out[1 : 1 + p], out[1 + p :]

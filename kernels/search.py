@@ -129,7 +129,7 @@ def search_optimum(
     # Made from the data, so that under shard_map the state varies over the mesh as the results do.
     zero = 0.0 * kernels[0, 0, :1]
     box = Box(*(jnp.asarray(side, kernels.dtype) + zero[None] for side in box))
-    points, energies = _seed_all(kernels, weights, box if narrowed else None, model, effort, block)
+    points, energies = seed_all(kernels, weights, box if narrowed else None, model, effort, block)
     table = _Table(_Given(kernels, weights, box, points, energies))
     idle = jnp.full(block, rows, jnp.int32) + zero.astype(jnp.int32)
     nothing = jnp.broadcast_to(zero, block)
@@ -234,7 +234,7 @@ def _pick(values: Float[Array, "s *p b"], which: Int[Array, " b"]) -> Float[Arra
     return _where(which <= last, jnp.take_along_axis(values, place, axis=0, mode="clip")[0], 0.0)
 
 
-def _seed_all(
+def seed_all(
     kernels: Image, weights: Image | None, box: Box | None, model: Model, effort: Effort, block: int
 ) -> tuple[Float[Array, "s p n"], Float[Array, "s n"]]:
     """Starts of all kernels, block by block."""

@@ -49,6 +49,22 @@ def test_every_derivative_is_that_of_the_textbook(profile, dtype, sigma, toleran
             )
 
 
+@pytest.mark.parametrize("sigma", [2.0, 6.0, 50.0])
+def test_wide_pairs_keep_their_digits(sigma):
+    """What a surround has besides its mean, which alone is left for a weight to find."""
+    metric = np.stack([scipy_families.shear_matrix(e)[0] for e in SHAPES])
+    rows = [np.full(len(SHAPES), value) for value in (*CENTER, sigma)]
+    x, y, width, *covariance = (
+        jnp.asarray(v, jnp.float32) for v in (*rows, metric[:, 0, 0], metric[:, 0, 1], metric[:, 1, 1])
+    )
+    found = elliptic_images((x, y), width, tuple(covariance), (KX, KY), (0, 4), "integrated", paired=True)
+    for row, e in enumerate(SHAPES):
+        wanted = scipy_families.elliptic_images(CENTER, sigma, e, (KY, KX), 5, "integrated")
+        for (i, j), images in found.items():
+            image, truth = (a - a.mean() for a in (np.asarray(images[..., row]).T, wanted[i, j]))
+            assert np.abs(image - truth).max() < 3e-3 * np.abs(truth).max(), (i, j, e)
+
+
 def test_only_the_orders_asked_for():
     one = jnp.ones(2)
     found = elliptic_images((one, one), one, (one, 0 * one, one), (5, 5), (1, 2), "integrated")

@@ -290,14 +290,3 @@ def test_broken_arguments():
         search(jnp.zeros((5, 5, 4)), ["gaussian"], NativeEffort(starts=0))
     with pytest.raises(Exception, match=r"\[k, k, n\]"):
         native.evaluate(jnp.zeros((5, 4, 4)), jnp.zeros((3, 4)), MODELS["gaussian"])[0].block_until_ready()
-
-
-def test_says_what_it_serves():
-    assert native.available() == (native.why_not() is None)
-    served = native.supports(MODELS["d1"], (7, 7), np.float32)
-    assert served == native.available()
-    assert not native.supports(MODELS["d1"], (7, 7), np.float64)
-    assert not native.supports(MODELS["d1"], (7, 5), np.float32)
-    assert not native.supports(MODELS["d1"], (53, 53), np.float32)
-    assert not native.supports(NativeModel(1, two_widths=True), (7, 7), np.float32)
-    assert not native.supports(NativeModel(3), (7, 7), np.float32)

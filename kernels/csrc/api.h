@@ -7,23 +7,29 @@ namespace dogfit {
 
 constexpr int kMaxSize = 51;       // taps on a side
 constexpr int kMaxCentres = 512;   // in a line of seeds
+constexpr int kMostStarts = 128;     // of a kernel, where they are given
 constexpr int kReach = 4;          // taps that a Gaussian of 0.3 taps reaches, as seeds need it
-constexpr int kMaxParameters = 5;  // x0, y0, log sigma, log ratio, surround weight
+constexpr int kMaxParameters = 7;  // x0, y0, log sigma[, log ratio[, surround weight]][, e1, e2]
 
 // How the two widths of a model share their linear weights.
 enum class Pairing : int { kSingle = 0, kFree = 1, kTied = 2 };
 
 // One family: the derivatives of one total order of one Gaussian, of two with weights of their own
-// (order 0), or of two whose weights differ by a factor that is searched.
+// (order 0), or of two whose weights differ by a factor that is searched; round or elliptic, all alike.
 struct Model {
   int order;
   Pairing pairing;
+  bool elliptic;
   const float* lower;  // [p]
   const float* upper;  // [p]
   float* point;        // [p, rows]
   float* promise;      // [rows]
   int32_t* steps;      // [rows]
   int32_t* agreeing;   // [rows]
+
+  int parameters() const {
+    return 3 + (pairing != Pairing::kSingle) + (pairing == Pairing::kTied) + 2 * elliptic;
+  }
 };
 
 struct Effort {
@@ -76,16 +82,25 @@ struct Problem {
   int size;
   const Model* models;
   int model_count;
-  const SeedTables* seeds;
+  const SeedTables* seeds;  // of the search from no starts
   Effort effort;
+};
+
+// Starts of the one model of a problem, best first; those without energy are none.
+struct GivenStarts {
+  int count;
+  const float* points;    // [count, p, rows]
+  const float* energies;  // [count, rows]
 };
 
 // The functions of one instruction set.
 struct Build {
   const char* name;
   // Fits rows begin to end; rows do not depend on each other or on how they are split.
-  // False where memory ran out.
+  // False where memory ran out. Round models.
   bool (*search)(const Problem&, int64_t begin, int64_t end);
+  // The same from given starts. Elliptic models.
+  bool (*climb)(const Problem&, const GivenStarts&, int64_t begin, int64_t end);
   // Energy, gradient and lower triangle of the Hessian `[1 + p + p (p + 1) / 2, rows]` at points `[p, rows]`.
   bool (*evaluate)(const Problem&, const float* points, float* out);
 };

@@ -2,5 +2,5 @@
 #include "search.h"
 
 namespace dogfit {
-const Build kAvx2 = {"avx2", search, evaluate};
+const Build kAvx2 = {"avx2", search, climb, evaluate};
 }

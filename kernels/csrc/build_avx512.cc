@@ -2,5 +2,5 @@
 #include "search.h"
 
 namespace dogfit {
-const Build kAvx512 = {"avx512", search, evaluate};
+const Build kAvx512 = {"avx512", search, climb, evaluate};
 }

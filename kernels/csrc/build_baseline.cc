@@ -2,5 +2,5 @@
 #include "search.h"
 
 namespace dogfit {
-const Build kBaseline = {"baseline", search, evaluate};
+const Build kBaseline = {"baseline", search, climb, evaluate};
 }

@@ -9,6 +9,21 @@ namespace {
 // Parameters by position; the last two only where there are two widths, or tied ones.
 enum : int { kX, kY, kWidth, kRatio, kKappa };
 
+// Where derivatives so far were for a surround weight of profiles of fixed scale, and it is that of profiles
+// which grow by sigma**order, a change of ratio is also one of the weight: chain rule.
+template <int P>
+DOGFIT_INLINE void scale_surround(int order, Lanes kappa, Derivatives<P>& out) {
+  Lanes* h = out.hessian;
+  const float n = order;
+  const Lanes by = n * kappa, slope = out.gradient[kKappa];
+  const Lanes kk = h[triangle(kKappa, kKappa)], rk = h[triangle(kKappa, kRatio)];
+  out.gradient[kRatio] += by * slope;
+  h[triangle(kRatio, kRatio)] += 2.0f * by * rk + by * by * kk + n * by * slope;
+  h[triangle(kKappa, kRatio)] += n * slope + by * kk;
+  for (int a = 0; a < kRatio; ++a) h[triangle(kRatio, a)] += by * h[triangle(kKappa, a)];
+  for (int a = kKappa + 1; a < P; ++a) h[triangle(a, kRatio)] += by * h[triangle(a, kKappa)];
+}
+
 template <int ORDER_, Pairing PAIRING_, int SIZE>
 DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* point,
                                                                  Derivatives<P>& out) const {
@@ -124,18 +139,7 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
     });
   });
 
-  if constexpr (kTied && kOrder > 0) {
-    // So far the weight of the second width was of profiles of fixed scale. It is that of profiles which
-    // grow by sigma**order, so a change of ratio is also one of the weight: chain rule.
-    auto& h = out.hessian;
-    const float n = kOrder;
-    const Lanes by = n * point[4], slope = out.gradient[kKappa];
-    const Lanes kk = h[triangle(kKappa, kKappa)], rk = h[triangle(kKappa, kRatio)];
-    out.gradient[kRatio] += by * slope;
-    h[triangle(kRatio, kRatio)] += 2.0f * by * rk + by * by * kk + n * by * slope;
-    h[triangle(kKappa, kRatio)] += n * slope + by * kk;
-    for (int a = 0; a < 3; ++a) h[triangle(kRatio, a)] += by * h[triangle(kKappa, a)];
-  }
+  if constexpr (kTied) scale_surround(kOrder, point[kKappa], out);
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ template <int ORDER_, Pairing PAIRING_, int SIZE>
 struct Energy {
   static constexpr int kOrder = ORDER_;
   static constexpr Pairing kPairing = PAIRING_;
+  static constexpr bool kElliptic = false;
   static constexpr bool kTied = kPairing == Pairing::kTied, kFree = kPairing == Pairing::kFree;
   static constexpr int kWidths = kPairing == Pairing::kSingle ? 1 : 2;
   static constexpr int P = 2 + kWidths + kTied;

@@ -46,6 +46,7 @@ const Build* choose(std::string_view wanted) {
 // Pieces of the rows, taken by whichever threads come.
 struct Pieces {
   Problem problem;
+  GivenStarts given;  // none: starts are found
   const Build* build;
   int64_t length;
   std::atomic<int64_t> next{0};
@@ -56,7 +57,10 @@ struct Pieces {
 
   void work() {
     for (int64_t begin; (begin = next.fetch_add(length)) < problem.rows;) {
-      if (!build->search(problem, begin, std::min(begin + length, problem.rows))) failed = true;
+      const int64_t end = std::min(begin + length, problem.rows);
+      const bool finished =
+          given.points ? build->climb(problem, given, begin, end) : build->search(problem, begin, end);
+      if (!finished) failed = true;
       const std::lock_guard<std::mutex> lock(mutex);
       if (--left == 0) done.notify_all();
     }
@@ -69,6 +73,27 @@ ffi::Error check(const ffi::Buffer<ffi::F32>& kernels, const Build* build) {
     return ffi::Error::InvalidArgument("kernels must be [k, k, n], k at most 51");
   }
   if (build == nullptr) return ffi::Error::InvalidArgument("this processor lacks the instructions asked for");
+  return ffi::Error::Success();
+}
+
+// Splits the rows among the threads of a pool.
+ffi::Error work_through(const Problem& problem, const GivenStarts& given, const Build* build,
+                        ffi::ThreadPool& pool) {
+  const auto pieces = std::make_shared<Pieces>();
+  pieces->problem = problem;
+  pieces->given = given;
+  pieces->build = build;
+  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
+  const int64_t share = (problem.rows + 2 * threads - 1) / (2 * threads);
+  pieces->length = std::min(std::max(share, kLeastPiece), kMostPiece);
+  pieces->left = (problem.rows + pieces->length - 1) / pieces->length;
+  // This thread works too, and waits for pieces that another has begun, never for one to begin: a pool whose
+  // threads are all taken cannot lock up. Who comes late finds no piece left and touches nothing else.
+  for (int64_t i = 1; i < std::min(threads, pieces->left); ++i) pool.Schedule([pieces] { pieces->work(); });
+  pieces->work();
+  std::unique_lock<std::mutex> lock(pieces->mutex);
+  pieces->done.wait(lock, [&] { return pieces->left == 0; });
+  if (pieces->failed) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
   return ffi::Error::Success();
 }
 
@@ -85,39 +110,47 @@ ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buff
   if (rows == 0) return ffi::Error::Success();
   std::vector<Model> models;
   for (size_t m = 0; m < orders.size(); ++m) {
-    models.push_back({orders[m], static_cast<Pairing>(pairings[m]),
+    models.push_back({orders[m], static_cast<Pairing>(pairings[m]), false,
                       lower.typed_data() + kMaxParameters * m, upper.typed_data() + kMaxParameters * m,
                       point->typed_data() + kMaxParameters * rows * m, promise->typed_data() + rows * m,
                       steps->typed_data() + rows * m, agreeing->typed_data() + rows * m});
   }
   const Tables tables(size, models);
-
-  const auto pieces = std::make_shared<Pieces>();
-  pieces->problem = {kernels.typed_data(), rows, size, models.data(), static_cast<int>(models.size()),
-                     &tables.get(), {starts, most_steps, apart, margin, hope, tolerance}};
-  pieces->build = build;
-  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
-  const int64_t share = (rows + 2 * threads - 1) / (2 * threads);
-  pieces->length = std::min(std::max(share, kLeastPiece), kMostPiece);
-  pieces->left = (rows + pieces->length - 1) / pieces->length;
-  // This thread works too, and waits for pieces that another has begun, never for one to begin: a pool whose
-  // threads are all taken cannot lock up. Who comes late finds no piece left and touches nothing else.
-  for (int64_t i = 1; i < std::min(threads, pieces->left); ++i) pool.Schedule([pieces] { pieces->work(); });
-  pieces->work();
-  std::unique_lock<std::mutex> lock(pieces->mutex);
-  pieces->done.wait(lock, [&] { return pieces->left == 0; });
-  if (pieces->failed) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
-  return ffi::Error::Success();
+  return work_through({kernels.typed_data(), rows, size, models.data(), static_cast<int>(models.size()),
+                       &tables.get(), {starts, most_steps, apart, margin, hope, tolerance}},
+                      {}, build, pool);
 }
 
+ffi::Error climb(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffer<ffi::F32> points,
+                 ffi::Buffer<ffi::F32> energies, ffi::Buffer<ffi::F32> lower, ffi::Buffer<ffi::F32> upper,
+                 ffi::ResultBuffer<ffi::F32> point, ffi::ResultBuffer<ffi::F32> promise,
+                 ffi::ResultBuffer<ffi::S32> steps, ffi::ResultBuffer<ffi::S32> agreeing, int32_t order,
+                 int32_t pairing, int32_t most_steps, float margin, float hope, float tolerance,
+                 std::string_view instructions) {
+  const Build* build = choose(instructions);
+  if (ffi::Error error = check(kernels, build); error.failure()) return error;
+  const int64_t rows = kernels.dimensions()[2];
+  if (rows == 0) return ffi::Error::Success();
+  const Model model = {order, static_cast<Pairing>(pairing), true, lower.typed_data(), upper.typed_data(),
+                       point->typed_data(), promise->typed_data(), steps->typed_data(), agreeing->typed_data()};
+  const auto shape = points.dimensions();
+  if (shape.size() != 3 || shape[0] > kMostStarts || shape[1] != model.parameters() || shape[2] != rows) {
+    return ffi::Error::InvalidArgument("starts must be [s, p, n], s at most 128");
+  }
+  const int count = static_cast<int>(shape[0]);
+  return work_through({kernels.typed_data(), rows, static_cast<int>(kernels.dimensions()[0]), &model, 1, nullptr,
+                       {count, most_steps, 0, margin, hope, tolerance}},
+                      {count, points.typed_data(), energies.typed_data()}, build, pool);
+}
 ffi::Error evaluate(ffi::Buffer<ffi::F32> kernels, ffi::Buffer<ffi::F32> points,
-                    ffi::ResultBuffer<ffi::F32> out, int32_t order, int32_t pairing,
+                    ffi::ResultBuffer<ffi::F32> out, int32_t order, int32_t pairing, bool elliptic,
                     std::string_view instructions) {
   const Build* build = choose(instructions);
   if (ffi::Error error = check(kernels, build); error.failure()) return error;
   Model model = {};
   model.order = order;
   model.pairing = static_cast<Pairing>(pairing);
+  model.elliptic = elliptic;
   Problem problem = {};
   problem.kernels = kernels.typed_data();
   problem.rows = kernels.dimensions()[2];
@@ -153,6 +186,26 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitSearch, dogfit::search,
                                   .Attr<float>("tolerance")
                                   .Attr<std::string_view>("instructions"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitClimb, dogfit::climb,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Attr<int32_t>("order")
+                                  .Attr<int32_t>("pairing")
+                                  .Attr<int32_t>("steps")
+                                  .Attr<float>("margin")
+                                  .Attr<float>("hope")
+                                  .Attr<float>("tolerance")
+                                  .Attr<std::string_view>("instructions"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitEvaluate, dogfit::evaluate,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::F32>>()
@@ -160,6 +213,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitEvaluate, dogfit::evaluate,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int32_t>("order")
                                   .Attr<int32_t>("pairing")
+                                  .Attr<bool>("elliptic")
                                   .Attr<std::string_view>("instructions"));
 
 // The instruction sets that run here, best first, separated by spaces.

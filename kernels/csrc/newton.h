@@ -6,8 +6,11 @@
 namespace dogfit {
 namespace {
 
-// Longest step: one width in position, and these in log width, log ratio and surround weight.
-constexpr float kLongest[kMaxParameters] = {1.0f, 1.0f, 0.8f, 1.0f, 0.5f};
+// Longest step: one width in position, and so much in log width, log ratio, surround weight and shape.
+template <class E>
+constexpr float longest_step(int parameter) {
+  return parameter < 2 || (parameter == kRatio && E::kWidths == 2) ? 1.0f : parameter == kWidth ? 0.8f : 0.5f;
+}
 // Smallest curvature trusted, for kernels of unit energy.
 constexpr float kLeastCurvature = 1e-5f;
 
@@ -46,8 +49,9 @@ DOGFIT_INLINE void descent_solve(const Lanes* matrix, const Lanes* right, Lanes 
 }
 
 // State of an ascent in each lane.
-template <int P>
+template <class E>
 struct Ascent {
+  static constexpr int P = E::P;
   Lanes point[P], energy, promise;  // best met
   Lanes gradient[P], hessian[P * (P + 1) / 2];
   Lanes trial[P], predicted, damping;
@@ -87,7 +91,7 @@ struct Ascent {
     for (int a = 0; a < P; ++a) {
       // Of the undamped step: a row is not at an optimum because it is held back.
       promise += slope[a] * undamped[a];
-      excess = larger(absolute(step[a]) * (1.0f / kLongest[a]), excess);
+      excess = larger(absolute(step[a]) * (1.0f / longest_step<E>(a)), excess);
     }
     const Lanes shorten = reciprocal(excess);
     predicted = splat(0);

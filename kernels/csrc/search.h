@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-#include "newton.h"
+#include "ellipse.h"
 #include "seeds.h"
 
 namespace dogfit {
@@ -45,7 +45,7 @@ class Buffer {
 // Starts of one kernel for one model.
 struct Starts {
   int count;
-  Start item[kStarts];
+  const Start* item;
 };
 
 // The kernels of a chunk, tap after tap, and their starts.
@@ -62,7 +62,7 @@ struct Job {
   int start;       // the present one; their number in the end
   int crossings;   // restarts across edges of taps
   bool finishing;  // the best once more, with more steps
-  float ends[kStarts];  // energy at the end of each start
+  float ends[kMostStarts];  // energy at the end of each start
   int steps;
   float point[kMaxParameters], promise;  // of the best
   bool exhausted;                        // it ran out of steps
@@ -103,7 +103,7 @@ class Climber {
  private:
   // Converged, out of steps or digits, hopeless, or about to arrive where an earlier start has.
   DOGFIT_INLINE Mask finished() const {
-    const Ascent<P>& a = ascent_;
+    const Ascent<E>& a = ascent_;
     const Mask settled = (a.promise <= problem_.effort.tolerance) | (absolute(a.predicted) <= kNoGain) |
                          (evaluations_ >= limit_);
     // A promise is worth most where it was not yet put to the test.
@@ -122,10 +122,10 @@ class Climber {
 
   // Rows by their number of starts, most first: so lanes run out of work at about the same time.
   void sort_rows() {
-    int begin[kStarts + 2] = {};
-    for (int row = 0; row < chunk_->rows; ++row) ++begin[kStarts - starts(row).count + 1];
-    for (int i = 0; i <= kStarts; ++i) begin[i + 1] += begin[i];
-    for (int row = 0; row < chunk_->rows; ++row) order_[begin[kStarts - starts(row).count]++] = row;
+    int begin[kMostStarts + 2] = {};
+    for (int row = 0; row < chunk_->rows; ++row) ++begin[kMostStarts - starts(row).count + 1];
+    for (int i = 0; i <= kMostStarts; ++i) begin[i + 1] += begin[i];
+    for (int row = 0; row < chunk_->rows; ++row) order_[begin[kMostStarts - starts(row).count]++] = row;
   }
 
   // Gives a lane the next kernel that has anything to climb.
@@ -183,8 +183,8 @@ class Climber {
   // again from the best point moved to both sides of the next edge, to its mirror image in the tap, and to
   // where the profile of a centre inside the tap is steepest, along x, y and both; for the Laplacian, the limit
   // of two equal widths, to the other side alone. For what is narrow, in taps.
-  static constexpr bool kSecond = E::kPairing != Pairing::kFree && E::kOrder == 2;
-  static constexpr int kCrossings = kSecond ? 14 : E::kFree ? 3 : 0;
+  static constexpr bool kSecond = !E::kElliptic && E::kPairing != Pairing::kFree && E::kOrder == 2;
+  static constexpr int kCrossings = kSecond ? 14 : E::kFree && !E::kElliptic ? 3 : 0;
   static constexpr float kCrossingLogWidth = kSecond ? -0.22f : -1.05f;
 
   void begin_across(int lane) {
@@ -228,9 +228,11 @@ class Climber {
       begin_start(lane);
       return true;
     }
-    if (!job.finishing && job.crossings < kCrossings && job.point[2] < kCrossingLogWidth) {
-      begin_across(lane);
-      return true;
+    if constexpr (kCrossings > 0) {
+      if (!job.finishing && job.crossings < kCrossings && job.point[2] < kCrossingLogWidth) {
+        begin_across(lane);
+        return true;
+      }
     }
     if (!job.finishing && job.exhausted && job.promise > problem_.effort.tolerance) {
       // The best ran out of steps in a narrow valley.
@@ -261,12 +263,12 @@ class Climber {
   int next_ = 0, order_[kChunk];
   Lanes lower_[P], upper_[P];
   Lanes total_ = {}, evaluations_ = {}, limit_ = {}, best_energy_ = {}, best_point_[P] = {};
-  Ascent<P> ascent_ = {};
+  Ascent<E> ascent_ = {};
   Job jobs_[kLanes];
 };
 
 template <class E>
-bool climb(const Problem& problem, int model, const Chunk& chunk) {
+bool climb_all(const Problem& problem, int model, const Chunk& chunk) {
   Buffer<E> work(1);
   Buffer<Lanes> kernel(E::kMax * E::kMax);
   if (!work || !kernel) return false;
@@ -330,13 +332,30 @@ bool with_model(const Model& model, const Action& action) {
   }
 }
 
+// As `with_model`, for elliptic models.
+template <class Action>
+bool with_ellipse(const Model& model, const Action& action) {
+  switch (model.pairing) {
+    case Pairing::kSingle:
+      if (model.order == 0) return action(static_cast<EllipticEnergy<0, Pairing::kSingle>*>(nullptr));
+      if (model.order == 1) return action(static_cast<EllipticEnergy<1, Pairing::kSingle>*>(nullptr));
+      return action(static_cast<EllipticEnergy<2, Pairing::kSingle>*>(nullptr));
+    case Pairing::kFree:
+      return action(static_cast<EllipticEnergy<0, Pairing::kFree>*>(nullptr));
+    default:
+      if (model.order == 1) return action(static_cast<EllipticEnergy<1, Pairing::kTied>*>(nullptr));
+      return action(static_cast<EllipticEnergy<2, Pairing::kTied>*>(nullptr));
+  }
+}
+
 template <class Action>
 bool with_energy(int size, const Model& model, const Action& action) {
+  if (model.elliptic) return with_ellipse(model, action);
   if (size == 7) return with_model<7>(model, action);
   return with_model<0>(model, action);
 }
 
-bool find_starts(const Problem& problem, const Chunk& chunk, Starts* starts) {
+bool find_starts(const Problem& problem, const Chunk& chunk, Start* items, Starts* starts) {
   const SeedTables& tables = *problem.seeds;
   const int taps = problem.size * problem.size;
   Buffer<Lanes> kernel(taps), memory(SeedWork::vectors(tables, problem.model_count));
@@ -354,38 +373,77 @@ bool find_starts(const Problem& problem, const Chunk& chunk, Starts* starts) {
     else find_maxima<0>(problem, kernel.get(), work, found.get());
     for (int lane = 0; lane < kLanes && row + lane < chunk.rows; ++lane) {
       for (int m = 0; m < problem.model_count; ++m) {
-        Starts& mine = starts[int64_t(row + lane) * problem.model_count + m];
+        const int64_t place = int64_t(row + lane) * problem.model_count + m;
+        Start* mine = items + place * kStarts;
         const int most = problem.effort.starts * (problem.models[m].pairing == Pairing::kTied ? 2 : 1);
         const float share = least_share(problem.models[m], problem.effort.margin);
-        mine.count = choose_starts(tables, problem.effort.apart, share, most < kStarts ? most : kStarts,
-                                   found.get()[lane * problem.model_count + m], mine.item);
+        const int count = choose_starts(tables, problem.effort.apart, share, most < kStarts ? most : kStarts,
+                                   found.get()[lane * problem.model_count + m], mine);
+        starts[place] = {count, mine};
       }
     }
   }
   return true;
 }
 
-bool search(const Problem& problem, int64_t begin, int64_t end) {
+// The kernels of a chunk, tap after tap.
+void gather_taps(const Problem& problem, int64_t first, int rows, float* out) {
   const int taps = problem.size * problem.size;
+  for (int t = 0; t < taps; ++t) {
+    for (int row = 0; row < rows; ++row) {
+      out[int64_t(row) * taps + t] = problem.kernels[t * problem.rows + first + row];
+    }
+  }
+}
+
+bool climb_model(const Problem& problem, int model, const Chunk& chunk) {
+  return with_energy(problem.size, problem.models[model], [&](auto* energy) {
+    return climb_all<typename Pointee<decltype(energy)>::type>(problem, model, chunk);
+  });
+}
+
+bool search(const Problem& problem, int64_t begin, int64_t end) {
   const int64_t most = end - begin < kChunk ? end - begin : kChunk;
-  Buffer<float> memory(most * taps);
+  Buffer<float> memory(most * problem.size * problem.size);
+  Buffer<Start> items(most * problem.model_count * kStarts);
   Buffer<Starts> starts(most * problem.model_count);
-  if (!memory || !starts) return false;
+  if (!memory || !items || !starts) return false;
   for (int64_t first = begin; first < end; first += kChunk) {
     const int rows = static_cast<int>(end - first < kChunk ? end - first : kChunk);
-    for (int t = 0; t < taps; ++t) {
-      for (int row = 0; row < rows; ++row) {
-        memory.get()[int64_t(row) * taps + t] = problem.kernels[t * problem.rows + first + row];
-      }
-    }
+    gather_taps(problem, first, rows, memory.get());
     const Chunk chunk = {first, rows, memory.get(), starts.get()};
-    if (!find_starts(problem, chunk, starts.get())) return false;
+    if (!find_starts(problem, chunk, items.get(), starts.get())) return false;
     for (int m = 0; m < problem.model_count; ++m) {
-      const bool done = with_energy(problem.size, problem.models[m], [&](auto* energy) {
-        return climb<typename Pointee<decltype(energy)>::type>(problem, m, chunk);
-      });
-      if (!done) return false;
+      if (!climb_model(problem, m, chunk)) return false;
     }
+  }
+  return true;
+}
+
+bool climb(const Problem& problem, const GivenStarts& given, int64_t begin, int64_t end) {
+  const Model& model = problem.models[0];
+  const int64_t most = end - begin < kChunk ? end - begin : kChunk;
+  Buffer<float> memory(most * problem.size * problem.size);
+  Buffer<Start> items(most * given.count);
+  Buffer<Starts> starts(most);
+  if (!memory || !items || !starts) return false;
+  for (int64_t first = begin; first < end; first += kChunk) {
+    const int rows = static_cast<int>(end - first < kChunk ? end - first : kChunk);
+    gather_taps(problem, first, rows, memory.get());
+    for (int row = 0; row < rows; ++row) {
+      Start* mine = items.get() + int64_t(row) * given.count;
+      int count = 0;
+      for (; count < given.count; ++count) {
+        const float energy = given.energies[count * problem.rows + first + row];
+        if (!(energy > 0)) break;
+        mine[count].energy = energy;
+        for (int a = 0; a < model.parameters(); ++a) {
+          mine[count].point[a] = given.points[(count * model.parameters() + a) * problem.rows + first + row];
+        }
+      }
+      starts.get()[row] = {count, mine};
+    }
+    if (!climb_model(problem, 0, {first, rows, memory.get(), starts.get()})) return false;
   }
   return true;
 }

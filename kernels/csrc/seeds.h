@@ -58,21 +58,6 @@ struct Candidates {
   }
 };
 
-// Lanes of a mask as bits.
-DOGFIT_INLINE unsigned bits(Mask mask) {
-#if defined(__AVX512DQ__) && DOGFIT_LANES == 16
-  typedef int Native __attribute__((vector_size(64)));
-  return __builtin_ia32_cvtd2mask512((Native)mask);
-#elif defined(__AVX2__) && DOGFIT_LANES == 8
-  typedef float Native __attribute__((vector_size(32)));
-  return __builtin_ia32_movmskps256((Native)mask);
-#else
-  unsigned out = 0;
-  for (int lane = 0; lane < kLanes; ++lane) out |= (mask[lane] & 1u) << lane;
-  return out;
-#endif
-}
-
 template <int Q>
 DOGFIT_INLINE Lanes white_energy(const Lanes* c, const float* white) {
   Lanes y[Q], energy = splat(0);

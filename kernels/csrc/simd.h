@@ -51,6 +51,27 @@ DOGFIT_INLINE Mask load(const int32_t* from) {
 DOGFIT_INLINE void store(float* to, Lanes value) { __builtin_memcpy(to, &value, sizeof value); }
 DOGFIT_INLINE void store(int32_t* to, Mask value) { __builtin_memcpy(to, &value, sizeof value); }
 
+// Lanes of a mask as bits.
+DOGFIT_INLINE unsigned bits(Mask mask) {
+#if defined(__AVX512DQ__) && DOGFIT_LANES == 16
+  typedef int Native __attribute__((vector_size(64)));
+  return __builtin_ia32_cvtd2mask512((Native)mask);
+#elif defined(__AVX2__) && DOGFIT_LANES == 8
+  typedef float Native __attribute__((vector_size(32)));
+  return __builtin_ia32_movmskps256((Native)mask);
+#else
+  unsigned out = 0;
+  for (int lane = 0; lane < kLanes; ++lane) out |= (mask[lane] & 1u) << lane;
+  return out;
+#endif
+}
+
+DOGFIT_INLINE Lanes square_root(Lanes x) {
+  Lanes out;
+  for (int lane = 0; lane < kLanes; ++lane) out[lane] = __builtin_sqrtf(x[lane]);
+  return out;
+}
+
 // 1 / x, to a rounding or two.
 DOGFIT_INLINE Lanes reciprocal(Lanes x) {
 #if defined(__AVX512F__) && DOGFIT_LANES == 16
