@@ -192,7 +192,7 @@ def unexplained(cell: Cell, kernels: np.ndarray, engine: str, thorough: bool) ->
 
 def serves(engine: str, cell: Cell) -> bool:
     """Whether the engine has the family and profile."""
-    return engine == "xla" or (cell.profile == "integrated")
+    return engine == "xla" or cell.profile == "integrated"
 
 
 def share(outcome: Outcome | None) -> str:

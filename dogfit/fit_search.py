@@ -135,14 +135,14 @@ def _climb_native(images: Images, given: Search, model: native.NativeModel, conf
 
     def search(images: Images) -> Found:
         kernels = lax.transpose(images, (1, 0, 2))
-        lower, upper = given.bounds(images)
+        lower, upper = (jnp.asarray(side)[:, 0] for side in given.bounds(images))
         starts = seed_all(kernels, None, None, given.model, effort, block_rows())
         return native.climb(
             kernels,
             *starts,
             model,
-            lower[:, 0],
-            upper[:, 0],
+            lower,
+            upper,
             native.NativeEffort(
                 steps=effort.steps, margin=effort.margin, hope=effort.hope, tolerance=effort.tolerance
             ),

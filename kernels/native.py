@@ -1,5 +1,5 @@
-"""The search of `search.py` in C++ (`csrc/`), for CPUs, through `jax.ffi`: all round models of a kernel in one
-call; of elliptic models the ascents alone.
+"""The search of `search.py` in C++ (`csrc/`), for CPUs, through `jax.ffi`: all round models of a kernel
+in one call; of elliptic models the ascents alone.
 
 float32, square kernels, integrated profiles. It is compiled when dogfit is installed, where
 there is a compiler; `available` says whether it was, `why_not` what is in the way. A plain shared library
