@@ -144,7 +144,11 @@ def _climb_native(images: Images, given: Search, model: native.NativeModel, conf
             lower,
             upper,
             native.NativeEffort(
-                steps=effort.steps, margin=effort.margin, hope=effort.hope, tolerance=effort.tolerance
+                steps=effort.steps,
+                margin=effort.margin,
+                # Steps are cheap here.
+                hope=4 * effort.hope,
+                tolerance=effort.tolerance,
             ),
         )
 

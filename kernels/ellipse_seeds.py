@@ -28,7 +28,7 @@ _DIRECTIONS = 8
 _STEP, _WIDEST = 1.8, 0.6
 # Offsets of centres from those of taps, by the shorter axis; where the width itself is narrow, derivatives
 # change their shape within a tap.
-_NARROW, _NARROW_OFFSETS = 0.42, (-0.3, 0.0, 0.3, 0.5)
+_NARROW, _NARROW_OFFSETS = 0.42, (-0.47, -0.3, 0.0, 0.3, 0.47)
 _OFFSETS = ((0.6, (-0.25, 0.0, 0.25, 0.5)), (1.2, (0.0, 0.5)), (math.inf, (0.0,)))
 # Widths of the surround, in widths of the centre, and its share.
 _RATIOS, _TIED_RATIOS, _KAPPAS = (1.15, 2.0, 5.0), (1.5, 2.5, 6.0), (0.6, 1.0)

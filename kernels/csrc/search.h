@@ -183,7 +183,7 @@ class Climber {
   // again from the best point moved to both sides of the next edge, to its mirror image in the tap, and to
   // where the profile of a centre inside the tap is steepest, along x, y and both; for the Laplacian, the limit
   // of two equal widths, to the other side alone. For what is narrow, in taps.
-  static constexpr bool kSecond = !E::kElliptic && E::kPairing != Pairing::kFree && E::kOrder == 2;
+  static constexpr bool kSecond = E::kPairing != Pairing::kFree && (E::kOrder == 2 || (E::kElliptic && E::kTied));
   static constexpr int kCrossings = kSecond ? 14 : E::kFree && !E::kElliptic ? 3 : 0;
   static constexpr float kCrossingLogWidth = kSecond ? -0.22f : -1.05f;
 
