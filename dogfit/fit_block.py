@@ -14,7 +14,7 @@ from dogfit.fit_config import FitConfig
 from dogfit.fit_result import FitResult, Status
 from dogfit.fit_search import Images, Search, search_models, tolerance_of
 from dogfit.kernels.derivatives import slopes
-from dogfit.kernels.linalg import leverages, project, sum_taps, total
+from dogfit.kernels.linalg import leverages, project, settle, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import mean_taps, whiten
@@ -69,9 +69,9 @@ def fit_block(
     pose = None
     # Bounds and bases of a caller's own belong to the kernels as they are.
     if not boxes and all(isinstance(family.model, GaussianModel) for family in families):
-        pose = pose_of(images, weight)
+        pose = settle(pose_of(images, weight))
         images, weight = pose.apply(images), None if weight is None else pose.apply(weight)
-    unit = _normalise(images, weight)
+    unit = settle(_normalise(images, weight))
     weight = _relative(weight, unit)
     profiled = [with_profile(family, config.profile) for family in families]
     searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
@@ -192,9 +192,10 @@ def _fit_family(
     """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
     columns = basis_images(model, found.point, shape)
-    solved = project(unit.images, [whiten(column, weights) for column in columns])
-    unexplained = sum_taps(solved.residual**2)
-    means = [mean_taps(column, weights) for column in columns]
+    solved = settle(project(unit.images, [whiten(column, weights) for column in columns]))
+    unexplained, means = settle(
+        (sum_taps(solved.residual**2), [mean_taps(column, weights) for column in columns])
+    )
     offset = -total(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
     held = (found.point <= box.lower) | (found.point >= box.upper)
     # A centre that only ever takes the seeds' places is at no bound.
