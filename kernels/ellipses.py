@@ -34,6 +34,8 @@ _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 _CORRELATIONS = {"float32": 8, "float64": 20}
 # Width of the shorter axis, in taps, from which the series is as good as float32.
 _WIDE = 3.0
+# Total order up to which it goes on to the fourth power: terms of higher orders stand in curvatures alone.
+_IMAGES = 2
 
 
 def elliptic_images(
@@ -102,14 +104,16 @@ def _over_taps(corners: Image) -> Image:
 def _by_series(
     x: Along, y: Along, covariance: Covariance, side: Along, highest: int
 ) -> dict[tuple[int, int], Image]:
-    """Images of all terms up to a total order, from centres and side of taps, to sixth order in it."""
+    """Images of all terms up to a total order, from centres and side of taps."""
     square = side * side
-    density = _density(x, y, covariance, highest + 4)
+    density = _density(x, y, covariance, max(min(highest, _IMAGES) + 4, highest + 2))
 
     def over_tap(i: int, j: int) -> Image:
-        second = density[i + 2, j] + density[i, j + 2]
-        fourth = (density[i + 4, j] + density[i, j + 4]) / 1920.0 + density[i + 2, j + 2] / 576.0
-        return square * (density[i, j] + square * (second / 24.0 + square * fourth))
+        correction = (density[i + 2, j] + density[i, j + 2]) / 24.0
+        if i + j <= _IMAGES:
+            fourth = (density[i + 4, j] + density[i, j + 4]) / 1920.0 + density[i + 2, j + 2] / 576.0
+            correction = correction + square * fourth
+        return square * (density[i, j] + square * correction)
 
     return {(n - j, j): over_tap(n - j, j) for n in range(highest + 1) for j in range(n + 1)}
 

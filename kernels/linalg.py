@@ -84,7 +84,7 @@ def _directions(columns: Sequence[Float[Array, "h w b"]]) -> list[_Direction]:
         square = sum_taps(column * column)
         usable = square > least**2 * before
         inverse = jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0)
-        out.append(_Direction(column * inverse[None, None, :], lower, inverse))
+        out.append(_Direction(settle(column * inverse[None, None, :]), lower, inverse))
     return out
 
 

@@ -118,16 +118,20 @@ DOGFIT_INLINE void expand(const Ellipse& k, Lanes x, Lanes y, const Corner& corn
 // widths. Differences between the corners would have no digits left.
 template <int HIGH>
 DOGFIT_INLINE void expand_wide(const Ellipse& k, Lanes x, Lanes y, Lanes side, Lanes* out) {
-  Lanes d[HIGH + 5][HIGH + 5];
+  // Terms of higher orders than images have stand in curvatures alone, and do without the fourth power.
+  constexpr int images = 2, top = HIGH > images ? HIGH + 2 : HIGH + 4;
+  static_assert(top >= images + 4);
+  Lanes d[top + 1][top + 1];
   d[0][0] = side * side * density_at(k, x, y);
-  differentiate_density<HIGH + 4>(k, x, y, d);
+  differentiate_density<top>(k, x, y, d);
   const Lanes square = side * side, second = square * (1.0f / 24), fourth = square * square * (1.0f / 1920),
               mixed = square * square * (1.0f / 576);
   unrolled<0, HIGH + 1>([&](auto total) __attribute__((always_inline)) {
     unrolled<0, total + 1>([&](auto order) __attribute__((always_inline)) {
       constexpr int i = order, j = total - i;
-      out[place(0, total, i)] = d[i][j] + second * (d[i + 2][j] + d[i][j + 2]) +
-                                fourth * (d[i + 4][j] + d[i][j + 4]) + mixed * d[i + 2][j + 2];
+      Lanes value = d[i][j] + second * (d[i + 2][j] + d[i][j + 2]);
+      if constexpr (total <= images) value += fourth * (d[i + 4][j] + d[i][j + 4]) + mixed * d[i + 2][j + 2];
+      out[place(0, total, i)] = value;
     });
   });
 }
