@@ -233,12 +233,13 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     harder = config.starts / DEFAULT.starts
     share, starts = 0.5, 12
     # What has not arrived by half the steps is in a narrow valley; the best of a kernel gets to its end.
-    steps, hope, apart = (config.steps + 1) // 2, 8.0, 0.3
+    steps, hope, apart, crossings = (config.steps + 1) // 2, 8.0, 0.3, False
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
+        crossings = model.profile == "integrated" and model.tied and (model.elliptic or model.order == 2)
         # Ellipses and tied surrounds have more optima; centres of a discrete profile are starts of their own.
         if model.tied and model.order == 2:
-            starts = 30
+            starts, steps = 30, config.steps
         elif model.tied or model.elliptic or model.profile == "discrete":
             starts = 24
         if model.elliptic and (model.order or model.two_widths):
@@ -252,4 +253,5 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
         hope=hope * harder,
         apart=apart / harder**0.5,
         tolerance=tolerance,
+        crossings=crossings,
     )

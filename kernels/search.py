@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dogfit.kernels.crossings import CROSSINGS, cross_edges, is_narrow
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.newton import Ascent, Box, advance, begin_ascent
 from dogfit.kernels.products import Image
@@ -43,6 +44,7 @@ class Effort(NamedTuple):
       hope: a start is given up where so many times the promise of its next step is less than it lacks.
       apart: widths within which a seed stands for those of neighbouring widths.
       tolerance: energy (of 1) promised by a further step below which a row has converged.
+      crossings: whether there are starts across the edges of taps (`crossings.py`).
     """
 
     starts: int
@@ -51,6 +53,7 @@ class Effort(NamedTuple):
     hope: float
     apart: float
     tolerance: float
+    crossings: bool = False
 
 
 class Found(NamedTuple):
@@ -84,6 +87,8 @@ class _Lanes(NamedTuple):
 
     row: Int[Array, " b"]
     start: Int[Array, " b"]
+    crossings: Int[Array, " b"]
+    """Starts across edges so far; they come last."""
     finishing: Bool[Array, " b"]
     """The best start once more, with more steps."""
     point: Float[Array, "p b"]
@@ -137,7 +142,15 @@ def search_optimum(
     search = _Search(
         fetched=table.fetch(jnp.zeros_like(idle)),
         lanes=_Lanes(
-            idle, jnp.full_like(idle, effort.starts), nothing > 0, start, nothing, nothing, 0 * idle, 0 * idle
+            row=idle,
+            start=jnp.full_like(idle, effort.starts),
+            crossings=0 * idle,
+            finishing=nothing > 0,
+            point=start,
+            energy=nothing,
+            promise=nothing,
+            steps=0 * idle,
+            agreeing=0 * idle,
         ),
         ascent=begin_ascent(start)._replace(promise=nothing),
         queue=0 * idle[0],
@@ -173,8 +186,9 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     ended = settled | ((hopeless | joins) & ~lanes.finishing)
 
     # Take down how it ended.
+    seeded = ended & ~lanes.finishing & (lanes.crossings == 0)
     better = ended & ((ascent.energy > lanes.energy) | lanes.finishing)
-    agrees = ended & ~lanes.finishing & ((ascent.energy >= lanes.energy - _AGREEMENT) | joins)
+    agrees = seeded & ((ascent.energy >= lanes.energy - _AGREEMENT) | joins)
     ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + _AGREEMENT)
     lanes = lanes._replace(
         point=_where(better, ascent.point, lanes.point),
@@ -182,15 +196,19 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
         promise=jnp.where(better, ascent.promise, lanes.promise),
         steps=lanes.steps + jnp.where(ended, ascent.steps, 0),
         agreeing=jnp.where(ahead, 1, lanes.agreeing + agrees),
-        start=lanes.start + (ended & ~lanes.finishing),
+        start=lanes.start + seeded,
     )
 
     # Seeds come best first, and what an ascent can add has its limits.
     seed_energy = _pick(given.energies, lanes.start)
     least = effort.margin * jnp.maximum(lanes.energy, given.energies[0])
-    onwards = ended & ~lanes.finishing & (seed_energy > least)
-    unsettled = ended & ~lanes.finishing & ~onwards & (lanes.promise > effort.tolerance)
-    leaving = ended & ~onwards & ~unsettled
+    onwards = seeded & (seed_energy > least)
+    exhausted = ended & ~lanes.finishing & ~onwards
+    across = jnp.zeros_like(ended)
+    if effort.crossings:
+        across = exhausted & (lanes.crossings < CROSSINGS) & is_narrow(lanes.point)
+    unsettled = exhausted & ~across & (lanes.promise > effort.tolerance)
+    leaving = ended & ~onwards & ~across & ~unsettled
     done = jnp.stack([*lanes.point, lanes.promise, lanes.steps, lanes.agreeing], axis=1)
     found = search.found.at[jnp.where(leaving, lanes.row, rows)].set(done, mode="drop")
 
@@ -202,6 +220,7 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     lanes = _Lanes(
         row=row,
         start=jnp.where(leaving, zero, lanes.start),
+        crossings=jnp.where(leaving, zero, lanes.crossings + across),
         finishing=jnp.where(leaving, False, lanes.finishing | unsettled),
         point=_where(leaving, given.points[0], lanes.point),
         energy=jnp.where(leaving, -jnp.inf, lanes.energy),
@@ -210,6 +229,10 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
         agreeing=jnp.where(leaving, zero, lanes.agreeing),
     )
     begin = _where(unsettled, lanes.point, _pick(given.points, lanes.start))
+    if effort.crossings:
+        shape = (given.kernels.shape[0], given.kernels.shape[1])
+        crossed = cross_edges(lanes.point, lanes.crossings - 1, shape, given.box.lower[2])
+        begin = _where(across, crossed, begin)
     begun = begin_ascent(jnp.clip(begin, given.box.lower, given.box.upper))
     # Lanes that the queue has nothing left for are at rest.
     begun = begun._replace(promise=jnp.where(row < rows, begun.promise, 0.0))

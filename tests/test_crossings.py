@@ -1,0 +1,82 @@
+"""Starts across the edges of taps."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dogfit.families import FAMILY, search_bounds
+from dogfit.kernels.crossings import CROSSINGS, cross_edges, is_narrow
+from dogfit.kernels.newton import Box
+from dogfit.kernels.search import Effort, search_optimum
+from dogfit.kernels.seeds import energy_at
+from scipy_reference import draw
+
+
+@pytest.mark.parametrize(("taps", "edges"), [(7, 0.5), (6, 0.0)])
+def test_centres_go_to_both_sides_of_the_next_edge(taps, edges):
+    """Edges of taps are at halves where the number of taps is odd."""
+    rng = np.random.default_rng(0)
+    point = np.concatenate([rng.uniform(-2.4, 2.4, (2, 40)), rng.uniform(-1, 1, (3, 40))]).astype(np.float32)
+    moved = np.stack(
+        [
+            cross_edges(jnp.asarray(point), jnp.full(40, which), (taps, taps), jnp.float32(-1.2))
+            for which in range(CROSSINGS)
+        ]
+    )
+    np.testing.assert_array_equal(moved[:, 2], np.float32(-1.2))
+    np.testing.assert_array_equal(moved[:, 3:], np.broadcast_to(point[3:], moved[:, 3:].shape))
+    for axis in (0, 1):
+        at, x = point[axis], moved[:, axis]
+        assert np.all(np.abs(x - at) <= 1.0)
+        edge = np.round(at - edges) + edges
+        for side in (-1, 1):
+            near = np.abs(x - (edge + side * 0.006)) < 1e-5
+            assert np.all(near.any(axis=0))
+        middle = np.floor(at - edges) + edges + 0.5
+        assert np.all((np.abs(x - (2 * middle - at)) < 1e-5).any(axis=0))
+        assert np.all((np.abs(x - at) == 0).any(axis=0))
+    assert np.unique(np.round(moved[:, :2], 4), axis=0).shape[0] == CROSSINGS
+
+
+def test_narrow_is_less_than_a_tap():
+    log_sigma = jnp.log(jnp.asarray([0.3, 0.7, 0.9, 2.0]))
+    assert is_narrow(jnp.stack([log_sigma] * 4)).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 6)])
+def test_a_search_with_them_loses_nothing_and_finds_more(shape):
+    """Second derivatives at the narrowest width, a hundredth of a tap from an edge, under noise."""
+    height, width = shape
+    rng, rows = np.random.default_rng(0), 96
+    kernels = np.stack(
+        [
+            draw(
+                "dog_d2",
+                shape,
+                x0=0.5 * (width % 2) + rng.choice([-0.01, 0.01]),
+                y0=0.5 * (height % 2) + rng.choice([-0.01, 0.01]),
+                sigma=0.3,
+                gains=(1.0, rng.uniform(-1, 1)),
+                theta=rng.uniform(-1.5, 1.5),
+                surround=0.6,
+                surround_weight=0.5,
+            )
+            for _ in range(rows)
+        ]
+    )
+    kernels += kernels.std(axis=(1, 2), keepdims=True) * rng.normal(size=kernels.shape)
+    kernels -= kernels.mean(axis=(1, 2), keepdims=True)
+    kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
+    images = jnp.asarray(kernels.transpose(2, 1, 0), jnp.float32)
+    model = FAMILY["dog_d2"].model
+    box = Box(*(np.array(side, np.float32)[:, None] for side in search_bounds(model, shape)))
+    effort = Effort(starts=10, steps=20, margin=0.6, hope=8.0, apart=0.3, tolerance=1e-7)
+
+    def energies(effort):
+        found = search_optimum(images, box, model, effort, block=32)
+        assert np.all((found.point >= box.lower) & (found.point <= box.upper))
+        return energy_at(images, list(found.point), model, None)
+
+    gained = np.asarray(energies(effort._replace(crossings=True)) - energies(effort))
+    assert gained.min() > -1e-4
+    assert np.any(gained > 1e-3)
