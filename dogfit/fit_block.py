@@ -14,7 +14,7 @@ from dogfit.fit_config import FitConfig
 from dogfit.fit_result import FitResult, Status
 from dogfit.fit_search import Images, Search, search_models, tolerance_of
 from dogfit.kernels.derivatives import slopes
-from dogfit.kernels.linalg import leverages, project, settle, sum_taps, total
+from dogfit.kernels.linalg import largest_tap, leverages, project, settle, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.products import mean_taps, whiten
@@ -147,12 +147,15 @@ def _normalise(kernels: Images, weights: Images | None) -> _Unit:
     counted = jnp.ones_like(kernels) if weights is None else weights
     used = counted > 0
     taps = sum_taps(used.astype(kernels.dtype))
-    finite = jnp.all(jnp.isfinite(jnp.where(used, kernels, 0.0)) & (counted >= 0), axis=(0, 1))
+    # What is not finite has no product with zero.
+    finite = sum_taps(0.0 * jnp.where(used, kernels, 0.0)) == 0
+    if weights is not None:
+        finite = finite & jnp.all(weights >= 0, axis=(0, 1))
     safe = jnp.where(used & finite[None, None, :], kernels, 0.0)
     counted = jnp.where(used, counted, 0.0)
     everything = jnp.where(taps > 0, sum_taps(counted), 1.0)
     # Scaled before squaring, so that kernels of any magnitude are alike.
-    largest = jnp.max(jnp.abs(safe), axis=(0, 1))
+    largest = largest_tap(jnp.abs(safe))
     scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
     scaled = safe / scale[None, None, :]
     mean = sum_taps(counted * scaled) / everything

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from dogfit.kernels.linalg import sum_taps, total
+from dogfit.kernels.linalg import largest_tap, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 
 Images = Float[Array, "h w b"]
@@ -67,7 +67,7 @@ def pose_of(kernels: Images, weights: Images | None) -> Pose:
     """The pose of each kernel, by where the energy about its mean lies."""
     counted = jnp.ones_like(kernels) if weights is None else weights
     safe = jnp.where((counted > 0) & jnp.isfinite(kernels), kernels, 0.0)
-    largest = jnp.max(jnp.abs(safe), axis=(0, 1))
+    largest = largest_tap(jnp.abs(safe))
     safe = safe / jnp.where(largest > 0, largest, 1.0)[None, None, :]
     everything = sum_taps(counted)
     mean = sum_taps(counted * safe) / jnp.where(everything > 0, everything, 1.0)

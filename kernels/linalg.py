@@ -6,7 +6,7 @@ does not. Matrices are dictionaries of their lower triangle, `{(row, column): Fl
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,8 +45,17 @@ def sum_taps(images: Float[Array, "h w b"]) -> Batch:
 
     (Over a large batch, with a factor broadcast along an axis that is not summed over; jax 0.10.2.)
     """
-    rows = settle(total(images[x] for x in range(len(images))))
-    return total(rows[y] for y in range(len(rows)))
+    return _reduce_taps(operator.add, images)
+
+
+def largest_tap(images: Float[Array, "h w b"]) -> Batch:
+    """Largest of the taps."""
+    return _reduce_taps(jnp.maximum, images)
+
+
+def _reduce_taps(operation: Callable[[Array, Array], Array], images: Float[Array, "h w b"]) -> Batch:
+    rows = settle(functools.reduce(operation, list(images)))
+    return functools.reduce(operation, list(rows))
 
 
 class Projection(NamedTuple):
