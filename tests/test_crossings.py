@@ -51,15 +51,13 @@ def test_a_search_with_them_loses_nothing_and_finds_more(shape):
     kernels = np.stack(
         [
             draw(
-                "dog_d2",
+                "d2",
                 shape,
                 x0=0.5 * (width % 2) + rng.choice([-0.01, 0.01]),
                 y0=0.5 * (height % 2) + rng.choice([-0.01, 0.01]),
                 sigma=0.3,
                 gains=(1.0, rng.uniform(-1, 1)),
                 theta=rng.uniform(-1.5, 1.5),
-                surround=0.6,
-                surround_weight=0.5,
             )
             for _ in range(rows)
         ]
@@ -68,9 +66,9 @@ def test_a_search_with_them_loses_nothing_and_finds_more(shape):
     kernels -= kernels.mean(axis=(1, 2), keepdims=True)
     kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
     images = jnp.asarray(kernels.transpose(2, 1, 0), jnp.float32)
-    model = FAMILY["dog_d2"].model
+    model = FAMILY["d2"].model
     box = Box(*(np.array(side, np.float32)[:, None] for side in search_bounds(model, shape)))
-    effort = Effort(starts=10, steps=20, margin=0.6, hope=8.0, apart=0.3, tolerance=1e-7)
+    effort = Effort(starts=2, steps=20, margin=0.6, hope=8.0, apart=0.3, tolerance=1e-7)
 
     def energies(effort):
         found = search_optimum(images, box, model, effort, block=32)
