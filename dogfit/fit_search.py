@@ -132,6 +132,7 @@ def _search_native(
 def _climb_native(images: Images, given: Search, model: native.NativeModel, config: FitConfig) -> Found:
     """Starts of an elliptic model as XLA finds them, and compiled ascents from there."""
     effort = _effort(given.model, config, tolerance_of(images.dtype))
+    effort = effort._replace(starts=min(effort.starts, native.MAX_GIVEN_STARTS))
 
     def search(images: Images) -> Found:
         kernels = lax.transpose(images, (1, 0, 2))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 import scipy_families
 from dogfit.fit import fit_kernels
-from dogfit.fit_config import FitConfig
+from dogfit.fit_config import THOROUGH, FitConfig
 from dogfit.kernels import native
 from dogfit.kernels.native import NativeEffort, NativeModel
 from scipy_reference import draw
@@ -174,6 +175,15 @@ def test_inside_other_jax_code():
     out = jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), "data"), plain)
     sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(spec, spec), out_specs=out))
     assert_same(plain, sharded(kernels, points))
+
+
+def test_a_thorough_search_takes_as_many_starts_as_there_may_be():
+    kernels = np.random.default_rng(0).normal(size=(4, 5, 5)).astype(np.float32)
+    usual, thorough = (
+        fit_kernels(kernels, ["dog_d1_elliptic"], config=replace(config, engine="native"))
+        for config in (FitConfig(), THOROUGH)
+    )
+    assert np.all(np.asarray(thorough.r2) >= np.asarray(usual.r2) - 1e-4)
 
 
 def test_engines_agree_and_one_fit_is_as_many():

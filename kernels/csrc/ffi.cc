@@ -142,6 +142,7 @@ ffi::Error climb(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffe
                        {count, most_steps, 0, margin, hope, tolerance}},
                       {count, points.typed_data(), energies.typed_data()}, build, pool);
 }
+
 ffi::Error evaluate(ffi::Buffer<ffi::F32> kernels, ffi::Buffer<ffi::F32> points,
                     ffi::ResultBuffer<ffi::F32> out, int32_t order, int32_t pairing, bool elliptic,
                     std::string_view instructions) {
