@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy import Cell, reference_costs, sample, serves
+from accuracy import reference_costs, sample
 from safetensors.numpy import load_file
 
 import dogfit
@@ -102,11 +102,7 @@ def main() -> None:
     print("| " + " | ".join(cells) + " |")
     engine = options.engine
     if engine == "auto":
-        in_xla = [f for f in options.families if not serves("native", Cell("integrated", f, "real", 7))]
-        if not native.available():
-            engine += f" (xla: {native.why_not()})"
-        else:
-            engine += f" (xla for {', '.join(in_xla)})" if in_xla else " (native)"
+        engine += " (native)" if native.available() else f" (xla: {native.why_not()})"
     print(
         f"\nEngine: {engine}. Rates: median (range) of {options.repeats} calls on {len(timed):,} kernels; ",
         end="",
