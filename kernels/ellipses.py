@@ -7,7 +7,8 @@ one axis to differences of
     d^n/dx^n int_(-inf)^y g(x, y') dy',  with  int g dy' = p(x) Phi((y - k_xy / k_xx x) sqrt(k_xx)),
 
 `p` the marginal density. The Gaussian's own mass is that of the product of its marginals, and what the
-correlation adds: the integral of the density over it from zero (Plackett, Biometrika 41, 1954).
+correlation r adds: the integral of the density over it from zero (Plackett, Biometrika 41, 1954), here over
+`r / sqrt(1 - r^2)`, which ends at `k_xy`.
 
 Differences between corners have no digits left, in float32, where the Gaussian is much wider than the
 kernel; a Taylor series about the centres of the taps has.
@@ -158,13 +159,13 @@ def _mass(x: Along, y: Along, covariance: Covariance) -> Image:
     x, y = x / jnp.sqrt(kxx), y / jnp.sqrt(kyy)
     inner_x, inner_y = lax.erf(x * _SQRT_HALF), lax.erf(y * _SQRT_HALF)
     product = 0.25 * (inner_x[1:] - inner_x[:-1]) * (inner_y[:, 1:] - inner_y[:, :-1])
-    angle = jnp.arcsin(kxy / jnp.sqrt(kxx * kyy))
     squares, products = settle((-0.5 * (x * x + y * y), x * y))
 
     def at(node: float) -> Image:
-        sine, cosine = jnp.sin(node * angle), jnp.cos(node * angle)
-        return jnp.exp((squares + products * sine) / (cosine * cosine))
+        t = node * kxy
+        stretch = 1.0 + t * t
+        return jnp.exp(squares * stretch + products * (t * jnp.sqrt(stretch))) / stretch
 
     nodes, weights = np.polynomial.legendre.leggauss(_CORRELATIONS[x.dtype.name])
     added = total(float(w) * at(0.5 + 0.5 * float(node)) for node, w in zip(nodes, weights, strict=True))
-    return product + _over_taps(0.5 * _INV_SQRT_2PI**2 * angle * added)
+    return product + _over_taps(0.5 * _INV_SQRT_2PI**2 * kxy * added)
