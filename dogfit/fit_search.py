@@ -132,26 +132,14 @@ def _search_native(
 def _climb_native(images: Images, given: Search, model: native.NativeModel, config: FitConfig) -> Found:
     """Starts of an elliptic model as XLA finds them, and compiled ascents from there."""
     effort = _effort(given.model, config, tolerance_of(images.dtype))
-    effort = effort._replace(starts=min(effort.starts, native.MAX_GIVEN_STARTS))
+    # Steps are cheap here.
+    effort = effort._replace(starts=min(effort.starts, native.MAX_GIVEN_STARTS), hope=4 * effort.hope)
 
     def search(images: Images) -> Found:
         kernels = lax.transpose(images, (1, 0, 2))
         lower, upper = (jnp.asarray(side)[:, 0] for side in given.bounds(images))
         starts = seed_all(kernels, None, None, given.model, effort, block_rows())
-        return native.climb(
-            kernels,
-            *starts,
-            model,
-            lower,
-            upper,
-            native.NativeEffort(
-                steps=effort.steps,
-                margin=effort.margin,
-                # Steps are cheap here.
-                hope=4 * effort.hope,
-                tolerance=effort.tolerance,
-            ),
-        )
+        return native.climb(kernels, *starts, model, lower, upper, effort)
 
     return _widening(search)(images)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dogfit.kernels.search import Found
+from dogfit.kernels.search import Effort, Found
 
 _SEARCH, _CLIMB, _EVALUATE = "dogfit_search", "dogfit_climb", "dogfit_evaluate"
 # As in csrc/api.h.
@@ -105,7 +105,7 @@ def _library() -> ctypes.CDLL | str:
     try:
         library = ctypes.CDLL(str(path))
         for name in (_SEARCH, _CLIMB, _EVALUATE):
-            handler = getattr(library, "".join(part.capitalize() for part in name.split("_")))
+            handler = getattr(library, name.title().replace("_", ""))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     # Built for another processor or against headers that this jaxlib does not know.
     except (OSError, AttributeError, RuntimeError, ValueError) as error:
@@ -129,6 +129,19 @@ def _like(kernels: Array, shape: tuple[int, ...], dtype: Any) -> Array:
 def _bounds(kernels: Array, values: list[Array]) -> Float[Array, "m 7"]:
     rows = [jnp.pad(v.astype(jnp.float32), (0, _MAX_PARAMETERS - v.shape[0])) for v in values]
     return jnp.stack(rows) + _like(kernels, (1, 1), jnp.float32)
+
+
+def _results(kernels: Array, point: tuple[int, ...], rest: tuple[int, ...]) -> tuple[Array, ...]:
+    """What a search is to return, for points and for the rest of these leading axes."""
+    rows = kernels.shape[-1:]
+    kinds = (jnp.float32, jnp.int32, jnp.int32)
+    return _like(kernels, point + rows, jnp.float32), *(_like(kernels, rest + rows, kind) for kind in kinds)
+
+
+def _ascents(effort: Effort | NativeEffort) -> dict[str, Any]:
+    """Attributes of a call that say how hard to climb."""
+    numbers = {name: np.float32(getattr(effort, name)) for name in ("margin", "hope", "tolerance")}
+    return {"steps": np.int32(effort.steps), **numbers}
 
 
 def search_families(
@@ -157,17 +170,12 @@ def search_families(
       One `Found` per model.
     """
     _loaded()
-    count, rows = len(models), kernels.shape[-1]
+    count = len(models)
     if not 1 <= effort.starts <= MAX_STARTS:
         raise ValueError(f"starts must be 1 to {MAX_STARTS}, got {effort.starts}")
     call = jax.ffi.ffi_call(
         _SEARCH,
-        (
-            _like(kernels, (count, _MAX_PARAMETERS, rows), jnp.float32),
-            _like(kernels, (count, rows), jnp.float32),
-            _like(kernels, (count, rows), jnp.int32),
-            _like(kernels, (count, rows), jnp.int32),
-        ),
+        _results(kernels, (count, _MAX_PARAMETERS), (count,)),
         # A caller that merges the new axis with the batch is faster.
         vmap_method="sequential",
     )
@@ -178,11 +186,8 @@ def search_families(
         orders=np.array([m.order for m in models], np.int32),
         pairings=np.array([m.pairing for m in models], np.int32),
         starts=np.int32(effort.starts),
-        steps=np.int32(effort.steps),
         apart=np.float32(effort.apart),
-        margin=np.float32(effort.margin),
-        hope=np.float32(effort.hope),
-        tolerance=np.float32(effort.tolerance),
+        **_ascents(effort),
         instructions=only,
     )
     return tuple(
@@ -198,7 +203,7 @@ def climb(
     model: NativeModel,
     lower: Float[Array, " p"],
     upper: Float[Array, " p"],
-    effort: NativeEffort,
+    effort: Effort,
     *,
     only: str = "",
 ) -> Found:
@@ -211,25 +216,15 @@ def climb(
       model: static.
       lower: lower bounds of the parameters; may be traced.
       upper: upper bounds.
-      effort: static; `starts` and `apart` have no meaning here.
+      effort: static; what it says of the choice of starts has no meaning here.
       only: as of `search_families`.
     """
     _loaded()
-    rows = kernels.shape[-1]
     if not model.elliptic or points.shape[0] > MAX_GIVEN_STARTS:
         raise ValueError(
             f"climb takes elliptic models and at most {MAX_GIVEN_STARTS} starts, got {model}, {points.shape}"
         )
-    call = jax.ffi.ffi_call(
-        _CLIMB,
-        (
-            _like(kernels, (model.parameters, rows), jnp.float32),
-            _like(kernels, (rows,), jnp.float32),
-            _like(kernels, (rows,), jnp.int32),
-            _like(kernels, (rows,), jnp.int32),
-        ),
-        vmap_method="sequential",
-    )
+    call = jax.ffi.ffi_call(_CLIMB, _results(kernels, (model.parameters,), ()), vmap_method="sequential")
     return Found(
         *call(
             kernels,
@@ -238,10 +233,7 @@ def climb(
             *(side.astype(jnp.float32) + _like(kernels, (1,), jnp.float32) for side in (lower, upper)),
             order=np.int32(model.order),
             pairing=np.int32(model.pairing),
-            steps=np.int32(effort.steps),
-            margin=np.float32(effort.margin),
-            hope=np.float32(effort.hope),
-            tolerance=np.float32(effort.tolerance),
+            **_ascents(effort),
             instructions=only,
         )
     )

@@ -14,14 +14,15 @@ import scipy_families
 from dogfit.fit import fit_kernels
 from dogfit.fit_config import THOROUGH, FitConfig
 from dogfit.kernels import native
-from dogfit.kernels.native import NativeEffort, NativeModel
+from dogfit.kernels.native import NativeModel
+from dogfit.kernels.search import Effort
 from scipy_reference import draw
 
 MODELS = {
     f"{name}_elliptic": NativeModel(family.order, family.widths == 2, family.tied, elliptic=True)
     for name, family in scipy_families.PLAIN.items()
 }
-EFFORT = NativeEffort(steps=40, margin=0.3, hope=32.0)
+EFFORT = Effort(starts=6, steps=40, margin=0.3, hope=32.0, apart=0.3, tolerance=1e-7)
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 
@@ -206,3 +207,5 @@ def test_broken_arguments():
         climb(kernels, jnp.zeros((129, 5, 4)), "gaussian_elliptic")
     with pytest.raises(Exception, match=r"starts must be \[s, p, n\]"):
         jax.block_until_ready(climb(kernels, points, "dog_elliptic"))
+    with pytest.raises(Exception, match=r"energies \[s, n\]"):
+        jax.block_until_ready(climb(kernels, points, "gaussian_elliptic", jnp.ones((2, 4))))

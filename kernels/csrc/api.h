@@ -7,8 +7,8 @@ namespace dogfit {
 
 constexpr int kMaxSize = 51;       // taps on a side
 constexpr int kMaxCentres = 512;   // in a line of seeds
-constexpr int kMostStarts = 128;     // of a kernel, where they are given
 constexpr int kReach = 4;          // taps that a Gaussian of 0.3 taps reaches, as seeds need it
+constexpr int kMostStarts = 128;   // of a kernel, where they are given
 constexpr int kMaxParameters = 7;  // x0, y0, log sigma[, log ratio[, surround weight]][, e1, e2]
 
 // How the two widths of a model share their linear weights.

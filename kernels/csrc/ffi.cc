@@ -137,6 +137,10 @@ ffi::Error climb(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffe
   if (shape.size() != 3 || shape[0] > kMostStarts || shape[1] != model.parameters() || shape[2] != rows) {
     return ffi::Error::InvalidArgument("starts must be [s, p, n], s at most 128");
   }
+  const auto known = energies.dimensions();
+  if (known.size() != 2 || known[0] != shape[0] || known[1] != rows) {
+    return ffi::Error::InvalidArgument("starts must have energies [s, n]");
+  }
   const int count = static_cast<int>(shape[0]);
   return work_through({kernels.typed_data(), rows, static_cast<int>(kernels.dimensions()[0]), &model, 1, nullptr,
                        {count, most_steps, 0, margin, hope, tolerance}},
