@@ -9,7 +9,7 @@
 namespace dogfit {
 namespace {
 
-// Width of the shorter axis in taps from which the terms of pairs of Gaussians are made so.
+// Width of the shorter axis, in taps, from which the terms of pairs of Gaussians are made by series.
 constexpr float kWide = 3;
 
 template <int ORDER_, Pairing PAIRING_>
@@ -292,15 +292,14 @@ struct EllipticEnergy {
     return sum;
   }
 
-  __attribute__((noinline)) void differentiate(const Lanes* point, Derivatives<P>& out) const {
-    const int taps = size * size;
+  // The gradient, and <residual, second derivatives of the model>.
+  __attribute__((noinline)) void differentiate_residual(Derivatives<P>& out) const {
     const auto entry = [&](int a, int b) __attribute__((always_inline)) -> Lanes& {
       return out.hessian[a > b ? triangle(a, b) : triangle(b, a)];
     };
     for (int e = 0; e < P * (P + 1) / 2; ++e) out.hessian[e] = splat(0);
     for (int a = 0; a < P; ++a) out.gradient[a] = splat(0);
 
-    // <residual, second derivatives of the model>
     unrolled<0, kWidths>([&](auto w) __attribute__((always_inline)) {
       const Lanes xx = raised(w, 2, 0), xy = raised(w, 1, 1), yy = raised(w, 0, 2);
       const Lanes third[4] = {raised(w, 3, 0), raised(w, 2, 1), raised(w, 1, 2), raised(w, 0, 3)};
@@ -358,9 +357,11 @@ struct EllipticEnergy {
         entry(kKappa, kE2) = -first[4];
       }
     });
+  }
 
-    // L^-1 v_a, with v_a of each basis function.
-    Lanes v[P][kBasis];
+  // L^-1 v_a of each parameter, with v_a of each basis function.
+  __attribute__((noinline)) void couple(Lanes (*v)[kBasis]) const {
+    const int taps = size * size;
     for (int a = 0; a < P; ++a) for (int t = 0; t < kBasis; ++t) v[a][t] = splat(0);
     unrolled<0, kBasis>([&](auto t) __attribute__((always_inline)) {
       unrolled<0, kWidths>([&](auto w) __attribute__((always_inline)) {
@@ -394,6 +395,13 @@ struct EllipticEnergy {
       }
       for (int t = 0; t < kBasis; ++t) v[a][t] -= with_basis[t];
     }
+  }
+
+  __attribute__((noinline)) void differentiate(const Lanes* point, Derivatives<P>& out) const {
+    const int taps = size * size;
+    Lanes v[P][kBasis];
+    differentiate_residual(out);
+    couple(v);
     unrolled<0, P>([&](auto a) __attribute__((always_inline)) {
       Lanes with_change[P] = {};
       for (int tap = 0; tap < taps; ++tap) {

@@ -16,11 +16,11 @@ struct Quadratic {
 };
 
 struct Ellipse {
-  Lanes xx, xy, yy;                // K
-  Lanes slope_x, slope_y;          // of the mean of y over x, and of x over y
-  Lanes inverse_x, inverse_y;      // 1 / xx, 1 / yy
-  Lanes root_x, root_y;            // their roots
-  Lanes narrow_x, narrow_y;        // 1 / width of y where x is known, and of x where y is
+  Lanes xx, xy, yy;            // K
+  Lanes slope_x, slope_y;      // of the mean of y over x, and of x over y
+  Lanes inverse_x, inverse_y;  // 1 / xx, 1 / yy
+  Lanes root_x, root_y;        // their roots
+  Lanes narrow_x, narrow_y;    // 1 / width of y where x is known, and of x where y is
   Quadratic width, by_e1, by_e2, by_e1_e1, by_e2_e1, by_e2_e2;
 
   DOGFIT_INLINE void compute(Lanes e1, Lanes e2) {
