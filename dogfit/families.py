@@ -188,11 +188,12 @@ def why_unidentifiable(family: Family, shape: tuple[int, int]) -> str | None:
 
 
 def basis_images(
-    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
+    model: Model, point: Float[Array, "p b"], shape: tuple[int, int], *, varying: bool = False
 ) -> list[Float[Array, "h w b"]]:
-    """A model's basis, uncentred, at search points."""
+    """A model's basis, uncentred, at search points; `varying`: less constants, with more digits for that."""
     height, width = shape
-    return [jnp.swapaxes(image, 0, 1) for image in model.images(list(point), (width, height))]
+    images = model.varying_images if varying else model.images
+    return [jnp.swapaxes(image, 0, 1) for image in images(list(point), (width, height))]
 
 
 def to_parameters(

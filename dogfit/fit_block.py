@@ -194,10 +194,11 @@ def _fit_family(
 ) -> _FamilyFit:
     """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    columns = basis_images(model, found.point, shape)
+    columns = basis_images(model, found.point, shape, varying=True)
     solved = settle(project(unit.images, [whiten(column, weights) for column in columns]))
+    whole = basis_images(model, found.point, shape)
     unexplained, means = settle(
-        (sum_taps(solved.residual**2), [mean_taps(column, weights) for column in columns])
+        (sum_taps(solved.residual**2), [mean_taps(column, weights) for column in whole])
     )
     offset = -total(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
     held = (found.point <= box.lower) | (found.point >= box.upper)
@@ -238,7 +239,7 @@ def _score(
         changes = slopes(family.model, point, gains, (shape[1], shape[0]))
         columns = [
             jnp.ones_like(residual),
-            *basis_images(family.model, found.point, shape),
+            *basis_images(family.model, found.point, shape, varying=True),
             *(jnp.swapaxes(change, 0, 1) for change in changes),
         ]
         root = 1.0 if weights is None else jnp.sqrt(weights)

@@ -94,6 +94,8 @@ class CustomModel:
             )
         return [jnp.swapaxes(image, 0, 1) for image in images]
 
+    varying_images = images
+
     @functools.cached_property
     def nodes(self) -> np.ndarray:
         """Search points tried, `[p, m]`."""

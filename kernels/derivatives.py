@@ -86,7 +86,7 @@ def _by_calculus(
     names, n = model.names, len(point)
     products = products_of(model, point, (kernels.shape[0], kernels.shape[1]), weights)
     calculus = Calculus(model, point)
-    basis = model.search_basis(point)
+    basis = model.basis(point)
     energy, gains, factor = products.project(kernels, basis)
     _, by_kappa, whole, whole_by_kappa = _parts(basis, gains)
 

@@ -58,6 +58,12 @@ def _reduce_taps(operation: Callable[[Array, Array], Array], images: Float[Array
     return functools.reduce(operation, list(rows))
 
 
+def inverse_root(square: Batch, least: Batch | float) -> Batch:
+    """One over the root of a square, 0 where that is not above the least which counts."""
+    usable = square > least
+    return jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0)
+
+
 class Projection(NamedTuple):
     """Least-squares solution of `columns @ weights = image`, per item of the batch.
 
@@ -91,8 +97,7 @@ def _directions(columns: Sequence[Float[Array, "h w b"]]) -> list[_Direction]:
             lower.append(sum_taps(earlier.direction * column))
             column = column - lower[-1][None, None, :] * earlier.direction
         square = sum_taps(column * column)
-        usable = square > least**2 * before
-        inverse = jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0)
+        inverse = inverse_root(square, least**2 * before)
         out.append(_Direction(settle(column * inverse[None, None, :]), lower, inverse))
     return out
 
@@ -144,12 +149,18 @@ def solve_gram(gram: Symmetric, right: Sequence[Batch]) -> Solution:
             value = gram[i, j] - total([lower[i, p] * lower[j, p] for p in range(j)] or [0.0])
             lower[i, j] = value * inverse_diagonal[j]
         square = gram[i, i] - total([lower[i, p] * lower[i, p] for p in range(i)] or [0.0])
-        usable = square > least * gram[i, i]
-        inverse_diagonal.append(jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0))
+        inverse_diagonal.append(inverse_root(square, least * gram[i, i]))
         value = right[i] - total([lower[i, p] * solved[p] for p in range(i)] or [0.0])
         solved.append(value * inverse_diagonal[i])
-    energy = total(value * value for value in solved)
-    return Solution(energy, back_substitute(lower, inverse_diagonal, solved), (lower, inverse_diagonal))
+    return solve_factored((lower, inverse_diagonal), solved)
+
+
+def solve_factored(
+    factor: tuple[dict[tuple[int, int], Batch], list[Batch]], projections: list[Batch]
+) -> Solution:
+    """Solution by the Cholesky factor and the inner products of the images with orthonormal directions."""
+    energy = total(value * value for value in projections)
+    return Solution(energy, back_substitute(*factor, projections), factor)
 
 
 def orthonormal_columns(columns: Sequence[Float[Array, "h w b"]]) -> list[Float[Array, "h w b"]]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from dogfit.kernels.ellipses import elliptic_images
 from dogfit.kernels.linalg import Batch, settle, total
-from dogfit.kernels.profiles import PROFILES
+from dogfit.kernels.profiles import PROFILES, VARIATIONS
 
 # (width index, order along x, order along y)
 Term = tuple[int, int, int]
@@ -98,31 +98,31 @@ class GaussianModel:
         second = -point[self.names.index("kappa")] if self.tied else one
         return [{term: second if self.tied and term[0] else one for term in terms} for terms in self.terms]
 
-    def search_basis(self, point: list[Batch]) -> list[Combination]:
-        """A basis of the same functions, with digits to spare in its inner products.
-
-        Of two Gaussians of nearly one width it is the narrow one and what the other adds to it.
-        """
-        basis = self.basis(point)
-        if self.two_widths and not self.tied:
-            return [basis[0], basis[1] | {(0, 0, 0): -self.overlap(point)}]
-        return basis
-
-    def overlap(self, point: list[Batch]) -> Batch:
-        """What `search_basis` takes off the wider of two Gaussians: all of the other, or nothing."""
-        return jnp.where(point[3] < math.log(2.0), jnp.ones_like(point[3]), 0.0)
-
     def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
         """The basis as images, x on the first axis, not centred."""
-        rendered = TermImages(self, point, shape, self.order)
+        return self._rendered(point, shape, False)
+
+    def varying_images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
+        """As `images`, less a constant each, which in Gaussians wider than the kernel takes most digits."""
+        return self._rendered(point, shape, True)
+
+    def _rendered(
+        self, point: list[Batch], shape: tuple[int, int], varying: bool
+    ) -> list[Float[Array, "kx ky b"]]:
+        rendered = TermImages(self, point, shape, self.order, varying)
         return [rendered.combine(combination) for combination in self.basis(point)]
 
 
 class TermImages:
-    """Images of terms at a search point, each made once."""
+    """Images of terms at a search point, each made once; with `varying` less a constant each (if round)."""
 
     def __init__(
-        self, model: GaussianModel, point: list[Batch], shape: tuple[int, int], highest: int
+        self,
+        model: GaussianModel,
+        point: list[Batch],
+        shape: tuple[int, int],
+        highest: int,
+        varying: bool = False,
     ) -> None:
         x0, y0, log_sigma = point[:3]
         sigma = jnp.exp(log_sigma)
@@ -144,6 +144,12 @@ class TermImages:
                 )
                 orders = range(model.order, highest + 1)
                 images = {(n - j, j): x[n - j][:, None] * y[j][None] for n in orders for j in range(n + 1)}
+                if varying and model.order == 0:
+                    vary = VARIATIONS[model.profile]
+                    along_x, along_y = settle(
+                        [vary(center, width, taps) for center, taps in zip((x0, y0), shape, strict=True)]
+                    )
+                    images[0, 0] = along_x[:, None] * y[0][None] + (x[0] - along_x)[:1, None] * along_y[None]
             self._images |= {(w, i, j): image for (i, j), image in images.items()}
 
     def image(self, term: Term) -> Float[Array, "kx ky b"]:

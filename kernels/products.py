@@ -1,11 +1,23 @@
 """Inner products of a model's terms over the taps: by 1-D sums, or by images where taps have weights."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, Solution, project, settle, solve_gram, sum_taps, total
+from dogfit.kernels.linalg import (
+    Batch,
+    Solution,
+    inverse_root,
+    project,
+    settle,
+    solve_factored,
+    solve_gram,
+    sum_taps,
+    total,
+)
 from dogfit.kernels.model import Combination, GaussianModel, Term, TermImages
-from dogfit.kernels.profiles import PROFILES
+from dogfit.kernels.profiles import PROFILES, VARIATIONS
 
 # Orders by which a term is raised in a second derivative by widths.
 RAISED = 4
@@ -25,29 +37,21 @@ class SeparableProducts:
         sigma = jnp.exp(point[2])
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
         self._highest, self._widths = model.order + RAISED, len(widths)
-        # [axis][width][order] -> [k, b]
-        x, y = (
-            [PROFILES[model.profile](c, w, size, self._highest) for w in widths]
-            for c, size in zip(point[:2], shape, strict=True)
-        )
-        x, y = settle((x, y))
-        changes: tuple[list[Array], list[Array]] = ([], [])
-        if model.two_widths and not model.tied:
-            overlap = model.overlap(point)[None, :]
-            changes = [x[1][0] - overlap * x[0][0]], [overlap * (y[1][0] - y[0][0])]
-        self._changes = len(changes[0])
-        orders = range(self._highest + 1)
-        self._x, self._y = (
-            settle(jnp.stack([*change, *(profiles[n] for n in orders for profiles in axis)]))
-            for change, axis in zip(changes, (x, y), strict=True)
-        )
-        columns = self._changes + self._widths * (model.order + 3)
-        self._sums = settle([_sums(profiles, columns) for profiles in (self._x, self._y)])
+        # Two Gaussians with weights of their own, which may all but cancel.
+        self._free_pair = model.two_widths and not model.tied
+        lines = []
+        for center, size in zip(point[:2], shape, strict=True):
+            profiles = [PROFILES[model.profile](center, w, size, self._highest) for w in widths]
+            whole = [p[n] for n in range(self._highest + 1) for p in profiles]
+            varying = [VARIATIONS[model.profile](center, w, size) for w in widths] if self._free_pair else []
+            whole, varying = settle((whole, varying))
+            lines.append(_line_of(whole, varying, self._widths * (model.order + 3)))
+        self._x, self._y = lines
         self._inner: dict[tuple[Term, Term], Batch] = {}
 
     def _place(self, width: int, order: int) -> int:
         """Of a profile in its stack."""
-        return self._changes + self._widths * order + width
+        return self._widths * order + width
 
     def _product(self, x: tuple[int, int], y: tuple[int, int]) -> Batch:
         """Inner product about the means of two functions, given the places of their profiles.
@@ -55,8 +59,8 @@ class SeparableProducts:
         Put together from centred 1-D profiles: subtracting the product of the means from the whole
         would cancel all digits of a Gaussian much wider than the kernel.
         """
-        (about_x, means_x), (about_y, means_y) = self._sums
-        return about_x[x] * (about_y[y] + means_y[y]) + means_x[x] * about_y[y]
+        about_x, about_y = self._x.products[x], self._y.products[y]
+        return about_x * (about_y + self._y.of_means[y]) + self._x.of_means[x] * about_y
 
     def _of_terms(self, one: Term, other: Term) -> Batch:
         """Inner product of two centred terms."""
@@ -74,42 +78,46 @@ class SeparableProducts:
 
     def project(self, kernels: Image, basis: list[Combination]) -> Solution:
         """Least-squares solution for centred kernels; prepares the moments of what is left."""
-        self._basis = basis
-        rows = settle(total(self._x[:, u, None] * kernels[None, u] for u in range(len(kernels))))
-        by_order = (self._highest + 1, self._widths)
-        own_x, own_y = (
-            stack[self._changes :].reshape(*by_order, *stack.shape[1:]) for stack in (rows, self._y)
-        )
+        x, y = self._x, self._y
+        rows = settle(_row_sums(x.whole, kernels))
+        own_x, own_y = (p.reshape(-1, self._widths, *p.shape[1:]) for p in (rows, y.whole))
         self._moments = settle(_dot(own_x[:, None], own_y[None]))
-        if self._changes:
-            gram, right = self._pair_equations(rows)
+        if self._free_pair:
+            solution = self._solve_pair(kernels)
         else:
             gram = {(i, j): self.inner(basis[i], basis[j]) for i in range(len(basis)) for j in range(i + 1)}
             right = [
                 total(weight * self._moments[i, j, w] for (w, i, j), weight in function.items())
                 for function in basis
             ]
-        solution = Solution(*settle(tuple(solve_gram(gram, right))))
+            solution = solve_gram(gram, right)
+        self._basis = basis
+        solution = Solution(*settle(tuple(solution)))
         self._weights = solution.weights
         return solution
 
-    def _pair_equations(
-        self, rows: Float[Array, "m ky b"]
-    ) -> tuple[dict[tuple[int, int], Batch], list[Batch]]:
-        """Normal equations of `search_basis`, to the relative precision of what the wider Gaussian adds.
+    def _solve_pair(self, kernels: Image) -> Solution:
+        """Least-squares solution for two Gaussians.
 
-        That is `(x' - s x) * y' + s x * (y' - y)`, with dashes for its profiles and `s` the overlap.
+        What the first leaves of the second is made as an image: normal equations would have no digits for it
+        where both are of nearly one width, or much wider than the kernel.
         """
-        change, narrow, wide = 0, self._place(0, 0), self._place(1, 0)
-        parts = [(change, wide), (narrow, change)]
-
-        def inner(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> Batch:
-            return total(self._product((a, c), (b, d)) for a, b in one for c, d in other)
-
-        itself = [(narrow, narrow)]
-        gram = {(0, 0): inner(itself, itself), (1, 0): inner(itself, parts), (1, 1): inner(parts, parts)}
-        added = total(_dot(rows[x], self._y[y]) for x, y in parts)
-        return gram, [self._moments[0, 0, 0], added]
+        x, y = self._x, self._y
+        square, shared, whole = (self._of_terms((v, 0, 0), (w, 0, 0)) for v, w in ((0, 0), (0, 1), (1, 1)))
+        inverse = inverse_root(square, 0.0)
+        lower = shared * inverse
+        share = lower * inverse
+        left = settle(
+            x.about[1][:, None] * y.whole[1][None]
+            - (share[None] * x.about[0])[:, None] * y.whole[0][None]
+            + (x.mean[1][None] * y.about[1] - (share * x.mean[0])[None] * y.about[0])[None]
+        )
+        least = (16 * float(jnp.finfo(left.dtype).eps)) ** 2 * whole
+        inverse_left = inverse_root(sum_taps(left * left), least)
+        rows, column = settle((_row_sums(x.about[:1], kernels)[0], total(kernels)))
+        first = _dot(rows, y.whole[0]) + x.mean[0] * _dot(column, y.about[0])
+        solved = [first * inverse, sum_taps(left * kernels) * inverse_left]
+        return solve_factored(({(1, 0): lower}, [inverse, inverse_left]), solved)
 
     def residual_moments(self, terms: set[Term]) -> Combination:
         """Inner products with terms of what the projection left of the kernels."""
@@ -131,14 +139,46 @@ def _dot(one: Float[Array, "*n k b"], other: Float[Array, "*n k b"]) -> Float[Ar
     return total(one[..., u, :] * other[..., u, :] for u in range(one.shape[-2]))
 
 
-def _sums(
-    profiles: Float[Array, "m k b"], columns: int
-) -> tuple[Float[Array, "m c b"], Float[Array, "m c b"]]:
-    """Inner products of profiles with the first of them: about their means, and of the means."""
-    size = profiles.shape[1]
-    mean = settle(total(profiles[:, u] for u in range(size)) / size)
-    about = settle(profiles - mean[:, None])
-    return _dot(about[:, None], about[None, :columns]), size * mean[:, None] * mean[None, :columns]
+def _row_sums(profiles: Float[Array, "m kx b"], kernels: Image) -> Float[Array, "m ky b"]:
+    """Sums along x of kernels times each profile."""
+    return total(profiles[:, u, None] * kernel[None] for u, kernel in enumerate(kernels))
+
+
+class _Line(NamedTuple):
+    """The profiles along one axis, stacked, and inner products with the first `c` of them.
+
+    Attributes:
+      whole: the profiles.
+      about: the same about their means.
+      mean: the means.
+      products: inner products of `about`.
+      of_means: those of the means.
+    """
+
+    whole: Float[Array, "m k b"]
+    about: Float[Array, "m k b"]
+    mean: Float[Array, "m b"]
+    products: Float[Array, "m c b"]
+    of_means: Float[Array, "m c b"]
+
+
+def _line_of(profiles: list[Float[Array, "k b"]], varying: list[Float[Array, "k b"]], columns: int) -> _Line:
+    """A line of profiles, of which the first may be given once more, less any constants."""
+
+    def mean_of(stack: Float[Array, "m k b"]) -> Float[Array, "m b"]:
+        size = stack.shape[1]
+        return total(stack[:, u] for u in range(size)) / size
+
+    whole = settle(jnp.stack(profiles))
+    mean = settle(mean_of(whole))
+    about = whole - mean[:, None]
+    if varying:
+        flat = settle(jnp.stack(varying))
+        about = jnp.concatenate([flat - mean_of(flat)[:, None], about[len(varying) :]])
+    about = settle(about)
+    products = _dot(about[:, None], about[None, :columns])
+    of_means = len(profiles[0]) * mean[:, None] * mean[None, :columns]
+    return _Line(whole, about, mean, *settle((products, of_means)))
 
 
 class WeightedProducts:
@@ -155,7 +195,7 @@ class WeightedProducts:
         shape: tuple[int, int],
         weights: Image | None,
     ) -> None:
-        self._terms = TermImages(model, point, shape, model.order + RAISED)
+        self._terms = TermImages(model, point, shape, model.order + RAISED, varying=True)
         self._weights = weights
         self._images: dict[int, tuple[Combination, Image]] = {}
 

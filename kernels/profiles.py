@@ -84,41 +84,108 @@ def discrete_profiles(
     an edge. Other arguments and the result as of `integrated_profiles`. (Lindeberg, 1990: the kernel solves
     the heat equation with the second difference, hence `dP_n/dsigma = sigma P_(n+2)` here as well.)
     """
-    xp = _namespace(center)
-    taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
-    offset = 0.5 * xp.round(2.0 * (taps[:, None] - center[None, :]))
-    on_edge = xp.abs(offset[0] % 1.0 - 0.5) < 0.25
-    # Inverse Fourier transform by the trapezoidal rule, as far as the spectrum of a wide Gaussian reaches:
-    # exact but for images one period, at least seven widths, away.
-    half = 4 * size + 8
-    step = xp.minimum(1.0, 12.0 / (math.pi * sigma)) * (math.pi / half)
+    waves = _Waves(center, sigma, size)
+    xp = waves.xp
 
-    def add_frequency(i: Any, profiles: list[Any]) -> list[Any]:
-        angle = i * step
+    def at_frequency(angle: Any, spectrum: Any) -> list[Any]:
         decay = 2.0 * sigma * xp.sin(0.5 * angle)
-        end = xp.where((i == 0) | (i == half), 0.5, 1.0)
-        spectrum = end * (step / math.pi) * xp.exp(-0.5 * decay**2)
-        phase = angle[None, :] * offset
-        waves = (xp.cos(phase), -xp.sin(phase))
+        phase = angle[None, :] * waves.offset
+        pair = (xp.cos(phase), -xp.sin(phase))
         out = []
-        for n, profile in enumerate(profiles):
-            averaged = on_edge if n % 2 == 0 else ~on_edge
+        for n in range(max_order + 1):
+            averaged = waves.on_edge if n % 2 == 0 else ~waves.on_edge
             transfer = spectrum * decay**n * xp.where(averaged, xp.cos(0.5 * angle), 1.0)
-            sign = -1.0 if n % 4 > 1 else 1.0
-            out.append(profile + sign * transfer[None, :] * waves[n % 2])
+            out.append((-1.0 if n % 4 > 1 else 1.0) * transfer[None, :] * pair[n % 2])
         return out
 
-    profiles = [xp.zeros_like(offset) + 0.0 * sigma[None, :] for _ in range(max_order + 1)]
-    if xp is jnp:
-        # In a loop: summed over an axis, XLA's reductions for CPUs were seen to be wrong where a factor is
-        # broadcast and the batch large (jax 0.10.2).
-        return lax.fori_loop(0, half + 1, lambda i, p: add_frequency(i.astype(center.dtype), p), profiles)
-    for i in range(half + 1):
-        profiles = add_frequency(i, profiles)
-    return profiles
+    return waves.total(at_frequency, max_order + 1)
+
+
+class _Waves:
+    """The inverse Fourier transform that discrete profiles are, as a sum over frequencies.
+
+    By the trapezoidal rule, as far as the spectrum of a wide Gaussian reaches: exact but for images one
+    period, at least seven widths, away.
+    """
+
+    def __init__(self, center: Float[Array, " b"], sigma: Float[Array, " b"], size: int) -> None:
+        self.xp = xp = _namespace(center)
+        taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
+        self.offset = 0.5 * xp.round(2.0 * (taps[:, None] - center[None, :]))
+        self.on_edge = xp.abs(self.offset[0] % 1.0 - 0.5) < 0.25
+        self._sigma, self._half = sigma, 4 * size + 8
+        self._step = xp.minimum(1.0, 12.0 / (math.pi * sigma)) * (math.pi / self._half)
+
+    def total(self, at_frequency: Callable[[Any, Any], list[Any]], count: int) -> list[Any]:
+        """Sum of what a function of the angle and the spectrum there gives, `count` arrays `[k, b]`."""
+        xp, half, step = self.xp, self._half, self._step
+
+        def add(i: Any, sums: list[Any]) -> list[Any]:
+            angle = i * step
+            end = xp.where((i == 0) | (i == half), 0.5, 1.0)
+            spectrum = end * (step / math.pi) * xp.exp(-0.5 * (2.0 * self._sigma * xp.sin(0.5 * angle)) ** 2)
+            return [one + more for one, more in zip(sums, at_frequency(angle, spectrum), strict=True)]
+
+        sums = [xp.zeros_like(self.offset) + 0.0 * self._sigma[None, :] for _ in range(count)]
+        if xp is jnp:
+            # In a loop: summed over an axis, XLA's reductions for CPUs were seen to be wrong where a factor
+            # is broadcast and the batch large (jax 0.10.2).
+            return lax.fori_loop(0, half + 1, lambda i, p: add(i.astype(self.offset.dtype), p), sums)
+        for i in range(half + 1):
+            sums = add(i, sums)
+        return sums
+
+
+def integrated_variation(
+    center: Float[Array, " b"], sigma: Float[Array, " b"], size: int
+) -> Float[Array, "k b"]:
+    """The profile of order 0 less a constant.
+
+    Where the Gaussian is much wider than the kernel the constant is almost all, and float32 would have few
+    digits for the rest. Arguments as of `integrated_profiles`.
+    """
+    xp = _namespace(center)
+    edges = xp.arange(size + 1, dtype=center.dtype) - size / 2
+    z = (edges[:, None] - center[None, :]) / sigma[None, :]
+    # Inside 1, Phi by its Taylor series less the linear part.
+    square, series = z * z, 0.0
+    for n in reversed(range(1, 8 if z.dtype == np.float32 else 16)):
+        series = series * square + (-0.5) ** n / (math.factorial(n) * (2 * n + 1))
+    wide = (xp.abs(z[:1]) < 1.0) & (xp.abs(z[-1:]) < 1.0)
+    antiderivative = xp.where(wide, _INV_SQRT_2PI * z * square * series, 0.5 * _erf(z * _SQRT_HALF))
+    return antiderivative[1:] - antiderivative[:-1]
+
+
+def sampled_variation(
+    center: Float[Array, " b"], sigma: Float[Array, " b"], size: int
+) -> Float[Array, "k b"]:
+    """As `integrated_variation`."""
+    xp = _namespace(center)
+    taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
+    z = (taps[:, None] - center[None, :]) / sigma[None, :]
+    return _INV_SQRT_2PI * xp.expm1(-0.5 * z * z) / sigma[None, :]
+
+
+def discrete_variation(
+    center: Float[Array, " b"], sigma: Float[Array, " b"], size: int
+) -> Float[Array, "k b"]:
+    """As `integrated_variation`."""
+    waves = _Waves(center, sigma, size)
+    xp = waves.xp
+
+    def at_frequency(angle: Any, spectrum: Any) -> list[Any]:
+        transfer = spectrum * xp.where(waves.on_edge, xp.cos(0.5 * angle), 1.0)
+        return [-2.0 * transfer[None, :] * xp.sin(0.5 * angle[None, :] * waves.offset) ** 2]
+
+    return waves.total(at_frequency, 1)[0]
 
 
 PROFILES: Mapping[str, Profiles] = MappingProxyType(
     {"integrated": integrated_profiles, "sampled": sampled_profiles, "discrete": discrete_profiles}
 )
 """Profile functions by name."""
+
+VARIATIONS: Mapping[str, Callable[[Any, Any, int], Any]] = MappingProxyType(
+    {"integrated": integrated_variation, "sampled": sampled_variation, "discrete": discrete_variation}
+)
+"""Of each, the profile of order 0 less a constant."""

@@ -252,17 +252,24 @@ def _energy(points, model, kernels):
     return 1.0 - jnp.sum(residual**2, axis=(0, 1))
 
 
-def test_single_precision_keeps_the_energy():
+@pytest.mark.parametrize("profile", ["integrated", "sampled", "discrete"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_single_precision_keeps_the_energy(profile, weighted):
     """The energy decides between starts, so float32 must hold it at every width."""
     generator = np.random.default_rng(9)
-    model = model_of("dog", "integrated")
-    kernels, points = unit_kernels(generator, None), random_points(generator, model.names, "integrated")
-    points[2:, :2] = np.log([[0.3, 7.0], [1.1, 8.0]])
-    run = jax.jit(lambda w, p: projected_derivatives(w, list(p), model), compiler_options=QUICK)
-    single = run(kernels.astype(np.float32), points.astype(np.float32))
+    model = model_of("dog", profile)
+    kernels, points = unit_kernels(generator, None), random_points(generator, model.names, profile)
+    # Two Gaussians narrower than a tap and of nearly one width, and such as are far wider than the kernel.
+    points[2:, :3] = np.log([[model.min_sigma, 7.0, 4.0], [1.1, 8.0, 8.0]])
+    weights = np.ones((KX, KY, ROWS)) if weighted else None
+
+    def energy(kernels, points, weights):
+        return projected_derivatives(kernels, list(points), model, weights).energy
+
+    run = jax.jit(energy, compiler_options=QUICK)
+    single = run(*(None if a is None else a.astype(np.float32) for a in (kernels, points, weights)))
     with jax.enable_x64(True):
-        double = _energy(jnp.asarray(points), model, jnp.asarray(kernels))
-    assert single.energy.dtype == jnp.float32
-    np.testing.assert_allclose(single.energy[2:], double[2:], atol=2e-5)
-    # Two Gaussians narrower than a tap and of nearly one width, or far wider than the kernel.
-    np.testing.assert_allclose(single.energy[:2], double[:2], atol=2e-3)
+        exact = [a.astype(np.float32).astype(float) for a in (kernels, points)]
+        double = _energy(jnp.asarray(exact[1]), model, jnp.asarray(exact[0]))
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, double, atol=2e-5)

@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import eval_hermitenorm, ive
 
-from dogfit.kernels.profiles import PROFILES
+from dogfit.kernels.profiles import PROFILES, VARIATIONS
 
 HIGHEST = 6
 # Size, centre, sigma; half-taps, so that discrete profiles can take them too.
@@ -141,3 +141,20 @@ def test_all_mass_is_there_at_every_width(profile):
     for sigma in (0.3, 1.0, 3.0):
         for center in (0.0, 0.5, -2.0):
             np.testing.assert_allclose(evaluate(profile, [center], [sigma], 51, 1)[0].sum(), 1.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("size", "center", "sigma"), CASES)
+def test_variations_are_profiles_less_a_constant_with_all_their_digits(profile, size, center, sigma):
+    def about_mean(values):
+        values = np.asarray(values, float)
+        return values - values.mean(axis=0)
+
+    wanted = about_mean(evaluate(profile, [center], [sigma], size)[0])
+    with jax.enable_x64(True):
+        double = VARIATIONS[profile](jnp.asarray([center]), jnp.asarray([sigma]), size)
+    single = VARIATIONS[profile](jnp.asarray([center], jnp.float32), jnp.asarray([sigma], jnp.float32), size)
+    assert single.dtype == jnp.float32
+    largest = np.abs(wanted).max()
+    np.testing.assert_allclose(about_mean(double), wanted, atol=1e-10 * largest)
+    np.testing.assert_allclose(about_mean(single), wanted, atol=1e-6 * largest)
