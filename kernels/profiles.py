@@ -17,8 +17,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from dogfit.kernels.linalg import settle
+
 _SQRT_HALF = math.sqrt(0.5)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+# Most frequencies that one round of a loop adds.
+_MOST_WAVES = 48
 
 Profiles = Callable[[Any, Any, int, int], list[Any]]
 
@@ -84,56 +88,71 @@ def discrete_profiles(
     an edge. Other arguments and the result as of `integrated_profiles`. (Lindeberg, 1990: the kernel solves
     the heat equation with the second difference, hence `dP_n/dsigma = sigma P_(n+2)` here as well.)
     """
-    waves = _Waves(center, sigma, size)
-    xp = waves.xp
-
-    def at_frequency(angle: Any, spectrum: Any) -> list[Any]:
-        decay = 2.0 * sigma * xp.sin(0.5 * angle)
-        phase = angle[None, :] * waves.offset
-        pair = (xp.cos(phase), -xp.sin(phase))
-        out = []
-        for n in range(max_order + 1):
-            averaged = waves.on_edge if n % 2 == 0 else ~waves.on_edge
-            transfer = spectrum * decay**n * xp.where(averaged, xp.cos(0.5 * angle), 1.0)
-            out.append((-1.0 if n % 4 > 1 else 1.0) * transfer[None, :] * pair[n % 2])
-        return out
-
-    return waves.total(at_frequency, max_order + 1)
+    level, sums = _sum_waves(center, sigma, size, max_order)
+    return [level[None, :] + sums[0], *sums[1:]]
 
 
-class _Waves:
-    """The inverse Fourier transform that discrete profiles are, as a sum over frequencies.
+def _sum_waves(
+    center: Float[Array, " b"], sigma: Float[Array, " b"], size: int, max_order: int
+) -> tuple[Float[Array, " b"], list[Float[Array, "k b"]]]:
+    """The inverse Fourier transform that discrete profiles are: a constant of order 0, and all that varies.
 
     By the trapezoidal rule, as far as the spectrum of a wide Gaussian reaches: exact but for images one
     period, at least seven widths, away.
     """
+    xp = _namespace(center)
+    taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
+    offset = 0.5 * xp.round(2.0 * (taps[:, None] - center[None, :]))
+    on_edge = xp.abs(offset[:1] % 1.0 - 0.5) < 0.25
+    half = 4 * size + 8
+    rounds = -(-(half + 1) // _MOST_WAVES)
+    together = -(-(half + 1) // rounds)
+    number = xp.arange(rounds * together, dtype=center.dtype)[:, None]
+    step = (xp.minimum(1.0, 12.0 / (math.pi * sigma)) * (math.pi / half))[None, :]
+    share = xp.where((number == 0) | (number == half), 0.5, xp.where(number > half, 0.0, 1.0))
+    decay = 2.0 * sigma[None, :] * _sine(0.5 * number * step)
+    spectrum = share * (step / math.pi) * xp.exp(-0.5 * decay**2)
+    averaging = 1.0 - 2.0 * _sine(0.25 * number * step) ** 2
+    transfers = []
+    for n in range(max_order + 1):
+        averaged = on_edge if n % 2 == 0 else ~on_edge
+        sign = -1.0 if n % 4 in (1, 2) else 1.0
+        transfer = sign * spectrum * decay**n * xp.where(averaged, averaging, 1.0)
+        transfers.append(transfer.reshape(rounds, together, -1))
+    # From one frequency to the next every wave turns by the same angle: 1 - cos, and sin, of that.
+    straight, aside = 2.0 * _sine(0.5 * step * offset) ** 2, _sine(step * offset)
+    if xp is jnp:
+        transfers, straight, aside = settle((transfers, straight, aside))
 
-    def __init__(self, center: Float[Array, " b"], sigma: Float[Array, " b"], size: int) -> None:
-        self.xp = xp = _namespace(center)
-        taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
-        self.offset = 0.5 * xp.round(2.0 * (taps[:, None] - center[None, :]))
-        self.on_edge = xp.abs(self.offset[0] % 1.0 - 0.5) < 0.25
-        self._sigma, self._half = sigma, 4 * size + 8
-        self._step = xp.minimum(1.0, 12.0 / (math.pi * sigma)) * (math.pi / self._half)
+    def add(i: Any, state: tuple[Any, Any, list[Any]]) -> tuple[Any, Any, list[Any]]:
+        fall, sine, sums = state
+        now = [transfer[i] for transfer in transfers]
+        for m in range(together):
+            cosine = 1.0 - fall
+            waves = [-fall, *([sine, cosine] * max_order)[:max_order]]
+            sums = [total + t[m : m + 1] * wave for total, t, wave in zip(sums, now, waves, strict=True)]
+            fall, sine = fall + straight * cosine + aside * sine, sine - straight * sine + aside * cosine
+        return fall, sine, sums
 
-    def total(self, at_frequency: Callable[[Any, Any], list[Any]], count: int) -> list[Any]:
-        """Sum of what a function of the angle and the spectrum there gives, `count` arrays `[k, b]`."""
-        xp, half, step = self.xp, self._half, self._step
+    nothing = 0.0 * (offset + sigma[None, :])
+    state = (nothing, nothing, [nothing] * (max_order + 1))
+    if xp is jnp:
+        state = lax.fori_loop(0, rounds, add, state)
+    else:
+        for i in range(rounds):
+            state = add(i, state)
+    # Term by term: summed over an axis, XLA's reductions for CPUs were seen to be wrong where a factor is
+    # broadcast and the batch large (jax 0.10.2).
+    level = sum(transfers[0][i, m] for i in range(rounds) for m in range(together))
+    return level, state[2]
 
-        def add(i: Any, sums: list[Any]) -> list[Any]:
-            angle = i * step
-            end = xp.where((i == 0) | (i == half), 0.5, 1.0)
-            spectrum = end * (step / math.pi) * xp.exp(-0.5 * (2.0 * self._sigma * xp.sin(0.5 * angle)) ** 2)
-            return [one + more for one, more in zip(sums, at_frequency(angle, spectrum), strict=True)]
 
-        sums = [xp.zeros_like(self.offset) + 0.0 * self._sigma[None, :] for _ in range(count)]
-        if xp is jnp:
-            # In a loop: summed over an axis, XLA's reductions for CPUs were seen to be wrong where a factor
-            # is broadcast and the batch large (jax 0.10.2).
-            return lax.fori_loop(0, half + 1, lambda i, p: add(i.astype(self.offset.dtype), p), sums)
-        for i in range(half + 1):
-            sums = add(i, sums)
-        return sums
+def _sine(angle: Any) -> Any:
+    """Sine to a quarter turn, by its Taylor series: XLA's own, of any angle, takes CPUs many times as long."""
+    square, series = angle * angle, 0.0
+    for n in reversed(range(7 if angle.dtype == np.float32 else 12)):
+        series = series * square + (-1.0) ** n / math.factorial(2 * n + 1)
+    return angle * series
 
 
 def integrated_variation(
@@ -170,14 +189,7 @@ def discrete_variation(
     center: Float[Array, " b"], sigma: Float[Array, " b"], size: int
 ) -> Float[Array, "k b"]:
     """As `integrated_variation`."""
-    waves = _Waves(center, sigma, size)
-    xp = waves.xp
-
-    def at_frequency(angle: Any, spectrum: Any) -> list[Any]:
-        transfer = spectrum * xp.where(waves.on_edge, xp.cos(0.5 * angle), 1.0)
-        return [-2.0 * transfer[None, :] * xp.sin(0.5 * angle[None, :] * waves.offset) ** 2]
-
-    return waves.total(at_frequency, 1)[0]
+    return _sum_waves(center, sigma, size, 0)[1][0]
 
 
 PROFILES: Mapping[str, Profiles] = MappingProxyType(
