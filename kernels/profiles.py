@@ -148,7 +148,7 @@ def _sum_waves(
 
 
 def _sine(angle: Any) -> Any:
-    """Sine to a quarter turn, by its Taylor series: XLA's own, of any angle, takes CPUs many times as long."""
+    """Sine to a quarter turn by its Taylor series: XLA's own, of any angle, takes CPUs many times as long."""
     square, series = angle * angle, 0.0
     for n in reversed(range(7 if angle.dtype == np.float32 else 12)):
         series = series * square + (-1.0) ** n / math.factorial(2 * n + 1)
