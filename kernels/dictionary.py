@@ -11,9 +11,11 @@ from dogfit.kernels.linalg import total
 from dogfit.kernels.model import GaussianModel, Term
 from dogfit.kernels.profiles import PROFILES
 
-# Ratio of neighbouring widths, for models whose surround has a weight of its own or none, and for tied ones;
-# the widest, of the kernel's size; and the width up to which a Gaussian is a matter of single taps.
-_STEP, _TIED_STEP, _WIDEST, _NARROW = 1.8, 1.4, 0.75, 0.4
+# Ratio of neighbouring widths, and a smaller one for models with more optima; the widest, of the kernel's
+# size; and the width up to which a Gaussian is a matter of single taps.
+_STEP, _SMALL_STEP, _WIDEST, _NARROW = 1.8, 1.4, 0.75, 0.4
+# Distance of neighbouring centres, in widths; less where values at single points of a Gaussian count.
+_SPACING, _SAMPLED_SPACING = 0.7, 0.5
 # Widths of the surround, in widths of the centre. Near equal widths the pair is a Gaussian and its Laplacian.
 _NEAR_RATIO, _RATIOS, _TIED_RATIOS = 1.15, (1.7, 3.0, 7.0), (1.5, 2.7, 6.0)
 _KAPPAS, _NARROW_KAPPAS = (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
@@ -59,12 +61,14 @@ class _Place(NamedTuple):
     stride: int
 
 
-def center_line(sigma: float, size: int, offsets: tuple[float, ...] | None = None) -> np.ndarray:
-    """Centres tried along one axis, `[m]`: at offsets from each tap, or evenly, by the width."""
+def center_line(
+    sigma: float, size: int, offsets: tuple[float, ...] | None = None, apart: float = _SPACING
+) -> np.ndarray:
+    """Centres tried along one axis, `[m]`: at offsets from each tap, or evenly, so many widths `apart`."""
     if offsets is None and sigma < _NARROW:
         offsets = _OFFSETS
     if offsets is None:
-        spacing = min(max(0.7 * sigma, 0.3), 0.17 * size)
+        spacing = min(max(apart * sigma, 0.3), 0.17 * size)
         half = math.ceil(0.5 * size / spacing)
         return np.linspace(-size / 2, size / 2, 2 * half + 1)
     return offset_line(size, offsets)
@@ -84,7 +88,8 @@ def width_levels(low: float, high: float, step: float) -> np.ndarray:
 
 def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
-    step = _TIED_STEP if model.tied else _STEP
+    sampled_derivative = model.profile == "sampled" and model.order > 0
+    step = _SMALL_STEP if model.tied or sampled_derivative else _STEP
     levels = width_levels(low, high, step).tolist()
     if model.tied:
         # Where narrow, they have nodes of their own.
@@ -121,7 +126,8 @@ def _grid(model: GaussianModel, shape: tuple[int, int], place: _Place, ratio: fl
     if model.profile == "discrete":
         lines = [np.arange(2 * size + 1) / 2 - size / 2 for size in shape]
     else:
-        lines = [center_line(place.sigma, size, place.offsets)[:: place.stride] for size in shape]
+        apart = _SAMPLED_SPACING if model.profile == "sampled" else _SPACING
+        lines = [center_line(place.sigma, size, place.offsets, apart)[:: place.stride] for size in shape]
     # Ends twice, so that every node has neighbours; and an even number of inner ones.
     x, y = (np.pad(line, (1, 1 + line.size % 2), mode="edge") for line in lines)
     evaluate, widths = PROFILES[model.profile], [place.sigma, ratio * place.sigma][: 1 + model.two_widths]

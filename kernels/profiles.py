@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from dogfit.kernels.linalg import settle
+from dogfit.kernels.linalg import settle, total
 
 _SQRT_HALF = math.sqrt(0.5)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
@@ -110,15 +110,10 @@ def _sum_waves(
     number = xp.arange(rounds * together, dtype=center.dtype)[:, None]
     step = (xp.minimum(1.0, 12.0 / (math.pi * sigma)) * (math.pi / half))[None, :]
     share = xp.where((number == 0) | (number == half), 0.5, xp.where(number > half, 0.0, 1.0))
-    decay = 2.0 * sigma[None, :] * _sine(0.5 * number * step)
-    spectrum = share * (step / math.pi) * xp.exp(-0.5 * decay**2)
-    averaging = 1.0 - 2.0 * _sine(0.25 * number * step) ** 2
-    transfers = []
-    for n in range(max_order + 1):
-        averaged = on_edge if n % 2 == 0 else ~on_edge
-        sign = -1.0 if n % 4 in (1, 2) else 1.0
-        transfer = sign * spectrum * decay**n * xp.where(averaged, averaging, 1.0)
-        transfers.append(transfer.reshape(rounds, together, -1))
+    transfers = [
+        transfer.reshape(rounds, together, -1)
+        for transfer in _transfers(number * step, share * (step / math.pi), sigma, on_edge, max_order)
+    ]
     # From one frequency to the next every wave turns by the same angle: 1 - cos, and sin, of that.
     straight, aside = 2.0 * _sine(0.5 * step * offset) ** 2, _sine(step * offset)
     if xp is jnp:
@@ -130,7 +125,10 @@ def _sum_waves(
         for m in range(together):
             cosine = 1.0 - fall
             waves = [-fall, *([sine, cosine] * max_order)[:max_order]]
-            sums = [total + t[m : m + 1] * wave for total, t, wave in zip(sums, now, waves, strict=True)]
+            sums = [
+                so_far + transfer[m : m + 1] * wave
+                for so_far, transfer, wave in zip(sums, now, waves, strict=True)
+            ]
             fall, sine = fall + straight * cosine + aside * sine, sine - straight * sine + aside * cosine
         return fall, sine, sums
 
@@ -143,8 +141,28 @@ def _sum_waves(
             state = add(i, state)
     # Term by term: summed over an axis, XLA's reductions for CPUs were seen to be wrong where a factor is
     # broadcast and the batch large (jax 0.10.2).
-    level = sum(transfers[0][i, m] for i in range(rounds) for m in range(together))
+    level = total(transfers[0][i, m] for i in range(rounds) for m in range(together))
     return level, state[2]
+
+
+def _transfers(
+    angle: Float[Array, "f b"],
+    share: Float[Array, "f b"],
+    sigma: Float[Array, " b"],
+    on_edge: Bool[Array, "1 b"],
+    max_order: int,
+) -> list[Float[Array, "f b"]]:
+    """Spectrum of each order at angles to half a turn, with the sign of the wave it goes with."""
+    xp = _namespace(sigma)
+    decay = 2.0 * sigma[None, :] * _sine(0.5 * angle)
+    spectrum = share * xp.exp(-0.5 * decay**2)
+    averaging = 1.0 - 2.0 * _sine(0.25 * angle) ** 2
+    out = []
+    for n in range(max_order + 1):
+        averaged = on_edge if n % 2 == 0 else ~on_edge
+        sign = -1.0 if n % 4 in (1, 2) else 1.0
+        out.append(sign * spectrum * decay**n * xp.where(averaged, averaging, 1.0))
+    return out
 
 
 def _sine(angle: Any) -> Any:
