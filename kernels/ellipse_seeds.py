@@ -14,8 +14,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.dictionary import offset_line, width_levels
-from dogfit.kernels.linalg import orthonormal_columns, total
+from dogfit.kernels.linalg import orthonormal_columns, solve_gram, total
 from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.newton import Box
 from dogfit.kernels.peaks import pack_keys
 from dogfit.kernels.products import Image, whiten
 
@@ -34,6 +35,8 @@ _OFFSETS = ((0.6, (-0.25, 0.0, 0.25, 0.5)), (1.2, (0.0, 0.5)), (math.inf, (0.0,)
 _RATIOS, _TIED_RATIOS, _KAPPAS = (1.15, 2.0, 5.0), (1.5, 2.5, 6.0), (0.6, 1.0)
 # Of the nodes that differ by their centre alone, every third compete for one place.
 _PLACES = 3
+# Added to the squares of basis functions of unit norm, as weights see them.
+_LEAST_NORM = 1e-3
 # Nodes looked at together.
 _TOGETHER = 1024
 
@@ -89,24 +92,69 @@ def elliptic_nodes(model: GaussianModel, shape: tuple[int, int]) -> Float[np.nda
     return np.block(nodes).astype(np.float32)
 
 
-def elliptic_keys(kernels: Image, model: GaussianModel, bits: int) -> Int[Array, "c b"]:
-    """Keys of the best nodes of each width, shape and surround, for centred kernels of unit energy."""
+def elliptic_keys(
+    kernels: Image, model: GaussianModel, bits: int, weights: Image | None = None, box: Box | None = None
+) -> Int[Array, "c b"]:
+    """Keys of the best nodes of each width, shape and surround, for centred kernels of unit energy.
+
+    Where taps have weights, kernels are whitened by them. Nodes outside a box count for less, the further
+    they are away.
+    """
     shape = (kernels.shape[0], kernels.shape[1])
-    taps = kernels.reshape(-1, kernels.shape[-1])
+    taps = (kernels if weights is None else jnp.sqrt(weights) * kernels).reshape(-1, kernels.shape[-1])
+    counted = None if weights is None else weights.reshape(taps.shape)
     found, first = [], 0
     for nodes in _nodes_of(model, shape):
-        found.append(_best_centers(taps, nodes, model, shape, first, bits))
+        found.append(_best_centers(taps, counted, nodes, model, shape, first, bits, box))
         first += len(nodes.centers) * len(nodes.rest)
     return jnp.concatenate(found)
 
 
+def _dot(rows: Float[Array, "t n"], taps: Float[Array, "t b"]) -> Float[Array, "n b"]:
+    """Sums over the taps; of the highest precision, since TF32 would misplace starts."""
+    return lax.dot_general(rows, taps, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _energies(columns: list[Float[Array, "t n"]], taps: Float[Array, "t b"]) -> Float[Array, "n b"]:
+    """What orthonormal columns explain of centred kernels."""
+    sums = _dot(jnp.concatenate(columns, axis=1), taps)
+    return total(part * part for part in jnp.split(sums, len(columns)))
+
+
+def _weighted(
+    columns: list[Float[Array, "t n"]], taps: Float[Array, "t b"], weights: Float[Array, "t b"]
+) -> Float[Array, "n b"]:
+    """What columns explain of kernels, given times the weights that their taps have."""
+    means = [_dot(column, weights) * lax.rsqrt(total(weights))[None] for column in columns]
+    gram = {
+        (i, j): _dot(columns[i] * columns[j], weights) - means[i] * means[j]
+        for i in range(len(columns))
+        for j in range(i + 1)
+    }
+    # Of columns that the weights all but make dependent, one is enough.
+    gram |= {(i, i): gram[i, i] + _LEAST_NORM for i in range(len(columns))}
+    return jnp.minimum(solve_gram(gram, [_dot(column, taps) for column in columns]).energy, 1.0)
+
+
+def _inside(point: list[Float[Array, " n"]], box: Box) -> Float[Array, "n #b"]:
+    """What nodes count for: 1 in a box and to within one spacing of it, less beyond."""
+    spacing = [0.7 * jnp.exp(point[2])] * 2 + [jnp.full_like(point[2], 0.4)] * (len(point) - 2)
+    far = total(
+        jnp.maximum(jnp.maximum(low[None] - at[:, None], at[:, None] - high[None]), 0.0) / unit[:, None]
+        for at, low, high, unit in zip(point, box.lower, box.upper, spacing, strict=True)
+    )
+    return 1.0 / (1.0 + 20.0 * jnp.maximum(far - 1.0, 0.0))
+
+
 def _best_centers(
     taps: Float[Array, "t b"],
+    weights: Float[Array, "t b"] | None,
     nodes: _Nodes,
     model: GaussianModel,
     shape: tuple[int, int],
     first: int,
     bits: int,
+    box: Box | None,
 ) -> Int[Array, "c b"]:
     centers, groups = len(nodes.centers), len(nodes.rest)
     together = max(_TOGETHER // centers, 1)
@@ -119,13 +167,12 @@ def _best_centers(
         rest = jnp.asarray(nodes.rest[:, :parameters], taps.dtype)[chosen]
         point = [*jnp.tile(at, (1, together)), *jnp.repeat(rest, centers, axis=0).T]
         columns = orthonormal_columns([whiten(image, None) for image in model.images(point, shape)])
-        rows = jnp.concatenate([column.reshape(len(taps), -1) for column in columns], axis=1)
-        contract = (((0,), (0,)), ((), ()))
-        # Highest precision: TF32 would misplace starts.
-        sums = lax.dot_general(rows, taps, contract, precision=lax.Precision.HIGHEST)
-        energies = total(part * part for part in jnp.split(sums, len(columns)))
+        columns = [column.reshape(len(taps), -1) for column in columns]
+        energies = _energies(columns, taps) if weights is None else _weighted(columns, taps, weights)
+        if box is not None:
+            energies = energies * _inside(point, box)
         numbers = first + chosen[:, None] * centers + np.arange(centers, dtype=np.int32)[None]
-        keys = pack_keys(energies.reshape(together, centers, -1), numbers, bits)
+        keys = pack_keys(energies.reshape(together, centers, -1), numbers[..., None], bits)
         best = [jnp.max(keys[:, place::_PLACES], axis=1) for place in range(_PLACES)]
         return jnp.concatenate(best)
 

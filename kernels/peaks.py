@@ -12,7 +12,7 @@ _LEAST_KEY, _LARGEST_KEY = 0x00800000, 0x7F7FFFFF
 
 
 def pack_keys(
-    energies: Float[Array, "*n b"], numbers: Int[np.ndarray, "*n"] | Int[Array, "*n"], bits: int
+    energies: Float[Array, "*n b"], numbers: Int[np.ndarray, "*n #b"] | Int[Array, "*n #b"], bits: int
 ) -> Int[Array, "*n b"]:
     """The energy of each node in fixed point, and in the lowest bits its number.
 
@@ -20,7 +20,7 @@ def pack_keys(
     """
     least, scale = _fixed_point(bits)
     fixed = least + (jnp.clip(energies, 0.0, 1.0) * scale).astype(jnp.int32)
-    return (fixed << bits) | jnp.asarray(numbers, jnp.int32)[..., None]
+    return (fixed << bits) | jnp.asarray(numbers, jnp.int32)
 
 
 def _fixed_point(bits: int) -> tuple[int, int]:

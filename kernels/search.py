@@ -263,7 +263,7 @@ def seed_all(
     """Starts of all kernels, block by block."""
     rows = kernels.shape[-1]
     if jax.default_backend() == "cpu":
-        from_images = uses_images(model, kernels.shape[:2], weights, box)
+        from_images = uses_images(model, kernels.shape[:2])
         block = min(rows, _SEEDED_BY_IMAGES) if from_images else min(block, _SEEDED)
 
     def cut(array: Any) -> Any:

@@ -67,11 +67,8 @@ def find_seeds(
     """
     if isinstance(model, CustomModel):
         return _custom_seeds(kernels, model, count, weights, box)
-    if uses_images(model, kernels.shape[:2], weights, box):
-        nodes = elliptic_nodes(model, kernels.shape[:2])
-        bits = (len(nodes) - 1).bit_length()
-        peaks = largest_keys(elliptic_keys(kernels, model, bits), 3 * count, bits)
-        return _thin(*peaks, nodes, count, apart, kernels.dtype, alike=_ALIKE * apart)
+    if uses_images(model, kernels.shape[:2]):
+        return _elliptic_seeds(kernels, model, count, weights, box, apart)
     grids = grids_of(model, kernels.shape[:2])
     sizes = [grid.whitening[0, 0].size for grid in grids]
     bits = (sum(sizes) - 1).bit_length()
@@ -90,9 +87,34 @@ def find_seeds(
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
 
 
-def uses_images(model: Model, shape: tuple[int, ...], weights: Image | None, box: Box | None) -> bool:
+def uses_images(model: Model, shape: tuple[int, ...]) -> bool:
     """Whether `find_seeds` makes images of elliptic nodes, rather than elongate starts of the round model."""
-    return isinstance(model, GaussianModel) and has_nodes(model, shape) and weights is None and box is None
+    return isinstance(model, GaussianModel) and has_nodes(model, shape)
+
+
+def _elliptic_seeds(
+    kernels: Image,
+    model: GaussianModel,
+    count: int,
+    weights: Image | None,
+    box: Box | None,
+    apart: float,
+) -> Seeds:
+    """`find_seeds` for elliptic models of kernels that are not large."""
+    nodes = elliptic_nodes(model, kernels.shape[:2])
+    bits, most = (len(nodes) - 1).bit_length(), 3 * count
+    peaks = largest_keys(elliptic_keys(kernels, model, bits, weights, box), most, bits)
+    if box is not None:
+        points = jnp.asarray(nodes[:, : len(model.names)], kernels.dtype)
+
+        def inside(number: Int[Array, " b"]) -> Batch:
+            """Energy where the search is to start."""
+            point = jnp.clip(jnp.take(points, number, axis=0).T, box.lower, box.upper)
+            return energy_at(kernels, list(point), model, weights)
+
+        numbers = peaks[1]
+        peaks = largest_keys(pack_keys(lax.map(inside, numbers), numbers, bits), most, bits)
+    return _thin(*peaks, nodes, count, apart, kernels.dtype, alike=_ALIKE * apart)
 
 
 def _energies(
@@ -108,7 +130,7 @@ def _keys(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[
     """Keys of all nodes but the outermost, which are there twice, numbered from `first`."""
     size = math.prod(energies.shape[:-1])
     number = np.arange(first, first + size, dtype=np.int32).reshape(energies.shape[:-1])
-    return pack_keys(energies[:, 1:-1, 1:-1], number[:, 1:-1, 1:-1], bits)
+    return pack_keys(energies[:, 1:-1, 1:-1], number[:, 1:-1, 1:-1, None], bits)
 
 
 def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "c b"]:

@@ -100,15 +100,17 @@ def test_seeds_of_other_profiles(profile):
             assert len(np.unique(centres, axis=0)) == len(centres) == len(points)
 
 
-def test_weighted_taps_weigh_in_the_seeds():
+@pytest.mark.parametrize("family", ["d2", "d2_elliptic"])
+def test_weighted_taps_weigh_in_the_seeds(family):
     weights = np.random.default_rng(9).uniform(0.2, 1, (KX, KY, ROWS))
     weights[2, 1] = 0
     kernels = unit_kernels(9, weights)
-    points, energies = seeds_of(kernels, MODELS["d2"], weights=weights)
+    model = GaussianModel(2, elliptic=family == "d2_elliptic")
+    points, energies = seeds_of(kernels, model, weights=weights)
     for b in range(ROWS):
-        reference = Reference("d2", (KY, KX), weights=weights[..., b].T)
+        reference = Reference(family, (KY, KX), weights=weights[..., b].T)
         for s in np.flatnonzero(energies[:, b] > 0):
-            columns = basis("d2", points[s, :, b], (KY, KX))[:, 1:]
+            columns = basis(family, points[s, :, b], (KY, KX))[:, 1:]
             q, _ = np.linalg.qr(reference.centred(columns))
             wanted = np.sum((q.T @ kernels[..., b].T.ravel()) ** 2)
             assert wanted - 5e-3 <= energies[s, b] <= wanted + 1e-3
@@ -129,12 +131,14 @@ def test_mirrored_and_transposed_kernels_get_mirrored_and_transposed_seeds():
     assert alike.mean() > 0.8
 
 
-def test_seeds_keep_near_a_box():
-    low, high = (side[:, None] for side in bounds("d1", (KY, KX)))
+@pytest.mark.parametrize("family", ["d1", "d1_elliptic"])
+def test_seeds_keep_near_a_box(family):
+    low, high = (side[:, None] for side in bounds(family, (KY, KX)))
     low, high = low.copy(), high.copy()
     low[0], high[0] = 1.4, 1.6
     low[2], high[2] = np.log(0.8), np.log(2.0)
-    points, energies = seeds_of(unit_kernels(11), GaussianModel(1), box=(low, high))
+    model = GaussianModel(1, elliptic=family == "d1_elliptic")
+    points, energies = seeds_of(unit_kernels(11), model, box=(low, high))
     best = points[0]
     # A node next to the box will do.
     assert np.all(np.abs(best[0] - 1.5) <= 0.1 + 0.7 * 1.7)
@@ -142,11 +146,13 @@ def test_seeds_keep_near_a_box():
     assert np.all(energies[0] > 0)
 
 
-def test_a_box_of_each_kernel():
-    low, high = (np.repeat(side[:, None], ROWS, axis=1) for side in bounds("d1", (KY, KX)))
+@pytest.mark.parametrize("family", ["d1", "d1_elliptic"])
+def test_a_box_of_each_kernel(family):
+    low, high = (np.repeat(side[:, None], ROWS, axis=1) for side in bounds(family, (KY, KX)))
     places = np.linspace(-2, 2, ROWS)
     low[1], high[1] = places, places
-    points, _ = seeds_of(unit_kernels(12), GaussianModel(1), box=(low, high))
+    model = GaussianModel(1, elliptic=family == "d1_elliptic")
+    points, _ = seeds_of(unit_kernels(12), model, box=(low, high))
     assert np.all(np.abs(points[0, 1] - places) <= 0.85)
 
 
