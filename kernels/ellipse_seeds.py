@@ -8,13 +8,14 @@ import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.dictionary import offset_line, width_levels
-from dogfit.kernels.linalg import orthonormal_columns, solve_gram, total
+from dogfit.kernels.linalg import map_parts, orthonormal_columns, solve_gram, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.peaks import pack_keys
@@ -37,8 +38,8 @@ _RATIOS, _TIED_RATIOS, _KAPPAS = (1.15, 2.0, 5.0), (1.5, 2.5, 6.0), (0.6, 1.0)
 _PLACES = 3
 # Added to the squares of basis functions of unit norm, as weights see them.
 _LEAST_NORM = 1e-3
-# Nodes looked at together.
-_TOGETHER = 1024
+# Nodes looked at together, and kernels.
+_TOGETHER, _PART = 1024, 128
 
 
 class _Nodes(NamedTuple):
@@ -47,6 +48,19 @@ class _Nodes(NamedTuple):
     centers: Float[np.ndarray, "c 2"]
     rest: Float[np.ndarray, "g q"]
     """The other search parameters, and numbers of the width and of the ratio with kappa."""
+
+
+class _Given(NamedTuple):
+    """Kernels, whitened and times the roots of their weights, and what there is of weights and bounds."""
+
+    taps: Float[Array, "t b"]
+    weights: Float[Array, "t b"] | None
+    box: Box | None
+
+
+def part_of(rows: int) -> int:
+    """Kernels whose energies at some nodes stay in a CPU's cache; elsewhere all of them."""
+    return _PART if jax.default_backend() == "cpu" and rows % _PART == 0 else rows
 
 
 def has_nodes(model: GaussianModel, shape: tuple[int, ...]) -> bool:
@@ -102,10 +116,10 @@ def elliptic_keys(
     """
     shape = (kernels.shape[0], kernels.shape[1])
     taps = (kernels if weights is None else jnp.sqrt(weights) * kernels).reshape(-1, kernels.shape[-1])
-    counted = None if weights is None else weights.reshape(taps.shape)
+    given = _Given(taps, None if weights is None else weights.reshape(taps.shape), box)
     found, first = [], 0
     for nodes in _nodes_of(model, shape):
-        found.append(_best_centers(taps, counted, nodes, model, shape, first, bits, box))
+        found.append(_best_centers(given, nodes, model, shape, first, bits))
         first += len(nodes.centers) * len(nodes.rest)
     return jnp.concatenate(found)
 
@@ -115,16 +129,12 @@ def _dot(rows: Float[Array, "t n"], taps: Float[Array, "t b"]) -> Float[Array, "
     return lax.dot_general(rows, taps, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
-def _energies(columns: list[Float[Array, "t n"]], taps: Float[Array, "t b"]) -> Float[Array, "n b"]:
-    """What orthonormal columns explain of centred kernels."""
-    sums = _dot(jnp.concatenate(columns, axis=1), taps)
-    return total(part * part for part in jnp.split(sums, len(columns)))
-
-
-def _weighted(
-    columns: list[Float[Array, "t n"]], taps: Float[Array, "t b"], weights: Float[Array, "t b"]
-) -> Float[Array, "n b"]:
-    """What columns explain of kernels, given times the weights that their taps have."""
+def _energies(columns: list[Float[Array, "t n"]], given: _Given) -> Float[Array, "n b"]:
+    """What columns, orthonormal where all taps are alike, explain of kernels."""
+    taps, weights, _ = given
+    if weights is None:
+        sums = _dot(jnp.concatenate(columns, axis=1), taps)
+        return total(part * part for part in jnp.split(sums, len(columns)))
     means = [_dot(column, weights) * lax.rsqrt(total(weights))[None] for column in columns]
     gram = {
         (i, j): _dot(columns[i] * columns[j], weights) - means[i] * means[j]
@@ -147,33 +157,30 @@ def _inside(point: list[Float[Array, " n"]], box: Box) -> Float[Array, "n #b"]:
 
 
 def _best_centers(
-    taps: Float[Array, "t b"],
-    weights: Float[Array, "t b"] | None,
-    nodes: _Nodes,
-    model: GaussianModel,
-    shape: tuple[int, int],
-    first: int,
-    bits: int,
-    box: Box | None,
+    given: _Given, nodes: _Nodes, model: GaussianModel, shape: tuple[int, int], first: int, bits: int
 ) -> Int[Array, "c b"]:
     centers, groups = len(nodes.centers), len(nodes.rest)
     together = max(_TOGETHER // centers, 1)
     # Twice the last where they do not come out even: a key that is there twice counts once.
     number = np.minimum(np.arange(-(-groups // together) * together), groups - 1).reshape(-1, together)
     parameters = len(model.names) - 2
-    at = jnp.asarray(nodes.centers.T, taps.dtype)
+    dtype, rows = given.taps.dtype, given.taps.shape[-1]
+    at = jnp.asarray(nodes.centers.T, dtype)
 
     def look(chosen: Int[Array, " g"]) -> Int[Array, "c b"]:
-        rest = jnp.asarray(nodes.rest[:, :parameters], taps.dtype)[chosen]
+        rest = jnp.asarray(nodes.rest[:, :parameters], dtype)[chosen]
         point = [*jnp.tile(at, (1, together)), *jnp.repeat(rest, centers, axis=0).T]
         columns = orthonormal_columns([whiten(image, None) for image in model.images(point, shape)])
-        columns = [column.reshape(len(taps), -1) for column in columns]
-        energies = _energies(columns, taps) if weights is None else _weighted(columns, taps, weights)
-        if box is not None:
-            energies = energies * _inside(point, box)
+        columns = [column.reshape(len(given.taps), -1) for column in columns]
         numbers = first + chosen[:, None] * centers + np.arange(centers, dtype=np.int32)[None]
-        keys = pack_keys(energies.reshape(together, centers, -1), numbers[..., None], bits)
-        best = [jnp.max(keys[:, place::_PLACES], axis=1) for place in range(_PLACES)]
-        return jnp.concatenate(best)
 
-    return lax.map(look, jnp.asarray(number, jnp.int32)).reshape(-1, taps.shape[-1])
+        def best(part: _Given) -> Int[Array, "c p"]:
+            energies = _energies(columns, part)
+            if part.box is not None:
+                energies = energies * _inside(point, part.box)
+            keys = pack_keys(energies.reshape(together, centers, -1), numbers[..., None], bits)
+            return jnp.concatenate([jnp.max(keys[:, place::_PLACES], axis=1) for place in range(_PLACES)])
+
+        return map_parts(best, given, part_of(rows))
+
+    return lax.map(look, jnp.asarray(number, jnp.int32)).reshape(-1, rows)

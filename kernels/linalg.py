@@ -64,6 +64,42 @@ def inverse_root(square: Batch, least: Batch | float) -> Batch:
     return jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0)
 
 
+def map_parts(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
+    """A function applied to parts of a batch, one after the other, and the results joined.
+
+    Args:
+      function: takes and returns pytrees of arrays with the batch on the last axis.
+      arrays: the batch; those of batch 1 but the first are for all. Where the first is nothing but zeros in
+        a part, the results are too.
+      size: batch of a part, which divides the whole.
+    """
+    # Traced once, for the shapes of its results and to be applied.
+    function = jax.jit(function)
+    rows = jax.tree.leaves(arrays)[0].shape[-1]
+
+    def cut(array: Array) -> Array:
+        array = jnp.broadcast_to(array, (*array.shape[:-1], rows))
+        return jnp.moveaxis(array.reshape(*array.shape[:-1], -1, size), -2, 0)
+
+    def join(parts: Array) -> Array:
+        return jnp.moveaxis(parts, 0, -2).reshape(*parts.shape[1:-1], -1)
+
+    def apply(part: Any) -> Any:
+        first = jax.tree.leaves(part)[0]
+        # Made from the data, so that under shard_map it varies over the mesh as results do.
+        zero = 0.0 * first.reshape(-1, size)[0]
+
+        def nothing() -> Any:
+            return jax.tree.map(
+                lambda leaf: jnp.broadcast_to(zero.astype(leaf.dtype), leaf.shape),
+                jax.eval_shape(function, part),
+            )
+
+        return lax.cond(jnp.any(first != 0), lambda: function(part), nothing)
+
+    return jax.tree.map(join, lax.map(apply, jax.tree.map(cut, arrays)))
+
+
 class Projection(NamedTuple):
     """Least-squares solution of `columns @ weights = image`, per item of the batch.
 

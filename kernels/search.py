@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dogfit.kernels.crossings import CROSSINGS, cross_edges, is_narrow
 from dogfit.kernels.derivatives import Model
+from dogfit.kernels.linalg import map_parts
 from dogfit.kernels.newton import Ascent, Box, advance, begin_ascent
 from dogfit.kernels.products import Image
 from dogfit.kernels.seeds import Seeds, find_seeds, uses_images
@@ -266,23 +267,16 @@ def seed_all(
         from_images = uses_images(model, kernels.shape[:2])
         block = min(rows, _SEEDED_BY_IMAGES) if from_images else min(block, _SEEDED)
 
-    def cut(array: Any) -> Any:
+    def pad(array: Any) -> Any:
         wide = jnp.broadcast_to(array, (*array.shape[:-1], rows))
-        wide = jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, -rows % block)], mode="edge")
-        return jnp.moveaxis(wide.reshape(*wide.shape[:-1], -1, block), -2, 0)
-
-    def find(given: tuple[Image, Image | None, Box | None]) -> Seeds:
-        return find_seeds(given[0], model, effort.starts, *given[1:], apart=effort.apart)
+        return jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, -rows % block)], mode="edge")
 
     def seed(given: tuple[Image, Image | None, Box | None]) -> Seeds:
-        # Zeros are padding. What is nothing is made from the data, so that it varies over a mesh as seeds do.
-        nothing = jnp.broadcast_to(0.0 * given[0][0, 0], (effort.starts, block))
-        none = Seeds(jnp.stack([nothing] * len(model.names), axis=1), nothing)
-        return lax.cond(jnp.any(given[0] != 0), lambda: find(given), lambda: none)
+        return find_seeds(given[0], model, effort.starts, *given[1:], apart=effort.apart)
 
-    seeds = lax.map(seed, jax.tree.map(cut, (kernels, weights, box)))
-    points, energies = (jnp.moveaxis(leaf, 0, -2).reshape(*leaf.shape[1:-1], -1) for leaf in seeds)
-    return points[..., :rows], energies[..., :rows]
+    # Zeros are padding.
+    seeds = map_parts(seed, jax.tree.map(pad, (kernels, weights, box)), block)
+    return seeds.points[..., :rows], seeds.energies[..., :rows]
 
 
 class _Table:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.dictionary import Grid, grids_of, nodes_of
-from dogfit.kernels.ellipse_seeds import elliptic_keys, elliptic_nodes, has_nodes
-from dogfit.kernels.linalg import Batch, descent_solve, project, sum_taps, total
+from dogfit.kernels.ellipse_seeds import elliptic_keys, elliptic_nodes, has_nodes, part_of
+from dogfit.kernels.linalg import Batch, descent_solve, map_parts, project, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.peaks import largest_keys, pack_keys
@@ -103,18 +103,24 @@ def _elliptic_seeds(
     """`find_seeds` for elliptic models of kernels that are not large."""
     nodes = elliptic_nodes(model, kernels.shape[:2])
     bits, most = (len(nodes) - 1).bit_length(), 3 * count
-    peaks = largest_keys(elliptic_keys(kernels, model, bits, weights, box), most, bits)
-    if box is not None:
-        points = jnp.asarray(nodes[:, : len(model.names)], kernels.dtype)
 
-        def inside(number: Int[Array, " b"]) -> Batch:
-            """Energy where the search is to start."""
-            point = jnp.clip(jnp.take(points, number, axis=0).T, box.lower, box.upper)
-            return energy_at(kernels, list(point), model, weights)
+    def choose(given: tuple[Image, Int[Array, "c b"], Image | None, Box | None]) -> Seeds:
+        kernels, keys, weights, box = given
+        peaks = largest_keys(keys, most, bits)
+        if box is not None:
+            points = jnp.asarray(nodes[:, : len(model.names)], kernels.dtype)
 
-        numbers = peaks[1]
-        peaks = largest_keys(pack_keys(lax.map(inside, numbers), numbers, bits), most, bits)
-    return _thin(*peaks, nodes, count, apart, kernels.dtype, alike=_ALIKE * apart)
+            def inside(number: Int[Array, " b"]) -> Batch:
+                """Energy where the search is to start."""
+                point = jnp.clip(jnp.take(points, number, axis=0).T, box.lower, box.upper)
+                return energy_at(kernels, list(point), model, weights)
+
+            numbers = peaks[1]
+            peaks = largest_keys(pack_keys(lax.map(inside, numbers), numbers, bits), most, bits)
+        return _thin(*peaks, nodes, count, apart, kernels.dtype, alike=_ALIKE * apart)
+
+    keys = elliptic_keys(kernels, model, bits, weights, box)
+    return map_parts(choose, (kernels, keys, weights, box), part_of(kernels.shape[-1]))
 
 
 def _energies(

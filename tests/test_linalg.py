@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dogfit.kernels.linalg import back_substitute, cholesky_solve, descent_solve, leverages, project, settle
+from dogfit.kernels.linalg import (
+    back_substitute,
+    cholesky_solve,
+    descent_solve,
+    leverages,
+    map_parts,
+    project,
+    settle,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +142,21 @@ class TestSettle:
 
         compiled = jax.jit(f).lower(jnp.ones(8)).compile().as_text()
         assert "call(" in compiled
+
+
+@pytest.mark.parametrize("size", [2, 3, 12])
+def test_parts_of_a_batch_are_joined_in_order_and_empty_ones_passed_over(size):
+    generator = np.random.default_rng(8)
+    own, shared = generator.normal(size=(3, 2, 12)).astype(np.float32), np.ones((4, 1), np.float32)
+    own[..., 6:] = 0.0
+
+    def function(arrays):
+        assert {leaf.shape[-1] for leaf in jax.tree.leaves(arrays)} == {size}
+        x, y = arrays["own"], arrays["shared"]
+        return {"sum": x.sum((0, 1)) + y.sum(0), "index": jnp.argmax(x[:, 0], axis=0)[None] + 1}
+
+    found = jax.jit(lambda arrays: map_parts(function, arrays, size))({"own": own, "shared": shared})
+    # A part with some zeros is worked out, one of zeros alone is not.
+    used = np.repeat(np.any(own.reshape(6, -1, size), axis=(0, 2)), size)
+    np.testing.assert_allclose(found["sum"], np.where(used, own.sum((0, 1)) + 4, 0), rtol=1e-5)
+    np.testing.assert_array_equal(found["index"][0], np.where(used, np.argmax(own[:, 0], axis=0) + 1, 0))
