@@ -14,7 +14,7 @@ from dogfit.kernels.profiles import PROFILES
 # Ratio of neighbouring widths, and a smaller one for models with more optima; the widest, of the kernel's
 # size; and the width up to which a Gaussian is a matter of single taps.
 _STEP, _SMALL_STEP, _WIDEST, _NARROW = 1.8, 1.4, 0.75, 0.4
-# Distance of neighbouring centres, in widths; less where values at single points of a Gaussian count.
+# Distance of neighbouring centres, in widths; less where values at single points make a shape.
 _SPACING, _SAMPLED_SPACING = 0.7, 0.5
 # Widths of the surround, in widths of the centre. Near equal widths the pair is a Gaussian and its Laplacian.
 _NEAR_RATIO, _RATIOS, _TIED_RATIOS = 1.15, (1.7, 3.0, 7.0), (1.5, 2.7, 6.0)
@@ -126,7 +126,8 @@ def _grid(model: GaussianModel, shape: tuple[int, int], place: _Place, ratio: fl
     if model.profile == "discrete":
         lines = [np.arange(2 * size + 1) / 2 - size / 2 for size in shape]
     else:
-        apart = _SAMPLED_SPACING if model.profile == "sampled" else _SPACING
+        pointwise = model.profile == "sampled" and (model.order > 0 or model.two_widths)
+        apart = _SAMPLED_SPACING if pointwise else _SPACING
         lines = [center_line(place.sigma, size, place.offsets, apart)[:: place.stride] for size in shape]
     # Ends twice, so that every node has neighbours; and an even number of inner ones.
     x, y = (np.pad(line, (1, 1 + line.size % 2), mode="edge") for line in lines)

@@ -145,9 +145,11 @@ class TermImages:
                 orders = range(model.order, highest + 1)
                 images = {(n - j, j): x[n - j][:, None] * y[j][None] for n in orders for j in range(n + 1)}
                 if varying and model.order == 0:
-                    vary = VARIATIONS[model.profile]
                     along_x, along_y = settle(
-                        [vary(center, width, taps) for center, taps in zip((x0, y0), shape, strict=True)]
+                        [
+                            VARIATIONS[model.profile](center, width, profiles[0])
+                            for center, profiles in ((x0, x), (y0, y))
+                        ]
                     )
                     images[0, 0] = along_x[:, None] * y[0][None] + (x[0] - along_x)[:1, None] * along_y[None]
             self._images |= {(w, i, j): image for (i, j), image in images.items()}

@@ -174,14 +174,14 @@ def _sine(angle: Any) -> Any:
 
 
 def integrated_variation(
-    center: Float[Array, " b"], sigma: Float[Array, " b"], size: int
+    center: Float[Array, " b"], sigma: Float[Array, " b"], profile: Float[Array, "k b"]
 ) -> Float[Array, "k b"]:
     """The profile of order 0 less a constant.
 
-    Where the Gaussian is much wider than the kernel the constant is almost all, and float32 would have few
-    digits for the rest. Arguments as of `integrated_profiles`.
+    Where the Gaussian is much wider than the kernel the constant is almost all, and float32 has few digits
+    for the rest.
     """
-    xp = _namespace(center)
+    xp, size = _namespace(center), len(profile)
     edges = xp.arange(size + 1, dtype=center.dtype) - size / 2
     z = (edges[:, None] - center[None, :]) / sigma[None, :]
     # Inside 1, Phi by its Taylor series less the linear part.
@@ -189,25 +189,25 @@ def integrated_variation(
     for n in reversed(range(1, 8 if z.dtype == np.float32 else 16)):
         series = series * square + (-0.5) ** n / (math.factorial(n) * (2 * n + 1))
     wide = (xp.abs(z[:1]) < 1.0) & (xp.abs(z[-1:]) < 1.0)
-    antiderivative = xp.where(wide, _INV_SQRT_2PI * z * square * series, 0.5 * _erf(z * _SQRT_HALF))
-    return antiderivative[1:] - antiderivative[:-1]
+    antiderivative = _INV_SQRT_2PI * z * square * series
+    return xp.where(wide, antiderivative[1:] - antiderivative[:-1], profile)
 
 
 def sampled_variation(
-    center: Float[Array, " b"], sigma: Float[Array, " b"], size: int
+    center: Float[Array, " b"], sigma: Float[Array, " b"], profile: Float[Array, "k b"]
 ) -> Float[Array, "k b"]:
     """As `integrated_variation`."""
-    xp = _namespace(center)
+    xp, size = _namespace(center), len(profile)
     taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
     z = (taps[:, None] - center[None, :]) / sigma[None, :]
     return _INV_SQRT_2PI * xp.expm1(-0.5 * z * z) / sigma[None, :]
 
 
 def discrete_variation(
-    center: Float[Array, " b"], sigma: Float[Array, " b"], size: int
+    center: Float[Array, " b"], sigma: Float[Array, " b"], profile: Float[Array, "k b"]
 ) -> Float[Array, "k b"]:
     """As `integrated_variation`."""
-    return _sum_waves(center, sigma, size, 0)[1][0]
+    return _sum_waves(center, sigma, len(profile), 0)[1][0]
 
 
 PROFILES: Mapping[str, Profiles] = MappingProxyType(
@@ -215,7 +215,7 @@ PROFILES: Mapping[str, Profiles] = MappingProxyType(
 )
 """Profile functions by name."""
 
-VARIATIONS: Mapping[str, Callable[[Any, Any, int], Any]] = MappingProxyType(
+VARIATIONS: Mapping[str, Callable[[Any, Any, Any], Any]] = MappingProxyType(
     {"integrated": integrated_variation, "sampled": sampled_variation, "discrete": discrete_variation}
 )
 """Of each, the profile of order 0 less a constant."""

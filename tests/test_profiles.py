@@ -150,10 +150,14 @@ def test_variations_are_profiles_less_a_constant_with_all_their_digits(profile, 
         values = np.asarray(values, float)
         return values - values.mean(axis=0)
 
+    def vary(dtype):
+        given = jnp.asarray([center], dtype), jnp.asarray([sigma], dtype)
+        return VARIATIONS[profile](*given, PROFILES[profile](*given, size, 1)[0])
+
     wanted = about_mean(evaluate(profile, [center], [sigma], size)[0])
     with jax.enable_x64(True):
-        double = VARIATIONS[profile](jnp.asarray([center]), jnp.asarray([sigma]), size)
-    single = VARIATIONS[profile](jnp.asarray([center], jnp.float32), jnp.asarray([sigma], jnp.float32), size)
+        double = vary(jnp.float64)
+    single = vary(jnp.float32)
     assert single.dtype == jnp.float32
     largest = np.abs(wanted).max()
     np.testing.assert_allclose(about_mean(double), wanted, atol=1e-10 * largest)
