@@ -4,6 +4,7 @@
     python benchmarks/fit.py --reference 500     accuracy on 500 kernels (about half an hour, then cached)
     python benchmarks/fit.py --engine xla        the same without the compiled C++ search
     python benchmarks/fit.py --families dog_d1   other families than the default ones
+    python benchmarks/fit.py --profile discrete  other profiles
 
 Kernels are the real 7x7 ones of `../shared/data/kernels`; without that folder, those of the embedded
 network. Accurate means a cost (sum of squared residuals) within 1e-3, relative, plus 1e-4 of the kernel's
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy import reference_costs, sample
+from accuracy import PROFILES, reference_costs, sample
 from safetensors.numpy import load_file
 
 import dogfit
@@ -49,7 +50,7 @@ def accuracy(
     """Share of kernels at SciPy's optimum or below, per family."""
     energy = ((kernels - kernels.mean(axis=(1, 2), keepdims=True)) ** 2).sum(axis=(1, 2), dtype=np.float64)
     costs = (1.0 - dogfit.fit_kernels(kernels, families, config=config).r2_by_family) * energy[:, None]
-    best = reference_costs(kernels, families, cache)
+    best = reference_costs(kernels, families, cache, config.profile)
     return (costs <= 1.001 * best + 1e-4 * energy[:, None]).mean(axis=0)
 
 
@@ -78,10 +79,11 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=40, help="kernels compared with SciPy")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
     parser.add_argument("--thorough", action="store_true", help="search with dogfit.THOROUGH")
+    parser.add_argument("--profile", default="integrated", choices=PROFILES)
     parser.add_argument("--engine", default="auto", choices=("auto", "native", "xla", "pallas"))
     options = parser.parse_args()
     config = dogfit.THOROUGH if options.thorough else dogfit.FitConfig()
-    config = replace(config, engine=options.engine)
+    config = replace(config, engine=options.engine, profile=options.profile)
 
     import jax
 
@@ -101,13 +103,12 @@ def main() -> None:
     print("|---" * len(cells) + "|")
     print("| " + " | ".join(cells) + " |")
     engine = options.engine
-    if engine == "auto":
+    if engine == "auto" and options.profile != "integrated":
+        engine += " (xla: integrated profiles alone are in C++)"
+    elif engine == "auto":
         engine += " (native)" if native.available() else f" (xla: {native.why_not()})"
-    print(
-        f"\nEngine: {engine}. Rates: median (range) of {options.repeats} calls on {len(timed):,} kernels; ",
-        end="",
-    )
-    print(f"load {load:.1f}.")
+    print(f"\nEngine: {engine}. Profile: {options.profile}. ", end="")
+    print(f"Rates: median (range) of {options.repeats} calls on {len(timed):,} kernels; load {load:.1f}.")
     print(f"Shares: {len(judged)} kernels at the optimum that SciPy finds, or below.")
 
 

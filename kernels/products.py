@@ -43,10 +43,10 @@ class SeparableProducts:
         for center, size in zip(point[:2], shape, strict=True):
             profiles = [PROFILES[model.profile](center, w, size, self._highest) for w in widths]
             whole = [p[n] for n in range(self._highest + 1) for p in profiles]
-            varying = [
-                VARIATIONS[model.profile](center, w, p[0])
-                for w, p in zip(widths if self._free_pair else [], profiles, strict=False)
-            ]
+            varying = []
+            if self._free_pair:
+                vary = VARIATIONS[model.profile]
+                varying = [vary(center, w, p[0]) for w, p in zip(widths, profiles, strict=True)]
             whole, varying = settle((whole, varying))
             lines.append(_line_of(whole, varying, self._widths * (model.order + 3)))
         self._x, self._y = lines
