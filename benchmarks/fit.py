@@ -5,6 +5,7 @@
     python benchmarks/fit.py --engine xla        the same without the compiled C++ search
     python benchmarks/fit.py --families dog_d1   other families than the default ones
     python benchmarks/fit.py --profile discrete  other profiles
+    python benchmarks/fit.py --effort quick      the search of dogfit.dog_penalty
 
 Kernels are the real 7x7 ones of `../shared/data/kernels`; without that folder, those of the embedded
 network. Accurate means a cost (sum of squared residuals) within 1e-3, relative, plus 1e-4 of the kernel's
@@ -29,7 +30,9 @@ import dogfit
 from dogfit.embedded import PATH
 from dogfit.families import FAMILY
 from dogfit.kernels import native
+from dogfit.penalty import QUICK
 
+EFFORTS = {"quick": QUICK, "default": dogfit.FitConfig(), "thorough": dogfit.THOROUGH}
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "kernels"
 
 
@@ -78,12 +81,11 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=list(FAMILY), default=dogfit.FAMILIES)
     parser.add_argument("--reference", type=int, default=40, help="kernels compared with SciPy")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
-    parser.add_argument("--thorough", action="store_true", help="search with dogfit.THOROUGH")
+    parser.add_argument("--effort", default="default", choices=EFFORTS, help="how hard to search")
     parser.add_argument("--profile", default="integrated", choices=PROFILES)
     parser.add_argument("--engine", default="auto", choices=("auto", "native", "xla", "pallas"))
     options = parser.parse_args()
-    config = dogfit.THOROUGH if options.thorough else dogfit.FitConfig()
-    config = replace(config, engine=options.engine, profile=options.profile)
+    config = replace(EFFORTS[options.effort], engine=options.engine, profile=options.profile)
 
     import jax
 
