@@ -188,12 +188,20 @@ def why_unidentifiable(family: Family, shape: tuple[int, int]) -> str | None:
 
 
 def basis_images(
-    model: Model, point: Float[Array, "p b"], shape: tuple[int, int], *, varying: bool = False
+    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
 ) -> list[Float[Array, "h w b"]]:
-    """A model's basis, uncentred, at search points; `varying`: less constants, with more digits for that."""
+    """A model's basis, uncentred, at search points."""
     height, width = shape
-    images = model.varying_images if varying else model.images
-    return [jnp.swapaxes(image, 0, 1) for image in images(list(point), (width, height))]
+    return [jnp.swapaxes(image, 0, 1) for image in model.images(list(point), (width, height))]
+
+
+def varying_images(
+    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
+) -> list[tuple[Float[Array, "h w b"], Float[Array, " b"]]]:
+    """A model's basis less a constant each, of which it keeps more digits, and the constants."""
+    height, width = shape
+    images = model.varying_images(list(point), (width, height))
+    return [(jnp.swapaxes(image, 0, 1), level) for image, level in images]
 
 
 def to_parameters(

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.families import Family, basis_images, to_parameters, with_profile
+from dogfit.families import Family, to_parameters, varying_images, with_profile
 from dogfit.fit_config import FitConfig
 from dogfit.fit_result import FitResult, Status
 from dogfit.fit_search import Images, Search, search_models, tolerance_of
@@ -194,11 +194,10 @@ def _fit_family(
 ) -> _FamilyFit:
     """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    columns = basis_images(model, found.point, shape, varying=True)
-    solved = settle(project(unit.images, [whiten(column, weights) for column in columns]))
-    whole = basis_images(model, found.point, shape)
+    columns = varying_images(model, found.point, shape)
+    solved = settle(project(unit.images, [whiten(column, weights) for column, _ in columns]))
     unexplained, means = settle(
-        (sum_taps(solved.residual**2), [mean_taps(column, weights) for column in whole])
+        (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
     )
     offset = -total(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
     held = (found.point <= box.lower) | (found.point >= box.upper)
@@ -239,7 +238,7 @@ def _score(
         changes = slopes(family.model, point, gains, (shape[1], shape[0]))
         columns = [
             jnp.ones_like(residual),
-            *basis_images(family.model, found.point, shape, varying=True),
+            *(image for image, _ in varying_images(family.model, found.point, shape)),
             *(jnp.swapaxes(change, 0, 1) for change in changes),
         ]
         root = 1.0 if weights is None else jnp.sqrt(weights)

@@ -94,7 +94,11 @@ class CustomModel:
             )
         return [jnp.swapaxes(image, 0, 1) for image in images]
 
-    varying_images = images
+    def varying_images(
+        self, point: list[Batch], shape: tuple[int, int]
+    ) -> list[tuple[Float[Array, "kx ky b"], Batch]]:
+        """The images, and that no constant was taken off."""
+        return [(image, jnp.zeros_like(point[0])) for image in self.images(point, shape)]
 
     @functools.cached_property
     def nodes(self) -> np.ndarray:

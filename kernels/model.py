@@ -100,21 +100,22 @@ class GaussianModel:
 
     def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
         """The basis as images, x on the first axis, not centred."""
-        return self._rendered(point, shape, False)
-
-    def varying_images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
-        """As `images`, less a constant each, which in Gaussians wider than the kernel takes most digits."""
-        return self._rendered(point, shape, True)
-
-    def _rendered(
-        self, point: list[Batch], shape: tuple[int, int], varying: bool
-    ) -> list[Float[Array, "kx ky b"]]:
-        rendered = TermImages(self, point, shape, self.order, varying)
+        rendered = TermImages(self, point, shape, self.order)
         return [rendered.combine(combination) for combination in self.basis(point)]
+
+    def varying_images(
+        self, point: list[Batch], shape: tuple[int, int]
+    ) -> list[tuple[Float[Array, "kx ky b"], Batch]]:
+        """As `images`, less a constant each, and the constants.
+
+        In Gaussians much wider than the kernel they are almost all, and float32 has few digits for the rest.
+        """
+        rendered = TermImages(self, point, shape, self.order, varying=True)
+        return [(rendered.combine(function), rendered.level(function)) for function in self.basis(point)]
 
 
 class TermImages:
-    """Images of terms at a search point, each made once; with `varying` less a constant each (if round)."""
+    """Images of terms at a search point, each made once; with `varying` those of order 0 less a constant."""
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class TermImages:
         sigma = jnp.exp(log_sigma)
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
         self._images: dict[Term, Float[Array, "kx ky b"]] = {}
+        self._levels: Combination = {}
         for w, width in enumerate(widths):
             if model.elliptic:
                 xx, xy, yy = (2.0 * entry for entry in _half_matrices(*point[-2:])[()])
@@ -151,12 +153,18 @@ class TermImages:
                             for center, profiles in ((x0, x), (y0, y))
                         ]
                     )
-                    images[0, 0] = along_x[:, None] * y[0][None] + (x[0] - along_x)[:1, None] * along_y[None]
+                    level_x, level_y = x[0][0] - along_x[0], y[0][0] - along_y[0]
+                    images[0, 0] = along_x[:, None] * y[0][None] + level_x[None, None] * along_y[None]
+                    self._levels[w, 0, 0] = level_x * level_y
             self._images |= {(w, i, j): image for (i, j), image in images.items()}
 
     def image(self, term: Term) -> Float[Array, "kx ky b"]:
         """Image of one term."""
         return self._images[term]
+
+    def level(self, combination: Combination) -> Batch:
+        """The constant that the image of a combination is less than the whole."""
+        return total(weight * self._levels.get(term, 0.0) for term, weight in combination.items())
 
     def combine(self, combination: Combination) -> Float[Array, "kx ky b"]:
         """Image of a combination."""

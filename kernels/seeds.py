@@ -299,7 +299,7 @@ def _weighted_energies(kernels: Image, grid: Grid, weights: Image) -> Float[Arra
 def energy_at(kernels: Image, point: list[Batch], model: Model, weights: Image | None) -> Batch:
     """Explained energy at a search point."""
     images = model.varying_images(point, (kernels.shape[0], kernels.shape[1]))
-    residual = project(kernels, [whiten(image, weights) for image in images]).residual
+    residual = project(kernels, [whiten(image, weights) for image, _ in images]).residual
     return sum_taps(kernels * kernels) - sum_taps(residual * residual)
 
 
