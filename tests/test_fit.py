@@ -23,6 +23,7 @@ from fit_drawings import (
     reported,
     rows_of,
 )
+from scipy_reference import Reference
 
 SMALL = FitConfig(starts=2)
 
@@ -86,6 +87,25 @@ def test_r2_is_that_of_the_templates(mixed, mixed_fit):
     rows = np.arange(len(mixed))
     np.testing.assert_array_equal(mixed_fit.r2, mixed_fit.r2_by_family[rows, mixed_fit.family])
     np.testing.assert_array_equal(mixed_fit.status, mixed_fit.status_by_family[rows, mixed_fit.family])
+
+
+def test_r2_holds_where_two_gaussians_are_far_wider_than_the_kernel(config):
+    """There almost all of each is constant, which the offset takes up, and the gains all but cancel."""
+    rng = np.random.default_rng(21)
+    x, y = np.meshgrid(*[np.arange(SIZE) - (SIZE - 1) / 2] * 2)
+    square = x**2 + y**2
+    kernels = [square + a * square**2 + rng.normal(size=square.shape) for a in np.linspace(0, 0.2, 40)]
+    kernels = np.array(kernels, np.float32)
+    fit = fit_kernels(kernels, ["dog"], config=config)
+    reference = Reference("dog", SIZE)
+    widths = []
+    for kernel, r2, row in zip(kernels.astype(float), fit.r2, fit.parameters["dog"], strict=True):
+        values = dict(zip(fit.models[0].names, row.astype(float), strict=True))
+        widths.append(values["sigma_px"])
+        logs = np.log([values["sigma_px"], values["sigma_surround_px"] / values["sigma_px"]])
+        cost = reference.cost_at(kernel, np.array([values["x0_px"], values["y0_px"], *logs]))
+        assert abs(r2 - (1 - cost / np.sum((kernel - kernel.mean()) ** 2))) < 1e-4
+    assert np.median(widths) > 0.7 * SIZE
 
 
 def test_a_second_family_of_two_widths_is_at_least_as_good(mixed_fit):
