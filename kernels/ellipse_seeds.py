@@ -129,21 +129,22 @@ def _dot(rows: Float[Array, "t n"], taps: Float[Array, "t b"]) -> Float[Array, "
     return lax.dot_general(rows, taps, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
-def _energies(columns: list[Float[Array, "t n"]], given: _Given) -> Float[Array, "n b"]:
-    """What columns, orthonormal where all taps are alike, explain of kernels."""
+def _energies(
+    columns: Float[Array, "t q*n"],
+    products: dict[tuple[int, int], Float[Array, "t n"]],
+    q: int,
+    given: _Given,
+) -> Float[Array, "n b"]:
+    """What the `q` orthonormal columns of each node explain of kernels; with weights, by their products."""
     taps, weights, _ = given
+    sums = jnp.split(_dot(columns, taps), q)
     if weights is None:
-        sums = _dot(jnp.concatenate(columns, axis=1), taps)
-        return total(part * part for part in jnp.split(sums, len(columns)))
-    means = [_dot(column, weights) * lax.rsqrt(total(weights))[None] for column in columns]
-    gram = {
-        (i, j): _dot(columns[i] * columns[j], weights) - means[i] * means[j]
-        for i in range(len(columns))
-        for j in range(i + 1)
-    }
+        return total(part * part for part in sums)
+    means = jnp.split(_dot(columns, weights) * lax.rsqrt(total(weights))[None], q)
+    gram = {(i, j): _dot(product, weights) - means[i] * means[j] for (i, j), product in products.items()}
     # Of columns that the weights all but make dependent, one is enough.
-    gram |= {(i, i): gram[i, i] + _LEAST_NORM for i in range(len(columns))}
-    return jnp.minimum(solve_gram(gram, [_dot(column, taps) for column in columns]).energy, 1.0)
+    gram |= {(i, i): gram[i, i] + _LEAST_NORM for i in range(q)}
+    return jnp.minimum(solve_gram(gram, sums).energy, 1.0)
 
 
 def _inside(point: list[Float[Array, " n"]], box: Box) -> Float[Array, "n #b"]:
@@ -172,10 +173,13 @@ def _best_centers(
         point = [*jnp.tile(at, (1, together)), *jnp.repeat(rest, centers, axis=0).T]
         columns = orthonormal_columns([whiten(image, None) for image in model.images(point, shape)])
         columns = [column.reshape(len(given.taps), -1) for column in columns]
+        pairs = [(i, j) for i in range(len(columns)) for j in range(i + 1)]
+        products = {} if given.weights is None else {(i, j): columns[i] * columns[j] for i, j in pairs}
+        side_by_side = jnp.concatenate(columns, axis=1)
         numbers = first + chosen[:, None] * centers + np.arange(centers, dtype=np.int32)[None]
 
         def best(part: _Given) -> Int[Array, "c p"]:
-            energies = _energies(columns, part)
+            energies = _energies(side_by_side, products, len(columns), part)
             if part.box is not None:
                 energies = energies * _inside(point, part.box)
             keys = pack_keys(energies.reshape(together, centers, -1), numbers[..., None], bits)
