@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -37,6 +37,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from scipy_families import FAMILY, PROFILES, basis, bounds  # noqa: E402
 from scipy_reference import EFFORT, Reference  # noqa: E402
 
+if TYPE_CHECKING:
+    from dogfit import FitConfig
+
 DATA = ROOT.parent / "shared" / "data"
 FAMILIES = ("gaussian", "dog", "d1", "d2", "dog_d1", "dog_d2")
 SIZES = (3, 5, 7, 9, 31)
@@ -44,6 +47,8 @@ SOURCES = ("real", "drawn", "master")
 # Among the master key filters are ellipses: these are fitted to them too.
 ELLIPTIC = ("dog_elliptic", "d1_elliptic")
 ENGINES = ("native", "xla")
+# The search of dogfit.dog_penalty, that of a fit, and dogfit.THOROUGH.
+EFFORTS = ("quick", "default", "thorough")
 CHOICES = ("profiles", "engines", "families", "sources", "sizes")
 # Best-family R² that each of the master key filters must reach.
 MASTER_R2 = (0.945, 0.935, 0.910, 0.966, 0.885, 0.910, 0.995, 0.997)
@@ -180,12 +185,19 @@ def identified(family: str, size: int) -> bool:
     return why_unidentifiable(FITTED[family], (size, size)) is None
 
 
-def unexplained(cell: Cell, kernels: np.ndarray, engine: str, thorough: bool) -> np.ndarray:
+def config_of(effort: str) -> "FitConfig":
+    """Settings of a fit that searches as hard as one of `EFFORTS`."""
+    from dogfit import THOROUGH, FitConfig
+    from dogfit.penalty import QUICK
+
+    return {"quick": QUICK, "default": FitConfig(), "thorough": THOROUGH}[effort]
+
+
+def unexplained(cell: Cell, kernels: np.ndarray, engine: str, effort: str) -> np.ndarray:
     """Share of each kernel's energy that `dogfit` leaves, `[n]`."""
     import dogfit
 
-    config = dogfit.THOROUGH if thorough else dogfit.FitConfig()
-    config = replace(config, profile=cell.profile, engine=engine)
+    config = replace(config_of(effort), profile=cell.profile, engine=engine)
     result = dogfit.fit_kernels(kernels, [cell.family], config=config)
     return 1.0 - np.asarray(result.r2_by_family[:, 0], np.float64)
 
@@ -263,7 +275,10 @@ def print_heading(options: argparse.Namespace) -> None:
     machine = models[0].split(":")[1].strip() if models else platform.machine()
     print("# Accuracy of the fitter\n")
     given = [f"--{name} {' '.join(map(str, getattr(options, name)))}" for name in CHOICES]
-    given += [f"--kernels {options.kernels} --drawn {options.drawn}", "--thorough" * options.thorough]
+    given += [
+        f"--kernels {options.kernels} --drawn {options.drawn}",
+        *[f"--effort {options.effort}"] * (options.effort != "default"),
+    ]
     print(f"    python benchmarks/accuracy.py {' '.join(given).strip()}\n")
     print((__doc__ or "").split("\n\n")[2].strip() + "\n")
     print(
@@ -285,7 +300,7 @@ def parse() -> argparse.Namespace:
         "--kernels", type=int, default=100, help="real kernels of each size; of 7x7 five times"
     )
     parser.add_argument("--drawn", type=int, default=60, help="drawn kernels of each; of 7x7 three times")
-    parser.add_argument("--thorough", action="store_true", help="search with dogfit.THOROUGH")
+    parser.add_argument("--effort", default="default", choices=EFFORTS, help="how hard to search")
     parser.add_argument("--misses", action="store_true", help="list every miss")
     parser.add_argument("--reference-only", action="store_true", help="compute and cache, compare nothing")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -327,7 +342,7 @@ def main() -> None:
                 continue
             for engine in options.engines:
                 if serves(engine, cell):
-                    cost = unexplained(cell, kernels[cell], engine, options.thorough)
+                    cost = unexplained(cell, kernels[cell], engine, options.effort)
                     outcomes[engine, cell] = compare(kernels[cell], cost, best, x)
                     say(f"  {engine}: {share(outcomes[engine, cell])}")
     if outcomes:

@@ -23,16 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy import PROFILES, reference_costs, sample
+from accuracy import EFFORTS, PROFILES, config_of, reference_costs, sample
 from safetensors.numpy import load_file
 
 import dogfit
 from dogfit.embedded import PATH
 from dogfit.families import FAMILY
 from dogfit.kernels import native
-from dogfit.penalty import QUICK
 
-EFFORTS = {"quick": QUICK, "default": dogfit.FitConfig(), "thorough": dogfit.THOROUGH}
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "kernels"
 
 
@@ -85,7 +83,7 @@ def main() -> None:
     parser.add_argument("--profile", default="integrated", choices=PROFILES)
     parser.add_argument("--engine", default="auto", choices=("auto", "native", "xla", "pallas"))
     options = parser.parse_args()
-    config = replace(EFFORTS[options.effort], engine=options.engine, profile=options.profile)
+    config = replace(config_of(options.effort), engine=options.engine, profile=options.profile)
 
     import jax
 

@@ -226,14 +226,14 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
         crossings = model.profile == "integrated" and model.tied and (model.elliptic or model.order == 2)
-        pointwise = model.profile == "sampled" and model.order > 0
+        sampled_derivative = model.profile == "sampled" and model.order > 0
         # Ellipses, tied surrounds and values at single points have more optima; centres of a discrete profile
         # are starts of their own, of which an edge has many.
         if model.tied and model.order == 2:
             starts, steps = 30, config.steps
         elif model.profile == "discrete" and model.order == 1 and not model.tied:
             starts = 60
-        elif model.tied or model.elliptic or model.profile == "discrete" or pointwise:
+        elif model.tied or model.elliptic or model.profile == "discrete" or sampled_derivative:
             starts = 24
         if model.elliptic and (model.order or model.two_widths):
             # Many optima, and valleys that bend.
