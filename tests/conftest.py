@@ -9,6 +9,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Compiled programs end with the module that used them: each keeps dozens of the memory maps that a
+    process may have (65,530 on Linux), and where they are used up, LLVM crashes while it compiles the next."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def few_nulls():
     """A job draws few of them, for the tests of a module."""
