@@ -11,8 +11,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_module():
-    """Compiled programs end with the module that used them: each keeps dozens of the memory maps that a process
-    may have (65,530 on Linux), and where those run out, LLVM crashes while it compiles the next."""
+    """Compiled programs end with the module that used them: each keeps dozens of the memory maps that a
+    process may have (65,530 on Linux), and where those run out, LLVM crashes in the next compilation."""
     yield
     jax.clear_caches()
 
