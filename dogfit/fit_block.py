@@ -76,10 +76,12 @@ def fit_block(
     profiled = [with_profile(family, config.profile) for family in families]
     searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
     founds = search_models(lax.stop_gradient(unit.images), weight, searches, config)
-    fits = [
-        _fit_family(unit, weight, pose, search.bounds(unit.images), family, config, found)
-        for family, search, found in zip(profiled, searches, founds, strict=True)
-    ]
+    fits = settle(
+        [
+            _fit_family(unit, weight, pose, search.bounds(unit.images), family, config, found)
+            for family, search, found in zip(profiled, searches, founds, strict=True)
+        ]
+    )
 
     r2_by_family = 1.0 - jnp.stack([fit.unexplained for fit in fits], axis=1)
     r2_by_family = jnp.where(unit.fitted[:, None], r2_by_family, jnp.nan)

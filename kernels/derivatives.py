@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.linalg import Batch, cholesky_solve, project, settle, sum_taps, total
-from dogfit.kernels.model import Calculus, Combination, GaussianModel, TermImages, add
+from dogfit.kernels.model import Calculus, Combination, GaussianModel, TermImages, add, add_weighted
 from dogfit.kernels.products import Image, products_of, whiten
 
 Model = GaussianModel | CustomModel
@@ -71,13 +71,9 @@ class _Parts(NamedTuple):
 
 
 def _parts(basis: list[Combination], gains: list[Batch]) -> _Parts:
-    def with_gains(functions: list[Combination]) -> Combination:
-        weighed = [{t: u * weight for t, weight in f.items()} for u, f in zip(gains, functions, strict=True)]
-        return add(*weighed)
-
     minus = -jnp.ones_like(gains[0])
     by_kappa = [{term: minus for term in function if term[0] == 1} for function in basis]
-    return _Parts(basis, by_kappa, with_gains(basis), with_gains(by_kappa))
+    return _Parts(basis, by_kappa, add_weighted(basis, gains), add_weighted(by_kappa, gains))
 
 
 def _by_calculus(

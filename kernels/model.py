@@ -185,6 +185,13 @@ def add(*parts: Combination) -> Combination:
     return out
 
 
+def add_weighted(parts: list[Combination], weights: list[Batch]) -> Combination:
+    """Sum of combinations times a weight each."""
+    return add(
+        *({term: u * weight for term, weight in part.items()} for u, part in zip(weights, parts, strict=True))
+    )
+
+
 class Calculus:
     """Derivatives of combinations by search parameters; positions in widths of the first Gaussian.
 

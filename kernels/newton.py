@@ -65,12 +65,14 @@ def _ascent_step(
     lower, upper = box
 
     # Active set: what sits on a bound and pushes outwards is held, the rest moves freely.
-    held = [
-        ((point[a] <= lower[a]) & (gradient[a] < 0))
-        | ((point[a] >= upper[a]) & (gradient[a] > 0))
-        | (not model.movable[a])
-        for a in range(n)
-    ]
+    held = settle(
+        [
+            ((point[a] <= lower[a]) & (gradient[a] < 0))
+            | ((point[a] >= upper[a]) & (gradient[a] > 0))
+            | (not model.movable[a])
+            for a in range(n)
+        ]
+    )
     slope = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
     matrix = {
         (a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()

@@ -16,13 +16,31 @@ from dogfit.kernels.linalg import (
     sum_taps,
     total,
 )
-from dogfit.kernels.model import Combination, GaussianModel, Term, TermImages
+from dogfit.kernels.model import Combination, GaussianModel, Term, TermImages, add_weighted
 from dogfit.kernels.profiles import PROFILES, VARIATIONS
 
 # Orders by which a term is raised in a second derivative by widths.
 RAISED = 4
 
 Image = Float[Array, "kx ky b"]
+
+
+class _Line(NamedTuple):
+    """The profiles along one axis, stacked, and inner products with the first `c` of them.
+
+    Attributes:
+      whole: the profiles.
+      about: the same about their means.
+      mean: the means.
+      products: inner products of `about`.
+      of_means: those of the means.
+    """
+
+    whole: Float[Array, "m k b"]
+    about: Float[Array, "m k b"]
+    mean: Float[Array, "m b"]
+    products: Float[Array, "m c b"]
+    of_means: Float[Array, "m c b"]
 
 
 class SeparableProducts:
@@ -39,18 +57,29 @@ class SeparableProducts:
         self._highest, self._widths = model.order + RAISED, len(widths)
         # Two Gaussians with weights of their own, which may all but cancel.
         self._free_pair = model.two_widths and not model.tied
-        lines = []
-        for center, size in zip(point[:2], shape, strict=True):
-            profiles = [PROFILES[model.profile](center, w, size, self._highest) for w in widths]
-            whole = [p[n] for n in range(self._highest + 1) for p in profiles]
-            varying = []
-            if self._free_pair:
-                vary = VARIATIONS[model.profile]
-                varying = [vary(center, w, p[0]) for w, p in zip(widths, profiles, strict=True)]
-            whole, varying = settle((whole, varying))
-            lines.append(_line_of(whole, varying, self._widths * (model.order + 3)))
-        self._x, self._y = lines
+        columns = self._widths * (model.order + 3)
+        if shape[0] == shape[1]:
+            self._x, self._y = self._lines(model, point[:2], widths, shape[0], columns)
+        else:
+            self._x, self._y = (
+                self._lines(model, [center], widths, size, columns)[0]
+                for center, size in zip(point[:2], shape, strict=True)
+            )
         self._inner: dict[tuple[Term, Term], Batch] = {}
+
+    def _lines(
+        self, model: GaussianModel, centers: list[Batch], widths: list[Batch], size: int, columns: int
+    ) -> list[_Line]:
+        """The lines of axes of one size, side by side in a batch so many times as long."""
+        center, sides = jnp.concatenate(centers), len(centers)
+        profiles, varying = [], []
+        for width in (jnp.concatenate([width] * sides) for width in widths):
+            profiles.append(settle(PROFILES[model.profile](center, width, size, self._highest)))
+            if self._free_pair:
+                varying.append(VARIATIONS[model.profile](center, width, profiles[-1][0]))
+        whole = [profile[n] for n in range(self._highest + 1) for profile in profiles]
+        line = _line_of(whole, settle(varying), columns)
+        return [_Line(*part) for part in zip(*(jnp.split(v, sides, axis=-1) for v in line), strict=True)]
 
     def _place(self, width: int, order: int) -> int:
         """Of a profile in its stack."""
@@ -124,17 +153,21 @@ class SeparableProducts:
 
     def residual_moments(self, terms: set[Term]) -> Combination:
         """Inner products with terms of what the projection left of the kernels."""
-        one = jnp.ones_like(self._moments[0, 0, 0])
-        return settle(
-            {
-                (w, i, j): self._moments[i, j, w]
-                - total(
-                    weight * self.inner(function, {(w, i, j): one})
-                    for function, weight in zip(self._basis, self._weights, strict=True)
-                )
-                for w, i, j in sorted(terms)
-            }
-        )
+        whole = add_weighted(self._basis, self._weights)
+        fitted = total(weight[None, None, None] * self._against_all(term) for term, weight in whole.items())
+        left = settle(self._moments - fitted)
+        return {(w, i, j): left[i, j, w] for w, i, j in sorted(terms)}
+
+    def _against_all(self, term: Term) -> Float[Array, "m m w b"]:
+        """Inner products of a centred term of the basis with those of all orders along x and y."""
+        width, order_x, order_y = term
+
+        def along(products: Float[Array, "mw c b"], order: int) -> Float[Array, "m w b"]:
+            return products[:, self._place(width, order)].reshape(-1, self._widths, products.shape[-1])
+
+        about_x, mean_x = (along(p, order_x)[:, None] for p in (self._x.products, self._x.of_means))
+        about_y, mean_y = (along(p, order_y)[None] for p in (self._y.products, self._y.of_means))
+        return about_x * (about_y + mean_y) + mean_x * about_y
 
 
 def _dot(one: Float[Array, "*n k b"], other: Float[Array, "*n k b"]) -> Float[Array, "*n b"]:
@@ -145,24 +178,6 @@ def _dot(one: Float[Array, "*n k b"], other: Float[Array, "*n k b"]) -> Float[Ar
 def _row_sums(profiles: Float[Array, "m kx b"], kernels: Image) -> Float[Array, "m ky b"]:
     """Sums along x of kernels times each profile."""
     return total(profiles[:, u, None] * kernel[None] for u, kernel in enumerate(kernels))
-
-
-class _Line(NamedTuple):
-    """The profiles along one axis, stacked, and inner products with the first `c` of them.
-
-    Attributes:
-      whole: the profiles.
-      about: the same about their means.
-      mean: the means.
-      products: inner products of `about`.
-      of_means: those of the means.
-    """
-
-    whole: Float[Array, "m k b"]
-    about: Float[Array, "m k b"]
-    mean: Float[Array, "m b"]
-    products: Float[Array, "m c b"]
-    of_means: Float[Array, "m c b"]
 
 
 def _line_of(profiles: list[Float[Array, "k b"]], varying: list[Float[Array, "k b"]], columns: int) -> _Line:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dogfit.kernels.crossings import CROSSINGS, cross_edges, is_narrow
 from dogfit.kernels.derivatives import Model
-from dogfit.kernels.linalg import map_parts
+from dogfit.kernels.linalg import map_parts, settle
 from dogfit.kernels.newton import Ascent, Box, advance, begin_ascent
 from dogfit.kernels.products import Image
 from dogfit.kernels.seeds import Seeds, find_seeds, uses_images
@@ -141,7 +141,7 @@ def search_optimum(
     nothing = jnp.broadcast_to(zero, block)
     start = jnp.broadcast_to(zero[None], (len(points[0]), block))
     search = _Search(
-        fetched=table.fetch(jnp.zeros_like(idle)),
+        fetched=jnp.broadcast_to(zero[None], (table.width, block)),
         lanes=_Lanes(
             row=idle,
             start=jnp.full_like(idle, effort.starts),
@@ -191,13 +191,15 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     better = ended & ((ascent.energy > lanes.energy) | lanes.finishing)
     agrees = seeded & ((ascent.energy >= lanes.energy - _AGREEMENT) | joins)
     ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + _AGREEMENT)
-    lanes = lanes._replace(
-        point=_where(better, ascent.point, lanes.point),
-        energy=jnp.where(better, ascent.energy, lanes.energy),
-        promise=jnp.where(better, ascent.promise, lanes.promise),
-        steps=lanes.steps + jnp.where(ended, ascent.steps, 0),
-        agreeing=jnp.where(ahead, 1, lanes.agreeing + agrees),
-        start=lanes.start + seeded,
+    lanes = settle(
+        lanes._replace(
+            point=_where(better, ascent.point, lanes.point),
+            energy=jnp.where(better, ascent.energy, lanes.energy),
+            promise=jnp.where(better, ascent.promise, lanes.promise),
+            steps=lanes.steps + jnp.where(ended, ascent.steps, 0),
+            agreeing=jnp.where(ahead, 1, lanes.agreeing + agrees),
+            start=lanes.start + seeded,
+        )
     )
 
     # Seeds come best first, and what an ascent can add has its limits.
@@ -234,7 +236,7 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
         shape = (given.kernels.shape[0], given.kernels.shape[1])
         crossed = cross_edges(lanes.point, lanes.crossings - 1, shape, given.box.lower[2])
         begin = _where(across, crossed, begin)
-    begun = begin_ascent(jnp.clip(begin, given.box.lower, given.box.upper))
+    begun = begin_ascent(settle(jnp.clip(begin, given.box.lower, given.box.upper)))
     # Lanes that the queue has nothing left for are at rest.
     begun = begun._replace(promise=jnp.where(row < rows, begun.promise, 0.0))
     ascent = jax.tree.map(lambda new, old: _where(ended, new, old), begun, ascent)
@@ -291,11 +293,12 @@ class _Table:
         own = [
             leaf.reshape(-1, rows) for leaf, same in zip(leaves, self._shared, strict=True) if same is None
         ]
-        self._rows = jnp.concatenate(own).T
+        self._columns = jnp.concatenate(own)
+        self.width = len(self._columns)
 
     def fetch(self, rows: Int[Array, " b"]) -> Float[Array, "r b"]:
         """What belongs to these rows; for rows beyond the end, to the last."""
-        return jnp.take(self._rows, rows, axis=0, mode="clip").T
+        return jnp.take(self._columns, rows, axis=1, mode="clip")
 
     def split(self, fetched: Float[Array, "r b"]) -> _Given:
         """What was fetched, by name; what all kernels share as it is."""

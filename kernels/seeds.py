@@ -20,7 +20,7 @@ from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.derivatives import Model
 from dogfit.kernels.dictionary import Grid, grids_of, nodes_of
 from dogfit.kernels.ellipse_seeds import elliptic_keys, elliptic_nodes, has_nodes, part_of
-from dogfit.kernels.linalg import Batch, descent_solve, map_parts, project, sum_taps, total
+from dogfit.kernels.linalg import Batch, descent_solve, map_parts, project, settle, sum_taps, total
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.peaks import largest_keys, pack_keys
@@ -173,7 +173,7 @@ def _thin(
     Next to them are centres within `apart` widths, of neighbouring widths and ratios, and, where nodes are
     elliptic, of shapes no further than `alike` from each other.
     """
-    found = jnp.moveaxis(jnp.take(jnp.asarray(nodes), numbers, axis=0), -1, 0)
+    found = settle(jnp.moveaxis(jnp.take(jnp.asarray(nodes), numbers, axis=0), -1, 0))
     at = [*found[:2], *found[-2:]]
     reach = [apart * jnp.exp(found[2])] * 2 + [jnp.ones_like(energies)] * 2
     if alike is not None:
