@@ -97,7 +97,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     shares = accuracy(judged, options.families, config, options.cache)
     middle, low, high = statistics.median(found), min(found), max(found)
-    cells = [f"{middle:,.0f} ({low:,.0f} to {high:,.0f})", f"{compile_s:.0f} s"]
+    cells = [f"{middle:,.0f} ({low:,.0f} to {high:,.0f})", f"{compile_s:.1f} s"]
     cells += [f"{100 * share:.1f} %" for share in [*shares, shares.mean()]]
     print(f"| kernels a second, all families | compile | {' | '.join(options.families)} | all |")
     print("|---" * len(cells) + "|")

@@ -196,7 +196,7 @@ def _fit_family(
 ) -> _FamilyFit:
     """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    columns = varying_images(model, found.point, shape)
+    columns = settle(varying_images(model, found.point, shape))
     solved = settle(project(unit.images, [whiten(column, weights) for column, _ in columns]))
     unexplained, means = settle(
         (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
