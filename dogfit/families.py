@@ -29,7 +29,6 @@ from jaxtyping import Array, Float
 
 from dogfit.kernels.custom import CustomModel, SearchRange
 from dogfit.kernels.derivatives import Model
-from dogfit.kernels.linalg import settle
 from dogfit.kernels.model import GaussianModel
 
 # Bounds of the search; of the widths in taps and of log aspect along each of two axes.
@@ -225,7 +224,7 @@ def to_parameters(
         values.append(at["kappa"])
     if model.elliptic:
         values += [jnp.exp(jnp.hypot(at["e1"], at["e2"])), 0.5 * jnp.arctan2(at["e2"], at["e1"])]
-    return jnp.stack(settle(values), axis=-1)
+    return jnp.stack(values, axis=-1)
 
 
 def from_parameters(

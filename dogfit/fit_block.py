@@ -76,12 +76,10 @@ def fit_block(
     profiled = [with_profile(family, config.profile) for family in families]
     searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
     founds = search_models(lax.stop_gradient(unit.images), weight, searches, config)
-    fits = settle(
-        [
-            _fit_family(unit, weight, pose, search.bounds(unit.images), family, config, found)
-            for family, search, found in zip(profiled, searches, founds, strict=True)
-        ]
-    )
+    fits = [
+        _fit_family(unit, weight, pose, search.bounds(unit.images), family, config, found)
+        for family, search, found in zip(profiled, searches, founds, strict=True)
+    ]
 
     r2_by_family = 1.0 - jnp.stack([fit.unexplained for fit in fits], axis=1)
     r2_by_family = jnp.where(unit.fitted[:, None], r2_by_family, jnp.nan)
@@ -196,7 +194,7 @@ def _fit_family(
 ) -> _FamilyFit:
     """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    columns = settle(varying_images(model, found.point, shape))
+    columns = varying_images(model, found.point, shape)
     solved = settle(project(unit.images, [whiten(column, weights) for column, _ in columns]))
     unexplained, means = settle(
         (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
