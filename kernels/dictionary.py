@@ -88,8 +88,8 @@ def width_levels(low: float, high: float, step: float) -> np.ndarray:
 
 def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
-    pointwise_derivative = model.profile != "integrated" and model.order > 0
-    step = _SMALL_STEP if model.tied or pointwise_derivative else _STEP
+    many_optima = model.tied or (model.profile != "integrated" and model.order > 0)
+    step = _SMALL_STEP if many_optima else _STEP
     levels = width_levels(low, high, step).tolist()
     if model.tied:
         # Where narrow, they have nodes of their own.
