@@ -23,8 +23,9 @@ from dogfit.kernels.products import Image, whiten
 
 # Largest kernels that have such nodes: their number grows with the taps, and what each costs, too.
 _MOST_TAPS = 100
-# A circle, and ellipses of two sizes in eight directions each.
-_RINGS = ((0.7, 0.0), (1.2, 0.5))
+# Ellipses besides a circle: their size and the first of eight directions, in steps of them. The largest lie
+# next to the bounds along the axes, or between.
+_RING, _ALONG_AXES, _BETWEEN = (0.7, 0.0), (1.1, 0.0), (1.2, 0.5)
 _DIRECTIONS = 8
 # Ratio of neighbouring widths, and the widest, of the kernel's size.
 _STEP, _WIDEST = 1.8, 0.6
@@ -73,6 +74,12 @@ def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.nda
     return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
+def _rings(model: GaussianModel) -> tuple[tuple[float, float], ...]:
+    if model.profile == "sampled":
+        return _RING, _ALONG_AXES, _BETWEEN
+    return _RING, _ALONG_AXES if model.tied else _BETWEEN
+
+
 @functools.cache
 def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...]:
     low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
@@ -83,7 +90,7 @@ def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...
         for kappa in (_KAPPAS if model.tied else (0.0,))
     ]
     ellipses = [(0.0, 0.0)]
-    for radius, turn in _RINGS:
+    for radius, turn in _rings(model):
         angles = 2 * np.pi * (np.arange(_DIRECTIONS) + turn) / _DIRECTIONS
         ellipses += zip(radius * np.cos(angles), radius * np.sin(angles), strict=True)
     by_offsets: dict[tuple[float, ...], list[list[float]]] = {}

@@ -26,8 +26,9 @@ from dogfit.kernels.newton import Box
 from dogfit.kernels.peaks import largest_keys, pack_keys
 from dogfit.kernels.products import Image, whiten
 
-# Differences of shape within which an elliptic start stands for another, in units of `apart`.
-_ALIKE = 2.0
+# Differences of shape within which an elliptic start stands for another, in units of `apart`; and peaks from
+# which one start is chosen, more where kappa makes many alike.
+_ALIKE, _PEAKS, _TIED_PEAKS = 2.0, 3, 5
 # Nodes of which the two best peaks are kept.
 _GROUP = 8
 # Ellipses tried at each start of a round model: none, and two of each of four directions.
@@ -102,7 +103,7 @@ def _elliptic_seeds(
 ) -> Seeds:
     """`find_seeds` for elliptic models of kernels that are not large."""
     nodes = elliptic_nodes(model, kernels.shape[:2])
-    bits, most = (len(nodes) - 1).bit_length(), 3 * count
+    bits, most = (len(nodes) - 1).bit_length(), (_TIED_PEAKS if model.tied else _PEAKS) * count
 
     def choose(given: tuple[Image, Int[Array, "c b"], Image | None, Box | None]) -> Seeds:
         kernels, keys, weights, box = given
