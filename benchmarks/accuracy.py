@@ -46,7 +46,8 @@ SIZES = (3, 5, 7, 9, 31)
 SOURCES = ("real", "drawn", "master")
 # Among the master key filters are ellipses: these are fitted to them too.
 ELLIPTIC = ("dog_elliptic", "d1_elliptic")
-ENGINES = ("native", "xla")
+# The fused search, interpreted, where it is asked for.
+ENGINES, INTERPRETED = ("native", "xla"), "pallas"
 # The search of dogfit.dog_penalty, that of a fit, and dogfit.THOROUGH.
 EFFORTS = ("quick", "default", "thorough")
 CHOICES = ("profiles", "engines", "families", "sources", "sizes")
@@ -202,8 +203,36 @@ def unexplained(cell: Cell, kernels: np.ndarray, engine: str, effort: str) -> np
     return 1.0 - np.asarray(result.r2_by_family[:, 0], np.float64)
 
 
+def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
+    """As `unexplained`, by the fused search on the CPU."""
+    import jax
+    import jax.numpy as jnp
+
+    from dogfit.families import FAMILY as FITTED
+    from dogfit.families import search_bounds
+    from dogfit.fit_search import fused_effort
+    from dogfit.kernels import pallas
+    from dogfit.kernels.newton import Box
+
+    model = FITTED[cell.family].model
+    box = Box(*(jnp.asarray(b, jnp.float32)[:, None] for b in search_bounds(model, kernels.shape[1:])))
+    hard = fused_effort(model, config_of(effort))
+    # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
+    search = jax.jit(
+        lambda images: pallas.search_optimum(images, box, model, hard, interpret=True).point,
+        compiler_options={"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0},
+    )
+    unit = kernels - kernels.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
+    unit /= np.linalg.norm(unit, axis=(1, 2), keepdims=True)
+    points = np.asarray(search(jnp.asarray(unit.transpose(2, 1, 0), jnp.float32)), np.float64)
+    reference = _reference(cell.family, cell.size, cell.profile)
+    return np.array([reference.cost_at(*pair) for pair in zip(unit, points.T, strict=True)])
+
+
 def serves(engine: str, cell: Cell) -> bool:
-    """Whether the engine has the family and profile."""
+    """Whether the engine has the family, profile and size."""
+    if engine == INTERPRETED and (FAMILY[cell.family].elliptic or cell.size > 11):
+        return False
     return engine == "xla" or cell.profile == "integrated"
 
 
@@ -293,7 +322,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--families", nargs="+", choices=list(FAMILY), default=FAMILIES)
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=PROFILES)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--engines", nargs="+", choices=[*ENGINES, INTERPRETED], default=ENGINES)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
     parser.add_argument(
@@ -342,7 +371,11 @@ def main() -> None:
                 continue
             for engine in options.engines:
                 if serves(engine, cell):
-                    cost = unexplained(cell, kernels[cell], engine, options.effort)
+                    piece, effort = kernels[cell], options.effort
+                    if engine == INTERPRETED:
+                        cost = interpreted(cell, piece, effort)
+                    else:
+                        cost = unexplained(cell, piece, engine, effort)
                     outcomes[engine, cell] = compare(kernels[cell], cost, best, x)
                     say(f"  {engine}: {share(outcomes[engine, cell])}")
     if outcomes:

@@ -18,7 +18,9 @@ from fit import real_kernels
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from dogfit import FitConfig
 from dogfit.families import FAMILY, search_bounds
+from dogfit.fit_search import fused_effort
 from dogfit.kernels import pallas
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
@@ -29,7 +31,6 @@ from dogfit.kernels.search import Effort
 
 FAMILIES = ("gaussian", "dog", "d1", "d2")
 SIZE = 7
-EFFORT = Effort(starts=10, steps=20, margin=0.65, hope=12.0, apart=0.3, tolerance=1e-7)
 # An H200: float32 by its datasheet, 132 multiprocessors of 128 lanes, 16 special functions a clock each at
 # 1.98 GHz; copy and bfloat16 matrix rates as measured on one.
 H200_FLOPS, H200_SPECIAL, H200_BYTES, H200_MATRIX = 67e12, 132 * 16 * 1.98e9, 4.3e12, 780e12
@@ -84,24 +85,25 @@ def count(jaxpr: core.Jaxpr) -> Count:
 
 
 def one_turn(model: GaussianModel, plan: body.Plan) -> Count:
-    """A turn of the search loop: one evaluation of the model, and the step that follows."""
-    lanes = jnp.zeros(1)
-    bounds = [(-1.0, 1.0)] * len(model.names)
+    """A turn of the search loop: one evaluation of the model, the step that follows, and the next start."""
+    lanes, n = jnp.zeros(1), len(model.names)
+    bounds = [(-1.0, 1.0)] * n
 
-    def turn(taps: jax.Array, state: body.SearchState) -> body.SearchState:
-        return body.climb(lambda u, v: taps[u * plan.size + v], state, bounds, model, plan)
+    def turn(taps: jax.Array, seeds: jax.Array, state: body.SearchState) -> body.SearchState:
+        return body.turn(lambda u, v: taps[u * plan.size + v], seeds, state, bounds, model, plan)
 
-    state = body.initial_state(lanes, len(model.names))
-    traced = jax.make_jaxpr(turn)(jnp.zeros((padded_taps(plan.size), 1)), state)
+    state = body.initial_state(lanes, n)
+    seeds = jnp.zeros((plan.seeds * (n + 1), 1))
+    traced = jax.make_jaxpr(turn)(jnp.zeros((padded_taps(plan.size), 1)), seeds, state)
     live, _ = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
     return count(live)
 
 
-def evaluations(kernels: np.ndarray, model: GaussianModel) -> np.ndarray:
+def evaluations(kernels: np.ndarray, model: GaussianModel, effort: Effort) -> np.ndarray:
     """Evaluations per kernel of the search itself."""
     box = Box(*(jnp.asarray(b, jnp.float32)[:, None] for b in search_bounds(model, (SIZE, SIZE))))
     search = jax.jit(
-        lambda k: pallas.search_optimum(k, box, model, EFFORT, interpret=True),
+        lambda k: pallas.search_optimum(k, box, model, effort, interpret=True),
         compiler_options={"xla_disable_hlo_passes": "fusion"},
     )
     return np.asarray(search(jnp.asarray(kernels)).steps)
@@ -134,18 +136,20 @@ def main() -> None:
     for name in FAMILIES:
         model = FAMILY[name].model
         table = dictionary(model, SIZE)
-        plan = body.Plan(SIZE, table.slots, table.bits, EFFORT.starts, 20, EFFORT.tolerance)
+        effort = fused_effort(model, FitConfig())
+        plan = body.Plan(SIZE, table.slots, table.bits, effort.starts, effort.steps, effort.tolerance)
         turn = one_turn(model, plan)
-        steps = evaluations(kernels, model)
+        steps = evaluations(kernels, model, effort)
         together = steps[: len(steps) // LANES * LANES].reshape(-1, LANES).max(axis=1).mean()
         tiles, q, tile, depth = table.columns.shape
         nodes = tiles * tile
         products = 2 * nodes * q * depth
         rows = len(model.names) + 1
         # Taps, point and promise, two counts, and the seeds, which Triton can only keep in memory.
-        moved = 4 * (depth + rows + 2 + table.slots * rows)
-        # A square and a sum per column, and packing, comparing: per node beside the matrix unit.
-        scoring = nodes * (q + 3)
+        moved = 4 * (depth + rows + 2 + plan.seeds * rows)
+        # A square and a sum per column, and packing, comparing: per node beside the matrix unit. Then the
+        # centre of each grid's best is read off its line, and the best are put in order.
+        scoring = nodes * (q + 3) + 5 * table.length.sum() + plan.starts * plan.slots * (2 * rows + 3)
         flops += steps.mean() * turn.flops + nodes * 2 * q
         issue += together * turn.instructions + scoring
         special += together * turn.special

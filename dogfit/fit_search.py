@@ -158,14 +158,20 @@ def _search_pallas(images: Images, weights: Images | None, given: Search, config
         raise ValueError(f"engine pallas cannot make this fit: {reason}")
     model = given.model
     assert isinstance(model, GaussianModel)
-    effort = _effort(model, config, tolerance_of(images.dtype))._replace(
-        starts=2 * config.starts, steps=(config.steps + 6) // 2
-    )
+    effort = fused_effort(model, config)
 
     def search(images: Images, box: Box) -> Found:
         return pallas.search_optimum(lax.transpose(images, (1, 0, 2)), box, model, effort, backend=backend)
 
     return _widening(search)(images, box)
+
+
+def fused_effort(model: GaussianModel, config: FitConfig) -> Effort:
+    """How hard the fused search tries: its starts are taken up one by one while they may win."""
+    effort = _effort(model, config, tolerance_of(jnp.float32))
+    if model.tied:
+        return effort._replace(starts=5 * config.starts, steps=config.steps)
+    return effort._replace(starts=5 * config.starts // 2, steps=(config.steps + 6) // 2)
 
 
 def _search_xla(images: Images, weights: Images | None, given: Search, config: FitConfig) -> Found:

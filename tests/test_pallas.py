@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dogfit
 from dogfit.families import search_bounds
+from dogfit.fit_search import fused_effort
 from dogfit.kernels import pallas, search
 from dogfit.kernels.derivatives import projected_derivatives
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.newton import Box
 from dogfit.kernels.pallas.dictionary import dictionary
 from dogfit.kernels.pallas.lanes import half_erf, slopes
+from fit_drawings import real_kernels
 
 MODELS = {
     "gaussian": GaussianModel(0),
@@ -57,16 +60,16 @@ def noisy_kernels(name: str) -> np.ndarray:
     return unit(images + noise).astype(np.float32)
 
 
-def basis_images(model: GaussianModel, point: np.ndarray) -> np.ndarray:
-    """In double precision, `[q, SIZE, SIZE, rows]`."""
+def basis_images(model: GaussianModel, point: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """In double precision, `[q, size, size, rows]`."""
     with jax.enable_x64(True):
-        images = model.images(list(jnp.asarray(point, jnp.float64)), (SIZE, SIZE))
+        images = model.images(list(jnp.asarray(point, jnp.float64)), (size, size))
     return np.stack([np.asarray(image) for image in images])
 
 
 def energies(kernels: np.ndarray, model: GaussianModel, point: np.ndarray) -> np.ndarray:
     """Explained energy by NumPy's least squares."""
-    columns = basis_images(model, point)
+    columns = basis_images(model, point, len(kernels))
     columns -= columns.mean(axis=(1, 2), keepdims=True)
     out = []
     for b in range(kernels.shape[-1]):
@@ -134,6 +137,21 @@ def test_the_same_optima_as_the_plain_path(name):
     assert np.all((found.point >= lower) & (found.point <= upper))
     assert np.median(found.promise) < EFFORT.tolerance
     assert np.all((found.steps > 0) & (found.agreeing >= 1))
+
+
+@pytest.mark.parametrize("name", ["d2", "dog"])
+def test_optima_of_real_kernels(name):
+    # Where a Gaussian is far narrower than a tap, each tap holds optima of its own.
+    drawn, size = real_kernels(300), 7
+    found = dogfit.fit_kernels(drawn, [name]).r2_by_family[:, 0]
+    model, effort = MODELS[name], fused_effort(MODELS[name], dogfit.FitConfig())
+    search_fused = jax.jit(
+        lambda rows: pallas.search_optimum(rows, box(model, size), model, effort, interpret=True).point,
+        compiler_options=QUICK,
+    )
+    kernels = unit(drawn.transpose(2, 1, 0).astype(np.float64))
+    here = 1 - energies(kernels, model, np.asarray(search_fused(jnp.asarray(kernels, jnp.float32))))
+    assert np.mean(here <= 1.001 * (1 - found) + 1e-4) >= 0.99
 
 
 @pytest.mark.parametrize("name", FOUR)

@@ -86,7 +86,7 @@ def search_optimum(
         box.lower[:, 0],
         box.upper[:, 0],
         jnp.asarray(table.columns, jnp.bfloat16),
-        *map(jnp.asarray, table[1:6]),
+        *map(jnp.asarray, table[1:7]),
     )
     found, counts = launcher.launch(taps, tables, model, plan, interpret)
     found, counts = found[:, :count], counts[:, :count]

@@ -30,9 +30,9 @@ _SMALLEST = 1e-30
 # A promise that rounding may hide: if it is not kept, the climb is at its end.
 _NOISE = 1e-5
 # Energy that refining a seed may add, at most, for it to be worth a start.
-_HOPE = 0.2
+_HOPE = 0.15
 # Steps promise too little where the energy is not quadratic yet: how often the promise may be kept.
-_TRUST = 8.0
+_TRUST = 5.0
 # A climb that comes so near to the best point (in widths, and logarithms) will end there.
 _NEAR = 0.15
 # What a start must end within of the best one to agree with it.
@@ -58,6 +58,11 @@ class Plan(NamedTuple):
     steps: int
     tolerance: float
 
+    @property
+    def seeds(self) -> int:
+        """Seeds that are kept, in slots and in order."""
+        return self.slots + self.starts
+
 
 class Tables(NamedTuple):
     """References to what all blocks share; see `dictionary.Dictionary`."""
@@ -66,6 +71,7 @@ class Tables(NamedTuple):
     upper: Ref
     columns: Ref
     first: Ref
+    row: Ref
     slot: Ref
     start: Ref
     length: Ref
@@ -109,7 +115,8 @@ def search_block(
       tables: dictionary and bounds.
       found: `[p + 1, *lanes]` float, written: the best point, and what a further step promised.
       counts: `[2, *lanes]` int32, written: evaluations, and starts that agree with the best.
-      seeds: `[slots * (p + 1), *lanes]`, work space: per slot the energy of its best node, and its point.
+      seeds: `[plan.seeds * (p + 1), *lanes]`, work space: per slot the energy of its best node, and its
+        point; then the starts in order.
       project: see `Project`.
       model: round, of integrated profiles.
       plan: static numbers.
@@ -117,6 +124,7 @@ def search_block(
     n = len(model.names)
     zero = 0.0 * taps[0]
     _find_seeds(tables, seeds, project, zero, n, plan)
+    _order_seeds(seeds, zero, n, plan)
     bounds = [(tables.lower[a], tables.upper[a]) for a in range(n)]
 
     def image(u: Any, v: int) -> Lanes:
@@ -126,8 +134,7 @@ def search_block(
         return carry[0]
 
     def advance(carry: tuple[Bool[Array, ""], SearchState]) -> tuple[Bool[Array, ""], SearchState]:
-        state = _next_start(seeds, carry[1], bounds, plan)
-        state = climb(image, state, bounds, model, plan)
+        state = turn(image, seeds, carry[1], bounds, model, plan)
         return jnp.max(_searching(state, plan).astype(jnp.int32)) > 0, state
 
     state = initial_state(zero, n)
@@ -165,7 +172,7 @@ def _find_seeds(tables: Tables, seeds: Ref, project: Project, zero: Lanes, n: in
         start, length = tables.start[g], tables.length[g]
         width = length.astype(jnp.float32)
         row = jnp.floor((node + 0.5) / width)
-        column = node - row * width
+        column, row = node - row * width, row + tables.row[g].astype(jnp.float32)
 
         def decode(i: Int[Array, ""], centre: tuple[Lanes, Lanes]) -> tuple[Lanes, Lanes]:
             here, value = i.astype(jnp.float32), tables.numbers[start + (n - 2) + i]
@@ -180,6 +187,23 @@ def _find_seeds(tables: Tables, seeds: Ref, project: Project, zero: Lanes, n: in
         return carry
 
     lax.fori_loop(0, tables.slot.shape[0], grid, 0)
+
+
+def _order_seeds(seeds: Ref, zero: Lanes, n: int, plan: Plan) -> None:
+    """The best seeds in order, so that a turn looks at few of them."""
+    rows = n + 1
+
+    def rank(place: Int[Array, ""], last: Lanes) -> Lanes:
+        def consider(slot: Int[Array, ""], best: tuple[Lanes, ...]) -> tuple[Lanes, ...]:
+            values = tuple(seeds[slot * rows + a] for a in range(rows))
+            return _choose((values[0] < last) & (values[0] > best[0]), values, best)
+
+        best = lax.fori_loop(0, plan.slots, consider, (zero - 1.0, *([zero] * n)))
+        for a, value in enumerate(best):
+            seeds[(plan.slots + place) * rows + a] = value
+        return best[0]
+
+    lax.fori_loop(0, plan.starts, rank, zero + 2.0)
 
 
 def initial_state(zero: Lanes, n: int) -> SearchState:
@@ -210,19 +234,29 @@ def _searching(state: SearchState, plan: Plan) -> Bool[Array, "..."]:
     return (state.left > 0) | ((state.starts < plan.starts) & (state.seed + _HOPE > state.best_energy))
 
 
+def turn(
+    image: Callable[[int, int], Lanes],
+    seeds: Ref,
+    state: SearchState,
+    bounds: list[tuple[Any, Any]],
+    model: GaussianModel,
+    plan: Plan,
+) -> SearchState:
+    """Lanes between climbs take up a start, and all that climb evaluate the model and step."""
+    return _climb(image, _next_start(seeds, state, bounds, plan), bounds, model, plan)
+
+
 def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], plan: Plan) -> SearchState:
-    """Lanes between climbs take up the best seed below their last one, if it may win."""
+    """Lanes between climbs take up their next start, if it may win."""
     n = len(bounds)
     rows = n + 1
 
-    def consider(slot: Int[Array, ""], best: tuple[Lanes, ...]) -> tuple[Lanes, ...]:
-        energy = seeds[slot * rows]
-        better = (energy < state.seed) & (energy > best[0])
-        values = (energy, *(seeds[slot * rows + 1 + a] for a in range(n)))
-        return _choose(better, values, best)
+    def consider(rank: Int[Array, ""], start: tuple[Lanes, ...]) -> tuple[Lanes, ...]:
+        values = tuple(seeds[(plan.slots + rank) * rows + a] for a in range(rows))
+        return _choose(state.starts == rank, values, start)
 
     nothing = 0.0 * state.energy
-    seed, *point = lax.fori_loop(0, plan.slots, consider, (nothing - 1.0, *([nothing] * n)))
+    seed, *point = lax.fori_loop(0, plan.starts, consider, (nothing - 1.0, *([nothing] * n)))
     point = [jnp.clip(x, low, high) for x, (low, high) in zip(point, bounds, strict=True)]
     free = (state.left <= 0) & _searching(state, plan)
     takes = free & (seed >= 0) & (seed + _HOPE > state.best_energy)
@@ -238,7 +272,7 @@ def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], p
     )
 
 
-def climb(
+def _climb(
     image: Callable[[int, int], Lanes],
     state: SearchState,
     bounds: list[tuple[Any, Any]],

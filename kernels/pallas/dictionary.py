@@ -6,7 +6,6 @@ only choose where exact steps begin.
 """
 
 import functools
-import itertools
 import math
 from typing import NamedTuple
 
@@ -18,25 +17,30 @@ from dogfit.kernels.profiles import PROFILES
 # Nodes per matrix product: what a warp's registers hold beside the taps.
 TILE = 32
 WIDTHS = 10
-# Widths of the surround, in widths of the centre; near the least ratio the pair is a second derivative.
+# Strips into which a kernel is cut, with a slot each; where Gaussians are narrow so many more than taps along
+# a side, since each tap may hold an optimum of its own.
+_STRIPS, _NARROW, _MORE_STRIPS = 2, 0.5, 3
+# Widths of the surround, in widths of the centre, in groups; near the least ratio the pair is a Laplacian.
 _RATIOS = ((1.1,), (1.7, 3.0, 7.0))
 _NEAR_DERIVATIVE = 1.5
-_KAPPAS = (0.3, 0.65, 1.0)
+_TIED_RATIOS, _KAPPAS, _NARROW_KAPPAS = (1.5, 2.7, 6.0), (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
 # A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
-# integral over the tap vanishes: at the tap's centre for the first, near its edges for the second.
-# Offsets from a tap's centre by order, for widths up to the first number.
-_NARROW_OFFSETS = {
-    1: ((0.35, (0.0, 0.1, 0.2, 0.35, 0.5)), (0.5, (0.0, 0.3, 0.5))),
-    2: ((0.35, (0.0, 0.3, 0.45, 0.49, 0.5)), (0.5, (0.0, 0.3, 0.5))),
+# integral over the tap vanishes: at the tap's centre for the first, near its edges for the second and for
+# the Laplacian. Offsets from a tap's centre, to both sides, for widths up to the first number.
+_OFFSETS = {
+    "first": ((0.35, (0.0, 0.1, 0.2, 0.35, 0.5)), (0.5, (0.0, 0.3, 0.5))),
+    "second": ((0.35, (0.0, 0.2, 0.4, 0.475, 0.49, 0.497)), (0.5, (0.0, 0.3, 0.5))),
+    "laplacian": ((0.35, (0.0, 0.15, 0.3, 0.4, 0.46, 0.48, 0.49, 0.497)), (0.5, (0.0, 0.3, 0.5))),
 }
 
 
 class Dictionary(NamedTuple):
-    """All nodes of a model at one kernel size, grid after grid, each grid a product of two equal lines.
+    """All nodes of a model at one kernel size, grid after grid, each the rows of a strip of a square grid.
 
     Attributes:
       columns: float32 `[tiles, q, TILE, taps]`, taps padded with zeros to a power of two; x first.
       first: int32 `[grids + 1]`, first tile of each grid.
+      row: int32 `[grids]`, first row of each strip in its square grid.
       slot: int32 `[grids]`; the best nodes of grids that share a slot compete.
       start: int32 `[grids]`, where each grid's numbers begin.
       length: int32 `[grids]`, nodes along a line.
@@ -47,6 +51,7 @@ class Dictionary(NamedTuple):
 
     columns: np.ndarray
     first: np.ndarray
+    row: np.ndarray
     slot: np.ndarray
     start: np.ndarray
     length: np.ndarray
@@ -55,15 +60,20 @@ class Dictionary(NamedTuple):
     bits: int
 
 
-def center_line(sigma: float, size: int, order: int) -> np.ndarray:
-    """Centres tried along one axis, `[m]`, from one end of the kernel to the other."""
-    if order > 0:
-        for limit, offsets in _NARROW_OFFSETS[order]:
-            if sigma <= limit:
-                around = sorted({sign * o for o in offsets for sign in (-1, 1)})
-                taps = np.arange(size)[:, None] - (size - 1) / 2
-                return np.unique(np.round((taps + np.array(around)).ravel(), 6))
-    spacing = min(max(0.5 * sigma, 0.25) if order else max(sigma, 0.5), 0.17 * size)
+def center_line(sigma: float, size: int, shape: str | None) -> np.ndarray:
+    """Centres tried along one axis, `[m]`, from one end of the kernel to the other.
+
+    Args:
+      sigma: width in taps.
+      size: taps along a side.
+      shape: of what derivative, one of "first", "second" and "laplacian", or of none.
+    """
+    for limit, offsets in _OFFSETS[shape] if shape else ():
+        if sigma <= limit:
+            around = [sign * offset for offset in offsets for sign in (-1, 1)]
+            taps = np.arange(size)[:, None] - (size - 1) / 2
+            return np.unique(np.round((taps + np.array(around)).ravel(), 6))
+    spacing = min(max(0.5 * sigma, 0.25) if shape else max(sigma, 0.5), 0.17 * size)
     return np.linspace(-size / 2, size / 2, math.ceil(size / spacing) + 1)
 
 
@@ -72,32 +82,44 @@ def padded_taps(size: int) -> int:
     return max(16, 1 << (size * size - 1).bit_length())
 
 
+def _surrounds(model: GaussianModel, sigma: float) -> list[list[tuple[float, float]]]:
+    """Ratios of widths and kappas tried at a width; those of a group compete."""
+    if model.tied:
+        kappas = _NARROW_KAPPAS if sigma <= _NARROW else _KAPPAS
+        return [[(ratio, kappa) for kappa in kappas] for ratio in _TIED_RATIOS]
+    return [[(ratio, 0.0) for ratio in group] for group in (_RATIOS if model.two_widths else ((1.0,),))]
+
+
 @functools.cache
 def dictionary(model: GaussianModel, size: int) -> Dictionary:
-    """The dictionary of a round model of integrated profiles; the surrounds of a width in two slots."""
+    """The dictionary of a round model of integrated profiles."""
     levels = np.geomspace(model.min_sigma, 0.75 * size, WIDTHS).tolist()
-    groups = _RATIOS if model.two_widths else ((1.0,),)
-    kappas = _KAPPAS if model.tied else (0.0,)
-    tiles, numbers, first, slot, start, length = [], [], [0], [], [], []
-    places = [(sigma, group) for sigma in levels for group in groups]
-    for number, (sigma, group) in enumerate(places):
-        for ratio, kappa in itertools.product(group, kappas):
-            line, columns = _grid(model, size, sigma, ratio, kappa)
-            tiles.append(columns)
-            first.append(first[-1] + len(columns))
-            slot.append(number)
-            start.append(len(numbers))
-            length.append(line.size)
-            numbers += [math.log(sigma)] + [math.log(ratio)] * model.two_widths + [kappa] * model.tied
-            numbers += line.tolist()
+    tiles, numbers, first, row, slot, start, length = [], [], [0], [], [], [], []
+    slots = 0
+    for sigma in levels:
+        strips = size + _MORE_STRIPS if sigma <= _NARROW else _STRIPS
+        for group in _surrounds(model, sigma):
+            for ratio, kappa in group:
+                line, columns = _grid(model, size, sigma, ratio, kappa)
+                for strip, rows in enumerate(np.array_split(np.arange(line.size), strips)):
+                    tiles.append(_tiled(columns[rows]))
+                    first.append(first[-1] + len(tiles[-1]))
+                    row.append(rows[0])
+                    slot.append(slots + strip)
+                    start.append(len(numbers))
+                    length.append(line.size)
+                numbers += [math.log(sigma)] + [math.log(ratio)] * model.two_widths + [kappa] * model.tied
+                numbers += line.tolist()
+            slots += strips
     return Dictionary(
         columns=np.concatenate(tiles),
         first=np.asarray(first, np.int32),
+        row=np.asarray(row, np.int32),
         slot=np.asarray(slot, np.int32),
         start=np.asarray(start, np.int32),
         length=np.asarray(length, np.int32),
         numbers=np.asarray(numbers, np.float32),
-        slots=len(places),
+        slots=slots,
         bits=(max(length) ** 2 - 1).bit_length(),
     )
 
@@ -105,9 +127,10 @@ def dictionary(model: GaussianModel, size: int) -> Dictionary:
 def _grid(
     model: GaussianModel, size: int, sigma: float, ratio: float, kappa: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Line of centres `[m]`, and the columns of all pairs of them in tiles."""
-    fine = 2 if model.two_widths and not model.tied and ratio < _NEAR_DERIVATIVE else model.order
-    line = center_line(sigma, size, fine)
+    """Line of centres `[m]`, and the columns of all pairs of them, `[m, m, q, taps]`."""
+    near_derivative = model.two_widths and not model.tied and ratio < _NEAR_DERIVATIVE
+    shape = "laplacian" if near_derivative else (None, "first", "second")[model.order]
+    line = center_line(sigma, size, shape)
     widths = [sigma, ratio * sigma][: 1 + model.two_widths]
     evaluate = PROFILES["integrated"]
     profiles = [evaluate(line, np.full_like(line, w), size, max(model.order, 1)) for w in widths]
@@ -121,7 +144,13 @@ def _grid(
     columns /= np.maximum(np.linalg.norm(columns, axis=-1, keepdims=True), 1e-15)
     gram = columns @ columns.swapaxes(-1, -2) + 1e-8 * np.eye(columns.shape[1])
     columns = np.linalg.solve(np.linalg.cholesky(gram), columns)
-    nodes = -(-len(columns) // TILE) * TILE
-    padded = np.zeros((nodes, columns.shape[1], padded_taps(size)), np.float32)
-    padded[: len(columns), :, : size * size] = columns
-    return line, padded.reshape(-1, TILE, *padded.shape[1:]).swapaxes(1, 2)
+    return line, columns.reshape(line.size, line.size, *columns.shape[1:])
+
+
+def _tiled(columns: np.ndarray) -> np.ndarray:
+    """Columns of nodes `[m, n, q, k * k]` in tiles, both nodes and taps padded with zeros."""
+    columns = columns.reshape(-1, *columns.shape[2:])
+    nodes, q, taps = columns.shape
+    padded = np.zeros((-(-nodes // TILE) * TILE, q, padded_taps(math.isqrt(taps))), np.float32)
+    padded[:nodes, :, :taps] = columns
+    return padded.reshape(-1, TILE, *padded.shape[1:]).swapaxes(1, 2)

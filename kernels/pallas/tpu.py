@@ -42,7 +42,7 @@ def launch(
             jax.ShapeDtypeStruct((wide, tall, _WIDTH), jnp.float32),
             jax.ShapeDtypeStruct((2, tall, _WIDTH), jnp.int32),
         ],
-        scratch_shapes=[pltpu.VMEM((plan.slots * wide, SUBLANES, _WIDTH), jnp.float32)],
+        scratch_shapes=[pltpu.VMEM((plan.seeds * wide, SUBLANES, _WIDTH), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=interpret,
         name="dogfit_search",

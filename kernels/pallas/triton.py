@@ -35,7 +35,7 @@ def launch(
         return pl.BlockSpec((height, LANES), lambda i: (0, i))
 
     # The work space is an output that nobody reads: Triton has no scratch memory.
-    heights = {"found": wide, "counts": 2, "seeds": plan.slots * wide}
+    heights = {"found": wide, "counts": 2, "seeds": plan.seeds * wide}
     found, counts, _ = pl.pallas_call(
         functools.partial(_program, model=model, plan=plan),
         grid=(count // LANES,),
