@@ -31,6 +31,7 @@ Covariance = tuple[Along, Along, Along]
 
 _SQRT_HALF = math.sqrt(0.5)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+_PEAK = _INV_SQRT_2PI**2
 # Nodes over the correlation: exact to rounding up to 0.85, the most that bounds of log 3 allow.
 _CORRELATIONS = {"float32": 8, "float64": 20}
 # Width of the shorter axis, in taps, from which the series is as good as float32.
@@ -47,7 +48,7 @@ def elliptic_images(
     orders: tuple[int, int],
     profile: str,
     paired: bool = False,
-) -> dict[tuple[int, int], Image]:
+) -> tuple[dict[tuple[int, int], Image], Batch | None]:
     """Images of all derivatives of some total orders, scaled by the width to the power of the order.
 
     Args:
@@ -60,7 +61,8 @@ def elliptic_images(
       paired: whether images of two widths are to be told apart, which takes the digits of wide ones.
 
     Returns:
-      By order along x and along y, `[kx, ky, b]`.
+      By order along x and along y, `[kx, ky, b]`; and, if any, a constant that the image of order 0 is less
+      than the whole: of wide Gaussians it is almost all, and float32 has few digits for the rest.
     """
     lowest, highest = orders
     wanted = [(n - j, j) for n in range(lowest, highest + 1) for j in range(n + 1)]
@@ -73,10 +75,17 @@ def elliptic_images(
         return (places[:, None] - center[axis][None]) / sigma[None]
 
     x, y = settle((along(0)[:, None], along(1)[None]))
+    side = 1.0 / sigma[None, None]
+    half_trace = 0.5 * (kxx + kyy)
+    longer = half_trace + jnp.sqrt(jnp.maximum(half_trace * half_trace - 1.0, 0.0))
+    wide = longer * side * side < _WIDE**-2
+    by_digits = paired and sigma.dtype == jnp.float32
+    level = jnp.where(wide, _PEAK * side * side, 0.0)[0, 0] if by_digits and lowest == 0 else None
     density = _density(x, y, (kxx, kxy, kyy), max(highest - 2, 0) if on_edges else highest)
     if not on_edges:
-        area = (sigma * sigma)[None, None]
-        return {term: density[term] / area for term in wanted}
+        if level is not None:
+            density[0, 0] = jnp.where(wide, _variation(x, y, (kxx, kxy, kyy)), density[0, 0])
+        return {term: density[term] * side * side for term in wanted}, level
     across = {(j, i): value for (i, j), value in density.items()}
     integrals = {(i + 1, j + 1): value for (i, j), value in density.items()}
     for n, value in enumerate(_along_one(x, y, (kxx, kxy), density, highest - 1)):
@@ -86,15 +95,11 @@ def elliptic_images(
     images = {term: _over_taps(integrals[term]) for term in wanted if term != (0, 0)}
     if lowest == 0:
         images[0, 0] = _mass(x, y, (kxx, kxy, kyy))
-    if paired and sigma.dtype == jnp.float32:
-        side = 1.0 / sigma[None, None]
+    if by_digits:
         centers = x[:-1] + 0.5 * side, y[:, :-1] + 0.5 * side
-        half_trace = 0.5 * (kxx + kyy)
-        longer = half_trace + jnp.sqrt(jnp.maximum(half_trace * half_trace - 1.0, 0.0))
-        wide = longer * side * side < _WIDE**-2
         series = _by_series(*centers, (kxx, kxy, kyy), side, highest)
         images = {term: jnp.where(wide, series[term], image) for term, image in images.items()}
-    return settle(images)
+    return settle(images), level
 
 
 def _over_taps(corners: Image) -> Image:
@@ -105,25 +110,32 @@ def _over_taps(corners: Image) -> Image:
 def _by_series(
     x: Along, y: Along, covariance: Covariance, side: Along, highest: int
 ) -> dict[tuple[int, int], Image]:
-    """Images of all terms up to a total order, from centres and side of taps."""
+    """Images of all terms up to a total order, from centres and side of taps; of order 0 less the peak."""
     square = side * side
     density = _density(x, y, covariance, max(min(highest, _IMAGES) + 4, highest + 2))
+    middle = density | {(0, 0): _variation(x, y, covariance)}
 
     def over_tap(i: int, j: int) -> Image:
         correction = (density[i + 2, j] + density[i, j + 2]) / 24.0
         if i + j <= _IMAGES:
             fourth = (density[i + 4, j] + density[i, j + 4]) / 1920.0 + density[i + 2, j + 2] / 576.0
             correction = correction + square * fourth
-        return square * (density[i, j] + square * correction)
+        return square * (middle[i, j] + square * correction)
 
     return {(n - j, j): over_tap(n - j, j) for n in range(highest + 1) for j in range(n + 1)}
+
+
+def _variation(x: Along, y: Along, covariance: Covariance) -> Image:
+    """The density less its peak."""
+    kxx, kxy, kyy = covariance
+    return _PEAK * jnp.expm1(kxy * x * y - 0.5 * (kyy * x * x + kxx * y * y))
 
 
 def _density(x: Along, y: Along, covariance: Covariance, highest: int) -> dict[tuple[int, int], Image]:
     """The density and its derivatives up to a total order, by order along x and y."""
     kxx, kxy, kyy = covariance
     p, q = settle((kxy * y - kyy * x, kxy * x - kxx * y))
-    out = {(0, 0): _INV_SQRT_2PI**2 * jnp.exp(0.5 * (p * x + q * y))}
+    out = {(0, 0): _PEAK * jnp.exp(0.5 * (p * x + q * y))}
     for n in range(highest):
         for i in range(n + 1):
             j = n - i
@@ -168,4 +180,4 @@ def _mass(x: Along, y: Along, covariance: Covariance) -> Image:
 
     nodes, weights = np.polynomial.legendre.leggauss(_CORRELATIONS[x.dtype.name])
     added = total(float(w) * at(0.5 + 0.5 * float(node)) for node, w in zip(nodes, weights, strict=True))
-    return product + _over_taps(0.5 * _INV_SQRT_2PI**2 * kxy * added)
+    return product + _over_taps(0.5 * _PEAK * kxy * added)

@@ -134,9 +134,13 @@ class TermImages:
             if model.elliptic:
                 xx, xy, yy = (2.0 * entry for entry in _half_matrices(*point[-2:])[()])
                 paired = model.two_widths and not model.tied
-                images = elliptic_images(
+                images, level = elliptic_images(
                     (x0, y0), width, (xx, xy, yy), shape, (model.order, highest), model.profile, paired
                 )
+                if level is not None and varying:
+                    self._levels[w, 0, 0] = level
+                elif level is not None:
+                    images[0, 0] += level[None, None]
             else:
                 x, y = settle(
                     [
