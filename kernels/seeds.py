@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dogfit.kernels.custom import CustomModel
 from dogfit.kernels.derivatives import Model
@@ -184,16 +184,21 @@ def _thin(
     place, slot = (jnp.arange(n, dtype=jnp.int32)[:, None] for n in (len(energies), count))
 
     # One after the other: all pairs at once are a reduction, many times slower on CPUs.
-    def take_up(j: Int[Array, ""], chosen: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        hidden, taken, seeds = chosen
+    def take_up(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        j, hidden, taken, seeds = state
         keep = (energies[j] > 0) & ~hidden[j]
         near = [jnp.abs(a - a[j][None]) <= r[j][None] for a, r in zip(at, reach, strict=True)]
         hidden = hidden | (functools.reduce(operator.and_, near) & (place > j))
         here = keep[None] & (slot == taken[None])
-        return hidden, taken + keep, jnp.where(here[None], values[:, j, None], seeds)
+        return j + 1, hidden, taken + keep, jnp.where(here[None], values[:, j, None], seeds)
+
+    def wanting(state: tuple[Array, ...]) -> Bool[Array, ""]:
+        j, _, taken, _ = state
+        last = jnp.minimum(j, len(energies) - 1)
+        return (j < len(energies)) & jnp.any((energies[last] > 0) & (taken < count))
 
     start = energies < 0, 0 * numbers[0], jnp.repeat(0.0 * values[:, :1], count, axis=1)
-    seeds = lax.fori_loop(0, len(energies), take_up, start)[2]
+    seeds = lax.while_loop(wanting, take_up, (jnp.int32(0), *start))[3]
     return Seeds(jnp.moveaxis(seeds[:-1], 1, 0).astype(dtype), seeds[-1].astype(dtype))
 
 
