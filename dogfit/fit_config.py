@@ -22,8 +22,8 @@ class FitConfig:
     """What chooses among families: the Bayesian information criterion, Akaike's corrected for few taps, or
     each tap predicted from all others (leave-one-out cross-validation, by leverages)."""
     engine: Engine = "auto"
-    """What searches: compiled C++ ("native": CPU, float32) where it was built and serves, else "xla"; "pallas",
-    one fused kernel on an accelerator, on request alone."""
+    """What searches: compiled C++ ("native": CPU, float32) where it was built and serves, else "xla"; on
+    request alone one fused kernel on an accelerator ("pallas")."""
     starts: int = 5
     """Effort: the number of starts is in proportion, and with it grows how much less than the best may do."""
     steps: int = 40
