@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py --kernels 20 --drawn 9 --sizes 7      a quick look
     python benchmarks/accuracy.py --cache FOLDER                        where SciPy's optima are kept
     python benchmarks/accuracy.py --profiles sampled --families d1 d1_elliptic --misses
+    python benchmarks/accuracy.py --engines pallas --profiles integrated    the fused search, interpreted
 
 A kernel counts as hit when its cost (sum of squared residuals) is at most 1.001 times the reference's plus
 1e-4 of the kernel's energy; the reference is `tests/scipy_reference.py`, float64, in the same bounds. It
@@ -209,17 +210,18 @@ def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
     import jax.numpy as jnp
 
     from dogfit.families import FAMILY as FITTED
-    from dogfit.families import search_bounds
-    from dogfit.fit_search import fused_effort
+    from dogfit.fit_search import Search, fused_effort
     from dogfit.kernels import pallas
-    from dogfit.kernels.newton import Box
 
     model = FITTED[cell.family].model
-    box = Box(*(jnp.asarray(b, jnp.float32)[:, None] for b in search_bounds(model, kernels.shape[1:])))
     hard = fused_effort(model, config_of(effort))
     # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
     search = jax.jit(
-        lambda images: pallas.search_optimum(images, box, model, hard, interpret=True).point,
+        lambda images: (
+            pallas.search_optimum(
+                images, Search(model, None).bounds(images), model, hard, interpret=True
+            ).point
+        ),
         compiler_options={"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0},
     )
     unit = kernels - kernels.mean(axis=(1, 2), keepdims=True, dtype=np.float64)

@@ -19,11 +19,10 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dogfit import FitConfig
-from dogfit.families import FAMILY, search_bounds
-from dogfit.fit_search import fused_effort
+from dogfit.families import FAMILY
+from dogfit.fit_search import Search, fused_effort
 from dogfit.kernels import pallas
 from dogfit.kernels.model import GaussianModel
-from dogfit.kernels.newton import Box
 from dogfit.kernels.pallas import body
 from dogfit.kernels.pallas.dictionary import dictionary, padded_taps
 from dogfit.kernels.pallas.triton import LANES
@@ -101,9 +100,8 @@ def one_turn(model: GaussianModel, plan: body.Plan) -> Count:
 
 def evaluations(kernels: np.ndarray, model: GaussianModel, effort: Effort) -> np.ndarray:
     """Evaluations per kernel of the search itself."""
-    box = Box(*(jnp.asarray(b, jnp.float32)[:, None] for b in search_bounds(model, (SIZE, SIZE))))
     search = jax.jit(
-        lambda k: pallas.search_optimum(k, box, model, effort, interpret=True),
+        lambda k: pallas.search_optimum(k, Search(model, None).bounds(k), model, effort, interpret=True),
         compiler_options={"xla_disable_hlo_passes": "fusion"},
     )
     return np.asarray(search(jnp.asarray(kernels)).steps)

@@ -243,7 +243,8 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
             starts = 24
         if model.elliptic and (model.order or model.two_widths):
             # Many optima, and valleys that bend.
-            starts, apart = 96 if model.tied or sampled_derivative else 64, 0.3 if model.tied else 0.2
+            starts = 96 if model.tied or sampled_derivative else 64
+            apart = 0.3 if model.tied else 0.2
             steps, hope, share = config.steps, 32.0, 0.85 * share
     return Effort(
         starts=max(round(harder * starts), 1),

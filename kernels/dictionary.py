@@ -17,8 +17,8 @@ _STEP, _SMALL_STEP, _WIDEST, _NARROW = 1.8, 1.4, 0.75, 0.4
 # Distance of neighbouring centres, in widths; less where values at single points make a shape.
 _SPACING, _SAMPLED_SPACING = 0.7, 0.5
 # Widths of the surround, in widths of the centre. Near equal widths the pair is a Gaussian and its Laplacian.
-_NEAR_RATIO, _RATIOS, _TIED_RATIOS = 1.15, (1.7, 3.0, 7.0), (1.5, 2.7, 6.0)
-_KAPPAS, _NARROW_KAPPAS = (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
+_NEAR_RATIO, _RATIOS, TIED_RATIOS = 1.15, (1.7, 3.0, 7.0), (1.5, 2.7, 6.0)
+KAPPAS, NARROW_KAPPAS = (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
 # Offsets of centres from a tap's for narrow Gaussians. A derivative changes its shape within hundredths of a
 # tap where its integral over the tap vanishes: the first at the tap's centre, the second and the Laplacian at
 # its edges. Nodes around those places are for that order alone.
@@ -93,12 +93,12 @@ def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     levels = width_levels(low, high, step).tolist()
     if model.tied:
         # Where narrow, they have nodes of their own.
-        places = [_Place(s, i, None, _TIED_RATIOS, _KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]
+        places = [_Place(s, i, None, TIED_RATIOS, KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]
         small = max(shape) <= _FINE_SIZE
         offsets = _TIED_OFFSETS if small else None
-        narrow = [_Place(s, 0, offsets, _TIED_RATIOS, _NARROW_KAPPAS, 1) for s in (low, 1.18 * low)]
+        narrow = [_Place(s, 0, offsets, TIED_RATIOS, NARROW_KAPPAS, 1) for s in (low, 1.18 * low)]
         if small and model.order == 2 and model.profile == "integrated":
-            narrow.append(_Place(low, 0, _CANCELLING_OFFSETS, _TIED_RATIOS[:1], _CANCELLING_KAPPAS, 1))
+            narrow.append(_Place(low, 0, _CANCELLING_OFFSETS, TIED_RATIOS[:1], _CANCELLING_KAPPAS, 1))
         return places + narrow * (low < _NARROW)
     if model.two_widths:
         places = [_Place(s, i, None, (_NEAR_RATIO,), (0.0,), 1) for i, s in enumerate(levels)]

@@ -75,6 +75,7 @@ def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.nda
 
 
 def _rings(model: GaussianModel) -> tuple[tuple[float, float], ...]:
+    """Where optima are: of tied models mostly on the bounds, of values at single points everywhere."""
     if model.profile == "sampled":
         return _RING, _ALONG_AXES, _BETWEEN
     return _RING, _ALONG_AXES if model.tied else _BETWEEN

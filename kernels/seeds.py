@@ -194,8 +194,7 @@ def _thin(
 
     def wanting(state: tuple[Array, ...]) -> Bool[Array, ""]:
         j, _, taken, _ = state
-        last = jnp.minimum(j, len(energies) - 1)
-        return (j < len(energies)) & jnp.any((energies[last] > 0) & (taken < count))
+        return (j < len(energies)) & jnp.any((energies[j] > 0) & (taken < count))
 
     start = energies < 0, 0 * numbers[0], jnp.repeat(0.0 * values[:, :1], count, axis=1)
     seeds = lax.while_loop(wanting, take_up, (jnp.int32(0), *start))[3]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dogfit.kernels.dictionary import KAPPAS, NARROW_KAPPAS, TIED_RATIOS, offset_line
 from dogfit.kernels.model import GaussianModel
 from dogfit.kernels.profiles import PROFILES
 
@@ -23,7 +24,6 @@ _STRIPS, _NARROW, _MORE_STRIPS = 2, 0.5, 3
 # Widths of the surround, in widths of the centre, in groups; near the least ratio the pair is a Laplacian.
 _RATIOS = ((1.1,), (1.7, 3.0, 7.0))
 _NEAR_DERIVATIVE = 1.5
-_TIED_RATIOS, _KAPPAS, _NARROW_KAPPAS = (1.5, 2.7, 6.0), (0.35, 0.65, 0.85, 1.0), (0.1, 0.5, 0.73, 1.0)
 # A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
 # integral over the tap vanishes: at the tap's centre for the first, near its edges for the second and for
 # the Laplacian. Offsets from a tap's centre, to both sides, for widths up to the first number.
@@ -70,9 +70,7 @@ def center_line(sigma: float, size: int, shape: str | None) -> np.ndarray:
     """
     for limit, offsets in _OFFSETS[shape] if shape else ():
         if sigma <= limit:
-            around = [sign * offset for offset in offsets for sign in (-1, 1)]
-            taps = np.arange(size)[:, None] - (size - 1) / 2
-            return np.unique(np.round((taps + np.array(around)).ravel(), 6))
+            return offset_line(size, tuple(sign * offset for offset in offsets for sign in (-1, 1)))
     spacing = min(max(0.5 * sigma, 0.25) if shape else max(sigma, 0.5), 0.17 * size)
     return np.linspace(-size / 2, size / 2, math.ceil(size / spacing) + 1)
 
@@ -85,8 +83,8 @@ def padded_taps(size: int) -> int:
 def _surrounds(model: GaussianModel, sigma: float) -> list[list[tuple[float, float]]]:
     """Ratios of widths and kappas tried at a width; those of a group compete."""
     if model.tied:
-        kappas = _NARROW_KAPPAS if sigma <= _NARROW else _KAPPAS
-        return [[(ratio, kappa) for kappa in kappas] for ratio in _TIED_RATIOS]
+        kappas = NARROW_KAPPAS if sigma <= _NARROW else KAPPAS
+        return [[(ratio, kappa) for kappa in kappas] for ratio in TIED_RATIOS]
     return [[(ratio, 0.0) for ratio in group] for group in (_RATIOS if model.two_widths else ((1.0,),))]
 
 
