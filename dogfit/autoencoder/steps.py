@@ -100,15 +100,14 @@ def train_chunk(
 ) -> State:
     """Run one chunk of steps on kernels that lie where `dealt` says."""
     curve, joint = parts(config)
+    length = chunks(config)[1]
     step = partial(_step, kernels=kernels, config=config, dealt=dealt, rows=rows)
-    alone, together = partial(step, whole=False), partial(step, whole=True)
-
-    def either(state: State) -> State:
-        if not curve or not joint:
-            return together(state) if joint else alone(state)
-        return jax.lax.cond(state["step"] < curve, alone, together, state)
-
-    state = jax.lax.scan(lambda s, _: (either(s), None), state, length=chunks(config)[1])[0]
+    # Two loops, since a condition within one would copy the whole state at every step.
+    alone = jnp.clip(curve - state["step"], 0, length)
+    if curve:
+        state = jax.lax.fori_loop(0, alone, lambda _, s: step(s, whole=False), state)
+    if joint:
+        state = jax.lax.fori_loop(alone, length, lambda _, s: step(s, whole=True), state)
     # Whole on every device, so that each process can read it.
     return jax.lax.with_sharding_constraint(state, NamedSharding(rows.mesh, PartitionSpec()))
 
@@ -184,7 +183,7 @@ def _curve_loss(
     grid: Float[Array, "g code"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cosine loss at the points of `grid` nearest to each kernel, softly chosen; and at the nearest one."""
-    similarity = _match(batch @ _merged(config, batch, params).decode(grid).T, config)
+    similarity = _match(_merged(config, batch, params).decode(grid) @ batch.T, config)
     return _to_curve(similarity, weight, config, step)
 
 
@@ -209,7 +208,7 @@ def _whole_loss(
       The objective, and the mean cosine loss at the nearest point of `grid`.
     """
     network = _merged(config, batch, params)
-    similarity = _match(batch @ network.decode(grid).T, config)
+    similarity = _match(network.decode(grid) @ batch.T, config)
     to_curve, nearest = _to_curve(similarity, weight, config, step)
     curve, joint = parts(config)
     progress = _progress(step - curve, joint)
@@ -217,7 +216,7 @@ def _whole_loss(
     decoder = _scaled_gradient(params["decoder"], config.yield_weight * (progress if curve else 1.0))
     decode = _merged(config, batch, {**params, "decoder": decoder}).decode
     at_code = _match(jnp.sum(decode(nnx.sigmoid(logit)) * batch, axis=-1), config)
-    target = grid[jnp.argmax(similarity, axis=-1)]
+    target = grid[jnp.argmax(similarity, axis=0)]
     missed = jnp.sum(optax.sigmoid_binary_cross_entropy(logit, target), axis=-1)
     fading = config.target_weight * (1 - progress)
     through_code = jnp.sum(weight * (1 - at_code))
@@ -244,7 +243,7 @@ def _progress(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
 
 
 def _to_curve(
-    similarity: Float[Array, "b g"],
+    similarity: Float[Array, "g b"],
     weight: Float[Array, "b"],
     config: AutoencoderConfig,
     step: Int[Array, ""],
@@ -252,9 +251,10 @@ def _to_curve(
     hot, cold = config.temperatures
     curve, joint = parts(config)
     temperature = hot * (cold / hot) ** _progress(step, curve or joint)
-    pull = jax.lax.stop_gradient(jax.nn.softmax(similarity / temperature, axis=-1))
-    soft = 1 - jnp.sum(pull * similarity, axis=-1)
-    return jnp.sum(weight * soft), jnp.sum(weight * (1 - jnp.max(similarity, axis=-1)))
+    best = jnp.max(similarity, axis=0)
+    pull = jax.lax.stop_gradient(jnp.exp((similarity - best[None]) / temperature))
+    soft = 1 - jnp.sum(pull * similarity, axis=0) / jnp.sum(pull, axis=0)
+    return jnp.sum(weight * soft), jnp.sum(weight * (1 - best))
 
 
 def _in_float32(config: AutoencoderConfig) -> AutoencoderConfig:
