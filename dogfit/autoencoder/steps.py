@@ -251,10 +251,9 @@ def _to_curve(
     hot, cold = config.temperatures
     curve, joint = parts(config)
     temperature = hot * (cold / hot) ** _progress(step, curve or joint)
-    best = jnp.max(similarity, axis=0)
-    pull = jax.lax.stop_gradient(jnp.exp((similarity - best[None]) / temperature))
-    soft = 1 - jnp.sum(pull * similarity, axis=0) / jnp.sum(pull, axis=0)
-    return jnp.sum(weight * soft), jnp.sum(weight * (1 - best))
+    pull = jax.lax.stop_gradient(jax.nn.softmax(similarity / temperature, axis=0))
+    soft = 1 - jnp.sum(pull * similarity, axis=0)
+    return jnp.sum(weight * soft), jnp.sum(weight * (1 - jnp.max(similarity, axis=0)))
 
 
 def _in_float32(config: AutoencoderConfig) -> AutoencoderConfig:
