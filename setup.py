@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FOLDER = Path("kernels", "csrc")
+FOLDER = Path("kernels", "native", "csrc")
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -52,7 +52,7 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             # No Python module: a library that dogfit.kernels.native loads.
-            "dogfit.kernels._native",
+            "dogfit.kernels.native._native",
             [(FOLDER / name).as_posix() for name in ("ffi.cc", "tables.cc")],
             depends=[path.as_posix() for path in sorted(FOLDER.iterdir())],
             # A system's headers: their warnings are not ours.

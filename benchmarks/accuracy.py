@@ -181,8 +181,8 @@ def compare(kernels: np.ndarray, cost: np.ndarray, best: np.ndarray, x: np.ndarr
 
 def identified(family: str, size: int) -> bool:
     """Whether the size leaves enough taps to test the family."""
-    from dogfit.families import FAMILY as FITTED
-    from dogfit.families import why_unidentifiable
+    from dogfit.fitting.families import FAMILY as FITTED
+    from dogfit.fitting.families import why_unidentifiable
 
     return why_unidentifiable(FITTED[family], (size, size)) is None
 
@@ -190,7 +190,7 @@ def identified(family: str, size: int) -> bool:
 def config_of(effort: str) -> "FitConfig":
     """Settings of a fit that searches as hard as one of `EFFORTS`."""
     from dogfit import THOROUGH, FitConfig
-    from dogfit.penalty import QUICK
+    from dogfit.fitting.penalty import QUICK
 
     return {"quick": QUICK, "default": FitConfig(), "thorough": THOROUGH}[effort]
 
@@ -209,8 +209,8 @@ def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
     import jax
     import jax.numpy as jnp
 
-    from dogfit.families import FAMILY as FITTED
-    from dogfit.fit_search import Search, fused_effort
+    from dogfit.fitting.families import FAMILY as FITTED
+    from dogfit.fitting.search import Search, fused_effort
     from dogfit.kernels import pallas
 
     model = FITTED[cell.family].model

@@ -89,7 +89,7 @@ class Contestant:
 def ours(training: np.ndarray, heldout: np.ndarray, config, name: str) -> Contestant:
     import jax
 
-    from dogfit.autoencoder import steps
+    from dogfit.autoencoder import training_step as steps
     from dogfit.devices import data_mesh, deal, rows
 
     mesh = data_mesh(jax.devices()[:1])
@@ -114,7 +114,7 @@ def ours(training: np.ndarray, heldout: np.ndarray, config, name: str) -> Contes
 def theirs(training: np.ndarray, heldout: np.ndarray, config, *, compiled: bool) -> Contestant:
     from autoencoder_torch import TorchAutoencoder
 
-    from dogfit.autoencoder.steps import SEARCH_POINTS
+    from dogfit.autoencoder.training_step import SEARCH_POINTS
 
     if compiled:  # on another one, so that training starts at its beginning
         for curve_share in (1.0, 0.0):
@@ -133,8 +133,8 @@ def theirs(training: np.ndarray, heldout: np.ndarray, config, *, compiled: bool)
 
 def race(kernels: np.ndarray, cores: int, restarts: int) -> None:
     from dogfit.autoencoder import AutoencoderConfig
-    from dogfit.autoencoder.steps import parts
-    from dogfit.autoencoder.trained import unit_rows
+    from dogfit.autoencoder.autoencoder import unit_rows
+    from dogfit.autoencoder.training_step import parts
 
     taps = np.random.default_rng(0).permutation(unit_rows(kernels)[0])
     heldout, training = taps[:HELD], taps[HELD:]
@@ -204,7 +204,7 @@ def reached(kernels: np.ndarray, noise: np.ndarray, step_counts: list[int]) -> N
 
 def covariance_matched(kernels: np.ndarray, n: int) -> np.ndarray:
     """Gaussian kernels with the mean and covariance of all kernels, each brought to unit norm first."""
-    from dogfit.autoencoder.trained import unit_rows
+    from dogfit.autoencoder.autoencoder import unit_rows
 
     taps = unit_rows(kernels)[0].astype(np.float64)
     rng = np.random.default_rng(1)

@@ -19,9 +19,10 @@ import itertools
 import numpy as np
 from autoencoder import SHARED, cpu_seconds, real, synthetic
 
-from dogfit.autoencoder import Autoencoder, AutoencoderConfig, steps, train_autoencoder
-from dogfit.autoencoder.model import code_grid
-from dogfit.autoencoder.trained import unit_rows
+from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
+from dogfit.autoencoder import training_step as steps
+from dogfit.autoencoder.autoencoder import unit_rows
+from dogfit.autoencoder.network import code_grid
 
 DEFAULT = AutoencoderConfig(restarts=1)
 PLAIN = dataclasses.replace(
@@ -133,7 +134,7 @@ def curve_from_order(kernels: np.ndarray, ordered: bool) -> tuple[float, float, 
 
 def labels(kernels: np.ndarray) -> None:
     from dogfit.clusters import agreement, name_spectrum
-    from dogfit.fit import fit_kernels
+    from dogfit.fitting.api import fit_kernels
     from dogfit.labels import label_fits
 
     chosen = np.random.default_rng(0).permutation(kernels)[:2048]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dogfit.autoencoder import AutoencoderConfig
-from dogfit.autoencoder.steps import TRAINING_POINTS, parts
+from dogfit.autoencoder.training_step import TRAINING_POINTS, parts
 
 
 def mlp(widths: list[int]) -> nn.Sequential:

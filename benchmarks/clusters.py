@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import sklearn
 
-from dogfit.config import RunConfig
-from dogfit.console import progress_for
-from dogfit.job import run_job
+from dogfit.job.config import RunConfig
+from dogfit.job.main import run_job
+from dogfit.runtime.progress import progress_for
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODELS = ("convnextpose-xs:7", "litepose-crowdpose:7", "mediapipe-palm-detection-full:5")

@@ -19,10 +19,10 @@ from jax.extend.mlir import ir
 from jaxlib.triton import dialect
 
 from dogfit import FitConfig
-from dogfit.families import FAMILY
-from dogfit.fit_search import Search, fused_effort
+from dogfit.fitting.families import FAMILY
+from dogfit.fitting.search import Search, fused_effort
 from dogfit.kernels import pallas
-from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.pallas.triton import LANES
 
 FAMILIES, SIZE = ("gaussian", "d1", "d2", "dog"), 7

@@ -1,4 +1,4 @@
-"""Refit of the random-layer threshold of variance entropy, the table `dogfit.quality.THRESHOLDS`.
+"""Refit of the random-layer threshold of variance entropy, `THRESHOLDS` of `dogfit.analysis.layer_metrics`.
 
     python benchmarks/entropy.py                 every side of the table (some minutes)
     python benchmarks/entropy.py --sides 5 7     a few
@@ -14,7 +14,7 @@ import argparse
 import numpy as np
 from scipy.optimize import curve_fit
 
-from dogfit.quality import logistic, random_entropy, variance_entropy
+from dogfit.analysis.layer_metrics import logistic, random_entropy, variance_entropy
 
 SIDES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 19, 25, 31, 51)
 COUNTS = tuple(2**power for power in range(1, 13))

@@ -28,8 +28,8 @@ from safetensors.numpy import load_file
 
 import dogfit
 from dogfit.embedded import PATH
-from dogfit.families import FAMILY
-from dogfit.kernels import native
+from dogfit.fitting.families import FAMILY
+from dogfit.kernels.native import binding as native
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "kernels"
 

@@ -69,8 +69,8 @@ def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -
     """
     import jax
 
-    from dogfit.families import FAMILY, with_profile
-    from dogfit.kernels.seeds import find_seeds
+    from dogfit.fitting.families import FAMILY, with_profile
+    from dogfit.kernels.xla.seeds import find_seeds
 
     images = normalised(kernels).astype(np.float32).transpose(2, 1, 0)
     rng, found = np.random.default_rng(2), {}
@@ -126,7 +126,7 @@ def make_tasks(options: argparse.Namespace, entries: Sequence[Entry]) -> tuple[s
 
 def missing(entries: Sequence[Entry]) -> dict[str, str]:
     """Why an entry cannot take part, by label."""
-    from dogfit.kernels import native
+    from dogfit.kernels.native import binding as native
 
     absent = {e.label: [p for p in e.packages if importlib.util.find_spec(p) is None] for e in entries}
     reasons = {label: f"pip install {' '.join(names)}" for label, names in absent.items() if names}

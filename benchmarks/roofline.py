@@ -19,14 +19,14 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dogfit import FitConfig
-from dogfit.families import FAMILY
-from dogfit.fit_search import Search, fused_effort
+from dogfit.fitting.families import FAMILY
+from dogfit.fitting.search import Search, fused_effort
 from dogfit.kernels import pallas
-from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.pallas import body
 from dogfit.kernels.pallas.dictionary import dictionary, padded_taps
 from dogfit.kernels.pallas.triton import LANES
-from dogfit.kernels.search import Effort
+from dogfit.kernels.types import Effort
 
 FAMILIES = ("gaussian", "dog", "d1", "d2")
 SIZE = 7
@@ -143,7 +143,7 @@ def main() -> None:
         nodes = tiles * tile
         products = 2 * nodes * q * depth
         rows = len(model.names) + 1
-        # Taps, point and promise, two counts, and the seeds, which Triton can only keep in memory.
+        # Taps, point and predicted_gain, two counts, and the seeds, which Triton can only keep in memory.
         moved = 4 * (depth + rows + 2 + plan.seeds * rows)
         # A square and a sum per column, and packing, comparing: per node beside the matrix unit. Then the
         # centre of each grid's best is read off its line, and the best are put in order.

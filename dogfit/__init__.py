@@ -5,53 +5,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dogfit import initializers, uncertainty
+    from dogfit.analysis.layer_metrics import layer_quality
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.checkpoints import load_kernels
-    from dogfit.composite import Composite, fit_composites
     from dogfit.errors import DogfitError, HubError, InputError
-    from dogfit.families import FAMILIES, Family, custom_family
-    from dogfit.fit import fit_kernel, fit_kernels, fit_stream
-    from dogfit.fit_config import THOROUGH, FitConfig
-    from dogfit.fit_result import FitResult, Status
-    from dogfit.kernels.custom import SearchRange
-    from dogfit.kernelset import KernelSet
+    from dogfit.export.replace import Replaced, replace_kernels
+    from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
+    from dogfit.fitting.composite import Composite, fit_composites
+    from dogfit.fitting.config import THOROUGH, FitConfig
+    from dogfit.fitting.families import FAMILIES, Family, custom_family
+    from dogfit.fitting.parquet import fit_parquet
+    from dogfit.fitting.penalty import dog_penalty
+    from dogfit.fitting.result import FitResult, Status
+    from dogfit.kernels.model.custom import SearchRange
+    from dogfit.kernelset.kernelset import KernelSet
     from dogfit.labels import LABELS, label_fits
-    from dogfit.parquet_fits import fit_parquet
-    from dogfit.penalty import dog_penalty
-    from dogfit.quality import layer_quality
-    from dogfit.replace import Replaced, replace_kernels
 
 __version__ = "0.1.0"
 
 # Public names and where they live; loaded on first use, so that `import dogfit` costs nothing.
 _HOME = {
-    "FAMILIES": "dogfit.families",
+    "FAMILIES": "dogfit.fitting.families",
     "LABELS": "dogfit.labels",
-    "THOROUGH": "dogfit.fit_config",
+    "THOROUGH": "dogfit.fitting.config",
     "Autoencoder": "dogfit.autoencoder",
     "AutoencoderConfig": "dogfit.autoencoder",
-    "Composite": "dogfit.composite",
+    "Composite": "dogfit.fitting.composite",
     "DogfitError": "dogfit.errors",
-    "Family": "dogfit.families",
-    "FitConfig": "dogfit.fit_config",
-    "FitResult": "dogfit.fit_result",
+    "Family": "dogfit.fitting.families",
+    "FitConfig": "dogfit.fitting.config",
+    "FitResult": "dogfit.fitting.result",
     "HubError": "dogfit.errors",
     "InputError": "dogfit.errors",
-    "KernelSet": "dogfit.kernelset",
-    "Replaced": "dogfit.replace",
-    "SearchRange": "dogfit.kernels.custom",
-    "Status": "dogfit.fit_result",
-    "custom_family": "dogfit.families",
-    "dog_penalty": "dogfit.penalty",
-    "fit_composites": "dogfit.composite",
-    "fit_kernel": "dogfit.fit",
-    "fit_kernels": "dogfit.fit",
-    "fit_parquet": "dogfit.parquet_fits",
-    "fit_stream": "dogfit.fit",
+    "KernelSet": "dogfit.kernelset.kernelset",
+    "Replaced": "dogfit.export.replace",
+    "SearchRange": "dogfit.kernels.model.custom",
+    "Status": "dogfit.fitting.result",
+    "custom_family": "dogfit.fitting.families",
+    "dog_penalty": "dogfit.fitting.penalty",
+    "fit_composites": "dogfit.fitting.composite",
+    "fit_kernel": "dogfit.fitting.api",
+    "fit_kernels": "dogfit.fitting.api",
+    "fit_parquet": "dogfit.fitting.parquet",
+    "fit_stream": "dogfit.fitting.api",
     "label_fits": "dogfit.labels",
-    "layer_quality": "dogfit.quality",
+    "layer_quality": "dogfit.analysis.layer_metrics",
     "load_kernels": "dogfit.checkpoints",
-    "replace_kernels": "dogfit.replace",
+    "replace_kernels": "dogfit.export.replace",
     "train_autoencoder": "dogfit.autoencoder",
 }
 _MODULES = ("initializers", "uncertainty")

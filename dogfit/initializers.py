@@ -16,9 +16,9 @@ import numpy as np
 from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, Int
 
-from dogfit.families import FAMILY, MAX_RATIO, MAX_SHAPE, MIN_RATIO, render, with_profile
-from dogfit.fit import MAX_SIZE
-from dogfit.fit_result import FitResult
+from dogfit.fitting.api import MAX_SIZE
+from dogfit.fitting.families import FAMILY, MAX_RATIO, MAX_SHAPE, MIN_RATIO, render, with_profile
+from dogfit.fitting.result import FitResult
 
 Range = tuple[float, float]
 
@@ -44,7 +44,7 @@ class Shapes:
     families: Mapping[str, float] = field(
         default_factory=lambda: {"gaussian": 1.0, "dog": 1.0, "d1": 1.0, "d2": 1.0}
     )
-    """Names out of `dogfit.families.FAMILY`, each with its weight; weights need not sum to 1."""
+    """Names out of `dogfit.fitting.families.FAMILY`, each with its weight; weights need not sum to 1."""
     sigma_px: Range = (0.5, 1.5)
     """Width in taps, log-uniform."""
     center_px: float = 0.5

@@ -22,8 +22,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dogfit.fit_result import FitResult
-from dogfit.kernels.model import GaussianModel
+from dogfit.fitting.result import FitResult
+from dogfit.kernels.model.gaussian import GaussianModel
 
 # Half a tap's reach about the corner of four taps, and the width above which a corner cannot be told.
 _CORNER_PX = 0.25

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import tyro
 
 import dogfit
-from dogfit.config import RunConfig
-from dogfit.console import INTERRUPTED
 from dogfit.errors import DogfitError
+from dogfit.job.config import RunConfig
+from dogfit.runtime.progress import INTERRUPTED
 
 FAILED, USAGE = 1, 2
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if config.coordinator is None:
         return _reported(config)
-    from dogfit.watch import run_watched
+    from dogfit.runtime.supervisor import run_watched
 
     return run_watched(_reported, config)
 
@@ -44,10 +44,10 @@ def _reported(config: RunConfig) -> int:
         return _fail(str(error), error.exit_code)
     except Exception as error:
         from dogfit.distributed import is_loss
-        from dogfit.outputs import disk_trouble
+        from dogfit.runtime.workspace import disk_trouble
 
         if is_loss(error):
-            from dogfit.watch import LOST_CODE
+            from dogfit.runtime.supervisor import LOST_CODE
 
             return LOST_CODE
         if (reason := disk_trouble(error)) is None:
@@ -60,9 +60,9 @@ def _run(config: RunConfig) -> int:
     import json
 
     from dogfit import distributed
-    from dogfit.console import Progress, ctrl_c_between_steps, progress_for, without_library_logs
-    from dogfit.job import run_job
+    from dogfit.job.main import run_job
     from dogfit.report.text import summary_lines
+    from dogfit.runtime.progress import Progress, ctrl_c_between_steps, progress_for, without_library_logs
 
     if config.coordinator is not None:
         distributed.start(

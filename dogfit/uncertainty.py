@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from dogfit.families import Family
-from dogfit.fit import fit_kernels
-from dogfit.fit_config import FitConfig
-from dogfit.fit_result import FitResult, Status
-from dogfit.kernels.custom import CustomModel
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import Family
+from dogfit.fitting.result import FitResult, Status
+from dogfit.kernels.model.custom import CustomModel
 
 if TYPE_CHECKING:
     import polars

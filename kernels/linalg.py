@@ -24,7 +24,7 @@ def _same(values: Any) -> Any:
     return lax.optimization_barrier(values)
 
 
-def settle(values: Any) -> Any:
+def materialize(values: Any) -> Any:
     """The values, computed once: fusing for CPUs, XLA would repeat them in each operation that needs them.
 
     It drops an optimisation barrier before it fuses, but a call that is not to be inlined stands. Equal
@@ -36,7 +36,7 @@ def settle(values: Any) -> Any:
         return _same(values)
 
 
-def total(values: Iterable[Any]) -> Any:
+def sum_arrays(values: Iterable[Any]) -> Any:
     """Sum of a non-empty sequence of arrays."""
     return functools.reduce(operator.add, values)
 
@@ -55,7 +55,7 @@ def largest_tap(images: Float[Array, "h w b"]) -> Batch:
 
 
 def _reduce_taps(operation: Callable[[Array, Array], Array], images: Float[Array, "h w b"]) -> Batch:
-    rows = settle(functools.reduce(operation, list(images)))
+    rows = materialize(functools.reduce(operation, list(images)))
     return functools.reduce(operation, list(rows))
 
 
@@ -65,7 +65,7 @@ def inverse_root(square: Batch, least: Batch | float) -> Batch:
     return jnp.where(usable, lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0)
 
 
-def map_parts(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
+def map_chunks(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
     """A function applied to parts of a batch, one after the other, and the results joined.
 
     Args:
@@ -135,7 +135,7 @@ def _directions(columns: Sequence[Float[Array, "h w b"]]) -> list[_Direction]:
             column = column - lower[-1][None, None, :] * earlier.direction
         square = sum_taps(column * column)
         inverse = inverse_root(square, least**2 * before)
-        out.append(_Direction(settle(column * inverse[None, None, :]), lower, inverse))
+        out.append(_Direction(materialize(column * inverse[None, None, :]), lower, inverse))
     return out
 
 
@@ -183,11 +183,11 @@ def solve_gram(gram: Symmetric, right: Sequence[Batch]) -> Solution:
     solved: list[Batch] = []
     for i in range(len(right)):
         for j in range(i):
-            value = gram[i, j] - total([lower[i, p] * lower[j, p] for p in range(j)] or [0.0])
+            value = gram[i, j] - sum_arrays([lower[i, p] * lower[j, p] for p in range(j)] or [0.0])
             lower[i, j] = value * inverse_diagonal[j]
-        square = gram[i, i] - total([lower[i, p] * lower[i, p] for p in range(i)] or [0.0])
+        square = gram[i, i] - sum_arrays([lower[i, p] * lower[i, p] for p in range(i)] or [0.0])
         inverse_diagonal.append(inverse_root(square, least * gram[i, i]))
-        value = right[i] - total([lower[i, p] * solved[p] for p in range(i)] or [0.0])
+        value = right[i] - sum_arrays([lower[i, p] * solved[p] for p in range(i)] or [0.0])
         solved.append(value * inverse_diagonal[i])
     return solve_factored((lower, inverse_diagonal), solved)
 
@@ -196,7 +196,7 @@ def solve_factored(
     factor: tuple[dict[tuple[int, int], Batch], list[Batch]], projections: list[Batch]
 ) -> Solution:
     """Solution by the Cholesky factor and the inner products of the images with orthonormal directions."""
-    energy = total(value * value for value in projections)
+    energy = sum_arrays(value * value for value in projections)
     return Solution(energy, back_substitute(*factor, projections), factor)
 
 
@@ -207,7 +207,7 @@ def orthonormal_columns(columns: Sequence[Float[Array, "h w b"]]) -> list[Float[
 
 def leverages(columns: Sequence[Float[Array, "h w b"]]) -> Float[Array, "h w b"]:
     """Leverage of each tap: the diagonal of the projection on the columns, between 0 and 1."""
-    return total(step.direction**2 for step in _directions(columns))
+    return sum_arrays(step.direction**2 for step in _directions(columns))
 
 
 def back_substitute(

@@ -20,7 +20,7 @@ def programs_of_one_module():
 @pytest.fixture(scope="module")
 def few_nulls():
     """A job draws few of them, for the tests of a module."""
-    from dogfit import analyse
+    from dogfit.analysis import size as analyse
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analyse, "NULL_KERNELS", NULLS)

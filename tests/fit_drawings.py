@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dogfit.families import FAMILY
-from dogfit.fit import fit_kernel
-from dogfit.fit_config import FitConfig
-from dogfit.kernels import native
+from dogfit.fitting.api import fit_kernel
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import FAMILY
+from dogfit.kernels.native import binding as native
 from scipy_reference import draw
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -7,7 +7,7 @@ import numpy as np
 import tyro
 
 from dogfit import run
-from dogfit.config import RunConfig
+from dogfit.job.config import RunConfig
 
 KERNELS = np.random.default_rng(0).normal(size=(203, 5, 5)).astype(np.float32)
 TRAINING = {"batch_size": 64, "curve_batch_size": 64, "restarts": 2, "widths": (32,), "frequencies": 4}
@@ -15,8 +15,8 @@ TRAINING = {"batch_size": 64, "curve_batch_size": 64, "restarts": 2, "widths": (
 
 def small(config: RunConfig) -> int:
     """The job with few nulls, a small autoencoder and no figures."""
-    from dogfit import analyse
-    from dogfit.report import gather
+    from dogfit.analysis import size as analyse
+    from dogfit.report.figures import draw as gather
 
     def train_small(rows, settings, *others):
         return train(rows, replace(settings, **TRAINING), *others)
@@ -30,7 +30,7 @@ def small(config: RunConfig) -> int:
 
 def training(config: RunConfig) -> int:
     """Nothing but training, with a checkpoint after every chunk of steps; process 0 saves the result."""
-    from dogfit import job
+    from dogfit.job import main as job
 
     def train(config: RunConfig, _) -> dict:
         from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
@@ -58,7 +58,7 @@ def main() -> int:
     config = tyro.cli(RunConfig, args=sys.argv[2:], config=(tyro.conf.FlagCreatePairsOff,))
     if config.coordinator is None:
         return job(config)
-    from dogfit.watch import run_watched
+    from dogfit.runtime.supervisor import run_watched
 
     return run_watched(job, config)
 

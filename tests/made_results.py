@@ -5,11 +5,11 @@ from dataclasses import asdict, replace
 import numpy as np
 import polars as pl
 
-from dogfit.analyse_clusters import _plain
+from dogfit.analysis.clustering import _plain
+from dogfit.analysis.results import Clusters, RunResult, Scores, SizeResult, Universal
 from dogfit.clusters import Spectrum, Stretch, UniversalFilters, cluster_evidence
-from dogfit.kernelset import Flag, KernelSet, Layer
+from dogfit.kernelset.kernelset import Flag, KernelSet, Layer
 from dogfit.labels import LABELS
-from dogfit.report.result import Clusters, RunResult, Scores, SizeResult, Universal
 
 HOSTILE = "<script>alert('$x_1$')</script>\u202e日本"
 K = 5

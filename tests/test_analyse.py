@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dogfit import analyse
+from dogfit.analysis import size as analyse
 
 
 @pytest.mark.parametrize("sample", [1000, 120])

@@ -8,17 +8,17 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from dogfit import analyse_clusters
-from dogfit.analyse_clusters import with_evidence, with_universal
+from dogfit.analysis import clustering as analyse_clusters
+from dogfit.analysis.clustering import with_evidence, with_universal
+from dogfit.analysis.results import Scores, SizeResult
 from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
 from dogfit.clusters import Spectrum, name_spectrum
-from dogfit.config import RunConfig
-from dogfit.console import progress_for
-from dogfit.kernelset import KernelSet, Layer
+from dogfit.job.config import RunConfig
+from dogfit.kernelset.kernelset import KernelSet, Layer
 from dogfit.nulls import covariance_matched, white_noise
-from dogfit.outputs import Workspace
-from dogfit.report.result import Scores, SizeResult
 from dogfit.run import main
+from dogfit.runtime.progress import progress_for
+from dogfit.runtime.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("few_nulls")
 

@@ -17,8 +17,8 @@ from dogfit.autoencoder import (
     steps,
     train_autoencoder,
 )
-from dogfit.autoencoder.model import Network, code_grid
-from dogfit.autoencoder.trained import FILE, collapsed, entropy_share, unit_rows
+from dogfit.autoencoder.autoencoder import FILE, collapsed, entropy_share, unit_rows
+from dogfit.autoencoder.network import Network, code_grid
 from dogfit.devices import data_mesh, deal, everywhere, place_dealt, rows
 from dogfit.errors import DogfitError, InputError
 
@@ -110,7 +110,7 @@ def test_rows_without_a_shape_are_nan_and_touch_no_other(trained):
 def test_blocks_do_not_change_answers(trained, monkeypatch):
     fresh = edges(700, seed=6)
     whole = trained.encode(fresh)
-    monkeypatch.setattr("dogfit.autoencoder.trained.BLOCK", 256)
+    monkeypatch.setattr("dogfit.autoencoder.autoencoder.BLOCK", 256)
     np.testing.assert_allclose(trained.encode(fresh), whole, atol=2e-3)
 
 

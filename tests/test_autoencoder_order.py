@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from dogfit.autoencoder.order import shuffled_rows
+from dogfit.autoencoder.shuffle import shuffled_rows
 
 KEY = np.array([123, 456], np.uint32)
 shuffle = jax.jit(shuffled_rows, static_argnames="n")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dogfit.autoencoder import AutoencoderConfig, TooFewKernels, shares
-from dogfit.autoencoder.shares import Shares, digest_share, share_kernels
+from dogfit.autoencoder import AutoencoderConfig, TooFewKernels
+from dogfit.autoencoder import sharding as shares
+from dogfit.autoencoder.sharding import Shares, digest_share, share_kernels
 from dogfit.devices import data_mesh, deal
 from dogfit.errors import DogfitError, InputError
 

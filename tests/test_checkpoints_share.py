@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from dogfit.checkpoints import load_kernels
 from dogfit.checkpoints.files import LocalFile
 from dogfit.checkpoints.load import load_each
-from dogfit.checkpoints.share import load_share
+from dogfit.checkpoints.load_shard import load_share
 from dogfit.errors import InputError
 from tiny_checkpoints import convnext_tensors, random_tensor
 

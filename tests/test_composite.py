@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dogfit.composite import fit_composites
-from dogfit.fit import fit_kernels
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.composite import fit_composites
 from scipy_reference import draw
 
 FAMILIES = ("gaussian", "d1")

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from dogfit.console import INTERRUPTED, Progress, ctrl_c_between_steps
+from dogfit.runtime.progress import INTERRUPTED, Progress, ctrl_c_between_steps
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step():
@@ -52,7 +52,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
 
 def test_a_second_ctrl_c_ends_the_process():
     program = (
-        "import signal\nfrom dogfit.console import Progress, ctrl_c_between_steps\n"
+        "import signal\nfrom dogfit.runtime.progress import Progress, ctrl_c_between_steps\n"
         "with ctrl_c_between_steps(Progress()):\n"
         "    signal.raise_signal(signal.SIGINT); print('once', flush=True)\n"
         "    signal.raise_signal(signal.SIGINT); print('twice', flush=True)\n"

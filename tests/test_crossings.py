@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILY, search_bounds
-from dogfit.kernels.crossings import CROSSINGS, cross_edges, is_narrow
-from dogfit.kernels.newton import Box
-from dogfit.kernels.search import Effort, search_optimum
-from dogfit.kernels.seeds import energy_at
+from dogfit.fitting.families import FAMILY, search_bounds
+from dogfit.kernels.starts.edge_restarts import CROSSINGS, cross_edges, is_narrow
+from dogfit.kernels.types import Box, Effort
+from dogfit.kernels.xla.search import search_optimum
+from dogfit.kernels.xla.seeds import energy_at
 from scipy_reference import draw
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.kernels.custom import CustomModel, SearchRange
-from dogfit.kernels.derivatives import projected_derivatives, slopes
 from dogfit.kernels.linalg import project
-from dogfit.kernels.model import GaussianModel
-from dogfit.kernels.products import whiten
+from dogfit.kernels.model.custom import CustomModel, SearchRange
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.objective.derivatives import projected_derivatives, slopes
+from dogfit.kernels.objective.products import whiten
 from scipy_families import columns
 from scipy_reference import Problem, Reference
 
@@ -94,7 +94,7 @@ def test_energy_gradient_and_hessian(family, profile, weighted):
     pairs = [(a, b) for a in range(len(points)) for b in range(a + 1)]
     assert set(found.hessian) == set(pairs)
     assert len(found.gradient) == len(points)
-    movable = [a for a, can in enumerate(model.movable) if can]
+    movable = [a for a, can in enumerate(model.is_searched) if can]
     assert len(movable) == len(points) - 2 * (profile == "discrete")
     for row in range(ROWS):
         # The reference has rows first.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import scipy_families
-from dogfit.kernels.ellipses import elliptic_images
+from dogfit.kernels.model.ellipses import elliptic_images
 
 # Circles, and the corners of the bounds of shape.
 SHAPES = np.array(

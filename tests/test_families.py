@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.families import (
+from dogfit.fitting.families import (
     FAMILIES,
     FAMILY,
     basis_images,
@@ -18,7 +18,7 @@ from dogfit.families import (
     why_unidentifiable,
     with_profile,
 )
-from dogfit.kernels.custom import SearchRange
+from dogfit.kernels.model.custom import SearchRange
 from scipy_families import PROFILES
 from scipy_reference import basis, bounds, draw
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILY, custom_family
-from dogfit.fit import fit_kernel, fit_kernels, fit_stream
-from dogfit.fit_config import FitConfig
-from dogfit.fit_result import Status
-from dogfit.kernels.custom import SearchRange
+from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import FAMILY, custom_family
+from dogfit.fitting.result import Status
+from dogfit.kernels.model.custom import SearchRange
 from fit_drawings import leaves_equal, rows_of
 from scipy_reference import Reference, bounds, draw
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILY
-from dogfit.fit import fit_kernels
-from dogfit.fit_config import FitConfig
-from dogfit.fit_result import Status
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import FAMILY
+from dogfit.fitting.result import Status
 from fit_drawings import NAMES, SIZE, TRUTH, drawings, noisy
 from scipy_families import columns
 from scipy_reference import draw

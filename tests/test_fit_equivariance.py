@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dogfit.fit import fit_kernels
-from dogfit.fit_config import FitConfig
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.config import FitConfig
 from fit_drawings import (
     ENGINES,
     SIZE,

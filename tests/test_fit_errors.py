@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILY, custom_family, with_profile
-from dogfit.fit_result import standard_errors
-from dogfit.kernels.custom import SearchRange
+from dogfit.fitting.families import FAMILY, custom_family, with_profile
+from dogfit.fitting.result import standard_errors
+from dogfit.kernels.model.custom import SearchRange
 from scipy_reference import basis
 from test_families import EXAMPLES, textbook
 

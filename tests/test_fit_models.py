@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILY, custom_family, from_parameters, with_profile
-from dogfit.fit import fit_kernels
-from dogfit.fit_config import FitConfig
-from dogfit.fit_result import Status
-from dogfit.kernels.custom import SearchRange
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import FAMILY, custom_family, from_parameters, with_profile
+from dogfit.fitting.result import Status
+from dogfit.kernels.model.custom import SearchRange
 from dogfit.labels import label_fits
 from fit_drawings import (
     differences,

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILIES
-from dogfit.fit import fit_kernels
-from dogfit.fit_config import DEFAULT, FitConfig
-from dogfit.fit_result import Status
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.config import DEFAULT, FitConfig
+from dogfit.fitting.families import FAMILIES
+from dogfit.fitting.result import Status
 from fit_drawings import (
     ENGINES,
     drawings,

@@ -7,9 +7,9 @@ import numpy as np
 import polars
 import pytest
 
-from dogfit.families import FAMILY
-from dogfit.fit import fit_kernels
-from dogfit.fit_result import Status, concatenate
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.families import FAMILY
+from dogfit.fitting.result import Status, concatenate
 from scipy_reference import draw
 
 SIZE = 7

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILIES
-from dogfit.fit import fit_kernels
-from dogfit.fit_config import FitConfig
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import FAMILIES
 from fit_drawings import differences, fit_unoptimised, noisy, parameters_of, reported
 from scipy_reference import Reference, draw
 

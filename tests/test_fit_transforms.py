@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec
 from scipy.optimize import least_squares
 
 from dogfit.devices import data_mesh, rows
-from dogfit.families import FAMILIES, render
-from dogfit.families import FAMILY as FAMILY_OF
-from dogfit.fit import fit_kernel, fit_kernels, fit_stream
-from dogfit.fit_block import fit_sharded
-from dogfit.fit_config import FitConfig
+from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import FAMILIES, render
+from dogfit.fitting.families import FAMILY as FAMILY_OF
+from dogfit.fitting.program import fit_sharded
 from fit_drawings import ENGINES, leaves_equal
 from scipy_reference import basis as reference_basis
 from scipy_reference import bounds, draw, orthonormal

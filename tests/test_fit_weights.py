@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from dogfit.fit import fit_kernel, fit_kernels, fit_stream
-from dogfit.fit_config import FitConfig
-from dogfit.fit_result import Status
+from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.result import Status
 from fit_drawings import leaves_equal, rows_of
 from scipy_reference import Reference, draw
 

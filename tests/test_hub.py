@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save
 import dogfit.checkpoints.hub
 from dogfit.checkpoints import load_kernels
 from dogfit.errors import DogfitError, HubError, InputError
-from dogfit.replace import replace_kernels
+from dogfit.export.replace import replace_kernels
 from hub_server import COMMIT, Hub, serve
 
 REPO = "someone/tiny-convnext"

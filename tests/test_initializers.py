@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from jax.nn.initializers import lecun_normal, variance_scaling
 
-from dogfit.families import FAMILY, render
-from dogfit.fit import fit_kernels
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.families import FAMILY, render
 from dogfit.initializers import Fitted, Shapes, dog_derivative
 from dogfit.labels import label_fits
 

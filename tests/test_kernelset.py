@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from dogfit.errors import DogfitError, InputError
-from dogfit.kernelset import Flag, KernelSet, Layer, Skipped, Source
+from dogfit.kernelset.kernelset import Flag, KernelSet, Layer, Skipped, Source
 
 
 def _layer(name="a", model="m", position=0, size=3, channels=2, **more):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from dogfit.families import FAMILY
-from dogfit.fit import fit_kernels
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.families import FAMILY
 from dogfit.labels import LABELS, label_fits
 from scipy_reference import draw
 

@@ -12,9 +12,9 @@ from dogfit.kernels.linalg import (
     cholesky_solve,
     descent_solve,
     leverages,
-    map_parts,
+    map_chunks,
+    materialize,
     project,
-    settle,
 )
 
 
@@ -128,7 +128,7 @@ class TestSettle:
         x = jnp.arange(1.0, 4.0)
 
         def f(x):
-            first, (second,) = settle((x, [x * x]))
+            first, (second,) = materialize((x, [x * x]))
             return jnp.sum(first * second)
 
         for compute in (f, jax.jit(f)):
@@ -138,7 +138,7 @@ class TestSettle:
 
     def test_what_is_settled_is_no_part_of_what_follows(self):
         def f(x):
-            return jnp.stack([settle(jnp.cos(x)) * scale for scale in (1.0, 2.0)])
+            return jnp.stack([materialize(jnp.cos(x)) * scale for scale in (1.0, 2.0)])
 
         compiled = jax.jit(f).lower(jnp.ones(8)).compile().as_text()
         assert "call(" in compiled
@@ -155,7 +155,7 @@ def test_parts_of_a_batch_are_joined_in_order_and_empty_ones_passed_over(size):
         x, y = arrays["own"], arrays["shared"]
         return {"sum": x.sum((0, 1)) + y.sum(0), "index": jnp.argmax(x[:, 0], axis=0)[None] + 1}
 
-    found = jax.jit(lambda arrays: map_parts(function, arrays, size))({"own": own, "shared": shared})
+    found = jax.jit(lambda arrays: map_chunks(function, arrays, size))({"own": own, "shared": shared})
     # A part with some zeros is worked out, one of zeros alone is not.
     used = np.repeat(np.any(own.reshape(6, -1, size), axis=(0, 2)), size)
     np.testing.assert_allclose(found["sum"], np.where(used, own.sum((0, 1)) + 4, 0), rtol=1e-5)

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from scipy.special import erf
 
-from dogfit.kernels import native
-from dogfit.kernels.native import NativeEffort, NativeModel
+from dogfit.kernels.native import binding as native
+from dogfit.kernels.native.binding import NativeEffort, NativeModel
 from scipy_reference import Reference
 
 MODELS = {
@@ -209,7 +209,7 @@ def test_zero_and_spoilt_rows_end_at_once():
     for one in found:
         assert np.all(np.isfinite(one.point))
         np.testing.assert_array_equal(np.asarray(one.steps)[[4, 11, 13]], 0)
-        np.testing.assert_array_equal(np.asarray(one.promise)[[4, 11, 13]], 0)
+        np.testing.assert_array_equal(np.asarray(one.predicted_gain)[[4, 11, 13]], 0)
 
 
 @needs_build

@@ -11,11 +11,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import scipy_families
-from dogfit.fit import fit_kernels
-from dogfit.fit_config import THOROUGH, FitConfig
-from dogfit.kernels import native
-from dogfit.kernels.native import NativeModel
-from dogfit.kernels.search import Effort
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.config import THOROUGH, FitConfig
+from dogfit.kernels.native import binding as native
+from dogfit.kernels.native.binding import NativeModel
+from dogfit.kernels.types import Effort
 from scipy_reference import draw
 
 MODELS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dogfit.outputs import RESULTS, OutputError, Workspace, disk_trouble, make_whole, write_whole
+from dogfit.runtime.workspace import RESULTS, OutputError, Workspace, disk_trouble, make_whole, write_whole
 
 
 def tree(folder: Path) -> set[str]:
@@ -258,7 +258,7 @@ def test_a_killed_run_holds_nothing(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from dogfit.outputs import Workspace
+from dogfit.runtime.workspace import Workspace
 with Workspace(Path(sys.argv[1]), "f") as work:
     work.stage("fit", lambda: b"costly")
     print("ready", flush=True)

@@ -107,7 +107,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel, source):
     files += ["dogfit" / p.relative_to(source) for p in (source / "kernels").rglob("*.py")]
     expected = {path.as_posix() for path in files}
     held = {name for name in contents(wheel) if name.startswith("dogfit/")}
-    compiled = {name for name in held if name.startswith("dogfit/kernels/_native.")}
+    compiled = {name for name in held if name.startswith("dogfit/kernels/native/_native.")}
     assert held - compiled == expected
     # Optional, but nothing may hide that it does not build where there is a compiler.
     assert len(compiled) == (shutil.which("c++") is not None)
@@ -117,11 +117,13 @@ def test_the_wheel_holds_every_module_and_data_file(wheel, source):
 def test_the_sdist_builds_the_same_wheel_and_needs_no_compiler(source, wheel, tmp_path):
     call(sys.executable, "-m", "tarfile", "-e", build("sdist", source, tmp_path), tmp_path, cwd=tmp_path)
     (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    sources = {path.name for path in (source / "kernels" / "csrc").iterdir()}
-    assert {path.name for path in (unpacked / "kernels" / "csrc").iterdir()} == sources
+    sources = {path.name for path in (source / "kernels" / "native" / "csrc").iterdir()}
+    assert {path.name for path in (unpacked / "kernels" / "native" / "csrc").iterdir()} == sources
     (tmp_path / "out").mkdir()
     plain = contents(build("wheel", unpacked, tmp_path / "out", CC="false", CXX="false"))
-    assert plain == {name for name in contents(wheel) if not name.startswith("dogfit/kernels/_native.")}
+    assert plain == {
+        name for name in contents(wheel) if not name.startswith("dogfit/kernels/native/_native.")
+    }
 
 
 def test_no_top_level_kernels_is_installed(installed, tmp_path):

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import dogfit
-from dogfit.families import search_bounds
-from dogfit.fit_search import fused_effort
-from dogfit.kernels import pallas, search
-from dogfit.kernels.derivatives import projected_derivatives
-from dogfit.kernels.model import GaussianModel
-from dogfit.kernels.newton import Box
+from dogfit.fitting.families import search_bounds
+from dogfit.fitting.search import fused_effort
+from dogfit.kernels import pallas
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.objective.derivatives import projected_derivatives
 from dogfit.kernels.pallas.dictionary import dictionary
 from dogfit.kernels.pallas.lanes import half_erf, slopes
+from dogfit.kernels.types import Box
+from dogfit.kernels.xla import search
 from fit_drawings import real_kernels
 
 MODELS = {
@@ -135,7 +136,7 @@ def test_the_same_optima_as_the_plain_path(name):
     assert np.mean(here >= there - 1e-3) >= 0.95
     lower, upper = (np.asarray(bound) for bound in box(model, SIZE))
     assert np.all((found.point >= lower) & (found.point <= upper))
-    assert np.median(found.promise) < EFFORT.tolerance
+    assert np.median(found.predicted_gain) < EFFORT.tolerance
     assert np.all((found.steps > 0) & (found.agreeing >= 1))
 
 

@@ -6,9 +6,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from dogfit.errors import DogfitError
-from dogfit.fit import fit_kernels, fit_stream
-from dogfit.fit_config import FitConfig
-from dogfit.parquet_fits import fit_parquet
+from dogfit.fitting.api import fit_kernels, fit_stream
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.parquet import fit_parquet
 
 FAMILIES = ("gaussian", "d1")
 
@@ -81,7 +81,7 @@ class TestRows:
             seen.append(options)
             return fit_stream(blocks, families)
 
-        monkeypatch.setattr("dogfit.parquet_fits.fit_stream", keep)
+        monkeypatch.setattr("dogfit.fitting.parquet.fit_stream", keep)
         options = {
             "weights": np.ones((5, 5)),
             "bounds": {"sigma_px": (0.5, 1.0)},

@@ -11,8 +11,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from dogfit.devices import data_mesh
-from dogfit.fit import fit_kernels
-from dogfit.penalty import QUICK, depthwise_kernels, dog_penalty
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.penalty import QUICK, depthwise_kernels, dog_penalty
 from scipy_reference import draw
 
 SIZE, FAMILIES = 5, ("gaussian", "d1")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dogfit.families import FAMILY, basis_images, search_bounds
-from dogfit.pose import Pose, pose_of
+from dogfit.fitting.canonical import Pose, pose_of
+from dogfit.fitting.families import FAMILY, basis_images, search_bounds
 
 IMAGES_OF_A_SQUARE = [
     lambda w, turns=turns, swap=swap: np.rot90(w.swapaxes(0, 1) if swap else w, turns)

@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import eval_hermitenorm, ive
 
-from dogfit.kernels.profiles import PROFILES, VARIATIONS
+from dogfit.kernels.model.profiles import PROFILES, VARIATIONS
 
 HIGHEST = 6
 # Size, centre, sigma; half-taps, so that discrete profiles can take them too.

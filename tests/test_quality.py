@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from dogfit import quality
-from dogfit.quality import (
+from dogfit.analysis import layer_metrics as quality
+from dogfit.analysis.layer_metrics import (
     GaussianProcess,
     covariance,
     entropy_threshold,

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
 import dogfit
-from dogfit import replace as module
 from dogfit.checkpoints import load_kernels
 from dogfit.errors import DogfitError, InputError
-from dogfit.outputs import OutputError
-from dogfit.replace import matched, nearest_filter, reconstruction, replace_kernels
+from dogfit.export import replace as module
+from dogfit.export.replace import matched, nearest_filter, reconstruction, replace_kernels
+from dogfit.runtime.workspace import OutputError
 from model_files import stub_torchvision, write_checkpoint
 from tiny_checkpoints import convnext_tensors, random_tensor
 
@@ -413,7 +413,7 @@ def test_values_beyond_the_type_keep_their_kernel(tmp_path):
 def test_methods_of_the_command_line_are_those_of_the_function():
     from typing import get_args, get_type_hints
 
-    from dogfit.config import RunConfig
+    from dogfit.job.config import RunConfig
 
     offered = get_args(get_type_hints(RunConfig)["replace"])
     assert set(get_args(offered[0])) == set(module.METHODS)

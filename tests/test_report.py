@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from dogfit.analysis.layer_metrics import layer_quality
+from dogfit.analysis.results import RunResult
+from dogfit.analysis.summary import summarise
 from dogfit.checkpoints import load_kernels
 from dogfit.clusters import paper_dissimilarity, paper_r2
-from dogfit.kernelset import KernelSet
+from dogfit.kernelset.kernelset import KernelSet
 from dogfit.labels import LABELS
-from dogfit.quality import layer_quality
-from dogfit.report.gather import draw_figures
-from dogfit.report.page import report_page
-from dogfit.report.result import RunResult
-from dogfit.report.style import label_colours
-from dogfit.report.summary import summarise
+from dogfit.report.figures.draw import draw_figures
+from dogfit.report.figures.style import label_colours
+from dogfit.report.html import report_page
 from dogfit.report.tables import fitted_tensors, kernel_table, layer_table
 from dogfit.report.text import summary_lines
 from made_results import HOSTILE, K, make_result

@@ -7,12 +7,12 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from dogfit.analysis.results import RunResult
+from dogfit.analysis.summary import summarise
 from dogfit.labels import LABELS
-from dogfit.report import style
-from dogfit.report.cluster_charts import training_shares
-from dogfit.report.page import report_page
-from dogfit.report.result import RunResult
-from dogfit.report.summary import summarise
+from dogfit.report.figures import style
+from dogfit.report.figures.clusters import training_shares
+from dogfit.report.html import report_page
 from made_results import HOSTILE, SHOWN, K, make_result
 
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dogfit
-from dogfit.outputs import RESULTS
 from dogfit.run import main
+from dogfit.runtime.workspace import RESULTS
 from job_inputs import HOSTILE, blobs, checkpoint, exit_code
 
 STEPS = ["--steps", "50"]

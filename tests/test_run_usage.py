@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import dogfit
-from dogfit import config
 from dogfit.autoencoder import AutoencoderConfig
+from dogfit.job import config
 from dogfit.run import main
 from job_inputs import blobs, checkpoint, exit_code
 
@@ -185,7 +185,7 @@ def test_ctrl_c_exits_clean(source, tmp_path):
 
 
 def test_families_named_on_the_command_line_are_the_fitters():
-    from dogfit.families import FAMILIES, FAMILY
+    from dogfit.fitting.families import FAMILIES, FAMILY
 
     assert config.FAMILIES == FAMILIES
     assert set(config.ALL_FAMILIES) == set(FAMILY)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.kernels.custom import CustomModel, SearchRange
-from dogfit.kernels.dictionary import center_line
-from dogfit.kernels.model import GaussianModel
-from dogfit.kernels.newton import Box
-from dogfit.kernels.products import whiten
-from dogfit.kernels.seeds import find_seeds
+from dogfit.kernels.model.custom import CustomModel, SearchRange
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.objective.products import whiten
+from dogfit.kernels.starts.dictionary import center_line
+from dogfit.kernels.types import Box
+from dogfit.kernels.xla.seeds import find_seeds
 from scipy_reference import Reference, basis, bounds, orthonormal
 
 KX, KY, ROWS, COUNT = 7, 5, 12, 3

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dogfit import distributed, follow, together
-from dogfit.config import RunConfig
+from dogfit import distributed
 from dogfit.errors import DogfitError, HubError, InputError
+from dogfit.job import worker as follow
+from dogfit.job.config import RunConfig
+from dogfit.runtime import tasks as together
 from job_inputs import checkpoint
 
 

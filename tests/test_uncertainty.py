@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dogfit.families import FAMILY, render
-from dogfit.fit import fit_kernels
-from dogfit.fit_result import Status
+from dogfit.fitting.api import fit_kernels
+from dogfit.fitting.families import FAMILY, render
+from dogfit.fitting.result import Status
 from dogfit.uncertainty import (
     NOMINAL,
     Coverage,

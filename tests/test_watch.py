@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from dogfit.watch import LOST, LOST_CODE, run_watched
+from dogfit.runtime.supervisor import LOST, LOST_CODE, run_watched
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 A point is (x0, y0, log sigma[, log ratio]): centre in taps from the middle, x to the right. Every family is
 a sum of terms `T_i(x) T_j(y)` at one or two widths with free weights and a free offset, as in
-`dogfit.families`; `T_n` is `sigma**n` times the n-th derivative of a Gaussian integrated over each tap.
+`dogfit.fitting.families`; `T_n` is `sigma**n` times the n-th derivative of a Gaussian integrated over each
+tap.
 """
 
 from collections.abc import Mapping

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import dogfit
-from dogfit.families import FAMILY
+from dogfit.fitting.families import FAMILY
 from peers.common import FAMILIES, Family
 
 

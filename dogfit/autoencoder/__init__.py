@@ -1,8 +1,8 @@
 """One-dimensional code for kernels of one size: model, sharded training, saved form."""
 
+from dogfit.autoencoder.autoencoder import Autoencoder, load_autoencoders
 from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
 from dogfit.autoencoder.train import train_autoencoder
-from dogfit.autoencoder.trained import Autoencoder, load_autoencoders
 
 __all__ = [
     "MIN_KERNELS",

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float
 
-from dogfit.autoencoder import steps
+from dogfit.autoencoder import training_step as steps
+from dogfit.autoencoder.autoencoder import Autoencoder, collapsed, entropy_share
 from dogfit.autoencoder.config import AutoencoderConfig
-from dogfit.autoencoder.shares import Shares, check_mesh, share_kernels
-from dogfit.autoencoder.trained import Autoencoder, collapsed, entropy_share
+from dogfit.autoencoder.sharding import Shares, check_mesh, share_kernels
 from dogfit.devices import data_mesh, deal, everywhere, pad_rows, place, place_dealt, rows
 from dogfit.distributed import broadcast, wait_for_all
 from dogfit.errors import DogfitError
@@ -67,7 +67,7 @@ def train_autoencoder(
         checkpoints = None
         if checkpoint_dir is not None:
             # Orbax takes a second to import, and most callers train without it.
-            from dogfit.autoencoder.resume import Checkpoints, fingerprint
+            from dogfit.autoencoder.checkpointing import Checkpoints, fingerprint
 
             checkpoints = Checkpoints(Path(checkpoint_dir), fingerprint(shares, config), mesh)
             held.enter_context(contextlib.closing(checkpoints))

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dogfit.checkpoints.depthwise import Depthwise, Findings, find_depthwise
-from dogfit.checkpoints.dialects import bare_name, stage_and_block
+from dogfit.checkpoints.detect import Depthwise, Findings, find_depthwise
 from dogfit.checkpoints.files import (
     INDEX_SUFFIX,
     OTHER_FORMATS,
@@ -25,8 +24,9 @@ from dogfit.checkpoints.files import (
     read_index,
 )
 from dogfit.checkpoints.header import Tensor
+from dogfit.checkpoints.naming import bare_name, stage_and_block
 from dogfit.errors import InputError
-from dogfit.kernelset import KernelSet, Layer, Skipped, Source
+from dogfit.kernelset.kernelset import KernelSet, Layer, Skipped, Source
 
 # File names that every checkpoint has; the folder's name tells more.
 UNTELLING = ("model", "pytorch_model", "weights", "checkpoint")

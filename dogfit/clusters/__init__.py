@@ -1,6 +1,18 @@
 """From a code to named clusters, the evidence for and against them, and the few filters for all."""
 
-from dogfit.clusters.definitions import (
+from dogfit.clusters.label_statistics import (
+    Distance,
+    Interval,
+    Outlier,
+    TrainingRun,
+    label_shares,
+    outlying_shares,
+    share_distance,
+    share_intervals,
+    training_runs,
+)
+from dogfit.clusters.latent_segments import UNNAMED, Spectrum, Stretch, join_short, name_spectrum
+from dogfit.clusters.paper_criteria import (
     PAPER_DISSIMILARITY,
     PAPER_PATTERNS,
     paper_dissimilarity,
@@ -9,14 +21,6 @@ from dogfit.clusters.definitions import (
     paper_share,
     share_above,
     threshold_curve,
-)
-from dogfit.clusters.evidence import (
-    CountCurve,
-    Evidence,
-    Gap,
-    PartitionScore,
-    cluster_evidence,
-    gap_statistic,
 )
 from dogfit.clusters.partitions import (
     Agreement,
@@ -29,19 +33,7 @@ from dogfit.clusters.partitions import (
     silhouette,
     stability,
 )
-from dogfit.clusters.shares import (
-    Distance,
-    Interval,
-    Outlier,
-    TrainingRun,
-    label_shares,
-    outlying_shares,
-    share_distance,
-    share_intervals,
-    training_runs,
-)
-from dogfit.clusters.spectrum import UNNAMED, Spectrum, Stretch, join_short, name_spectrum
-from dogfit.clusters.universal import (
+from dogfit.clusters.universal_filters import (
     Matches,
     UniversalFilters,
     elbow,
@@ -50,6 +42,14 @@ from dogfit.clusters.universal import (
     match_filters,
     read_filters,
     universal_filters,
+)
+from dogfit.clusters.validation import (
+    CountCurve,
+    Evidence,
+    Gap,
+    PartitionScore,
+    cluster_evidence,
+    gap_statistic,
 )
 
 __all__ = [

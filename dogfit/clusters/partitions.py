@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from dogfit.autoencoder.trained import unit_rows
+from dogfit.autoencoder.autoencoder import unit_rows
 
 Method = Literal["k-means", "mixture"]
 METHODS: tuple[Method, ...] = ("k-means", "mixture")

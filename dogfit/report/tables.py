@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogfit.kernelset import KernelSet, Layer
-from dogfit.report.result import RunResult, SizeResult
+from dogfit.analysis.results import RunResult, SizeResult
+from dogfit.kernelset.kernelset import KernelSet, Layer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,8 +35,8 @@ def layer_table(summary: Mapping[str, Any]) -> "pl.DataFrame":
     """One row per layer, by size and network order: what `summary.json` says of it, as columns.
 
     Columns: size, model, layer, position, stage, block, kernels; median_r2 and the share of kernels past each
-    threshold for the network and every null; the measures of `dogfit.quality.layer_quality`; and the share of
-    each label.
+    threshold for the network and every null; the measures of `analysis.layer_metrics.layer_quality`; and the
+    share of each label.
     """
     import polars as pl
 

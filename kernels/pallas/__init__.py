@@ -10,14 +10,13 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 
-from dogfit.kernels.derivatives import Model
-from dogfit.kernels.model import GaussianModel
-from dogfit.kernels.newton import Box
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.objective.derivatives import Model
+from dogfit.kernels.objective.products import Image
 from dogfit.kernels.pallas import tpu, triton
 from dogfit.kernels.pallas.body import Plan, Tables
 from dogfit.kernels.pallas.dictionary import dictionary, padded_taps
-from dogfit.kernels.products import Image
-from dogfit.kernels.search import Effort, Found
+from dogfit.kernels.types import Box, Effort, Found
 
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "tpu": tpu}
 MAX_SIZE = 11

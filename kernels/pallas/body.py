@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.kernels.linalg import Symmetric, descent_solve, total
-from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.linalg import Symmetric, descent_solve, sum_arrays
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.pallas.lanes import Lanes, slopes
 
 # Any object that is indexed like an array and read or written there: a Pallas reference.
@@ -85,7 +85,7 @@ class SearchState(NamedTuple):
     trial: tuple[Lanes, ...]
     energy: Lanes
     predicted: Lanes
-    promise: Lanes
+    predicted_gain: Lanes
     damping: Lanes
     derivatives: tuple[Lanes, ...]
     left: Int[Array, "..."]
@@ -161,7 +161,7 @@ def _find_seeds(tables: Tables, seeds: Ref, project: Project, zero: Lanes, n: in
         first = tables.first[g]
 
         def tile(t: Int[Array, ""], best: Int[Array, "..."]) -> Int[Array, "..."]:
-            energies = total(project(tables.columns[t, q]) ** 2 for q in range(tables.columns.shape[1]))
+            energies = sum_arrays(project(tables.columns[t, q]) ** 2 for q in range(tables.columns.shape[1]))
             node = lax.broadcasted_iota(jnp.int32, energies.shape, 0) + (t - first) * energies.shape[0]
             packed = (lax.bitcast_convert_type(energies, jnp.int32) & ~low_bits) | node
             return jnp.maximum(best, jnp.max(packed, axis=0))
@@ -215,7 +215,7 @@ def initial_state(zero: Lanes, n: int) -> SearchState:
         trial=point,
         energy=-far,
         predicted=far,
-        promise=far,
+        predicted_gain=far,
         damping=zero,
         derivatives=(zero,) * (n + n * (n + 1) // 2),
         left=none,
@@ -265,7 +265,7 @@ def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], p
         trial=_choose(takes, point, state.trial),
         energy=jnp.where(takes, -2.0, state.energy),
         damping=jnp.where(takes, _FIRST_DAMPING, state.damping),
-        promise=jnp.where(takes, 2.0, state.promise),
+        predicted_gain=jnp.where(takes, 2.0, state.predicted_gain),
         left=jnp.where(takes, plan.steps, state.left),
         seed=jnp.where(free, seed, state.seed),
         starts=state.starts + takes.astype(jnp.int32),
@@ -284,7 +284,7 @@ def _climb(
     active = state.left > 0
     gain = here.energy - state.energy
     accepted = active & (gain >= 0)  # False for a non-finite trial
-    stuck = active & ~accepted & (state.promise < _NOISE)
+    stuck = active & ~accepted & (state.predicted_gain < _NOISE)
     agreement = gain / jnp.maximum(state.predicted, _SMALLEST)
     damping = state.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0))
     damping = jnp.where(accepted, damping, 4.0 * jnp.maximum(state.damping, 1e-2))
@@ -295,12 +295,12 @@ def _climb(
     derivatives = _choose(accepted, fresh, state.derivatives)
     gradient, entries = derivatives[: len(bounds)], derivatives[len(bounds) :]
     hessian = dict(zip(pairs, entries, strict=True))
-    trial, predicted, promise = _ascent_step(point, gradient, hessian, damping, bounds, model)
+    trial, predicted, predicted_gain = _ascent_step(point, gradient, hessian, damping, bounds, model)
 
-    promise = jnp.where(stuck, jnp.minimum(promise, plan.tolerance), promise)
-    hopeless = energy + _TRUST * promise + _AGREEMENT < state.best_energy
+    predicted_gain = jnp.where(stuck, jnp.minimum(predicted_gain, plan.tolerance), predicted_gain)
+    hopeless = energy + _TRUST * predicted_gain + _AGREEMENT < state.best_energy
     joins = (_distance(point, state.best_point, model) < _NEAR) & (state.best_promise < _NOISE)
-    ends = active & ((promise <= plan.tolerance) | hopeless | joins | (state.left == 1))
+    ends = active & ((predicted_gain <= plan.tolerance) | hopeless | joins | (state.left == 1))
     lead = energy - state.best_energy
     wins = ends & (lead > 0)
     agrees = ends & ((jnp.abs(lead) <= _AGREEMENT) | joins)
@@ -309,13 +309,13 @@ def _climb(
         trial=trial,
         energy=energy,
         predicted=predicted,
-        promise=promise,
+        predicted_gain=predicted_gain,
         damping=damping,
         derivatives=derivatives,
         left=jnp.where(ends, 0, state.left - active.astype(jnp.int32)),
         best_point=_choose(wins, point, state.best_point),
         best_energy=jnp.where(wins, energy, state.best_energy),
-        best_promise=jnp.where(wins, promise, state.best_promise),
+        best_promise=jnp.where(wins, predicted_gain, state.best_promise),
         agreeing=jnp.where(ends & (lead > _AGREEMENT) & ~joins, 1, state.agreeing + agrees.astype(jnp.int32)),
         steps=state.steps + active.astype(jnp.int32),
     )
@@ -356,7 +356,7 @@ def _ascent_step(
     }
     step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)
     excess = jnp.full_like(damping, 1.0)
-    for x, longest in zip(step, model.longest, strict=True):
+    for x, longest in zip(step, model.max_step, strict=True):
         excess = jnp.maximum(excess, jnp.abs(x) * (1.0 / longest))
     shrink = 1.0 / excess
     scales = model.scale(list(point))
@@ -365,8 +365,8 @@ def _ascent_step(
         for x, s, unit, (low, high) in zip(point, step, scales, bounds, strict=True)
     )
     moved = [(t - x) / unit for t, x, unit in zip(trial, point, scales, strict=True)]
-    predicted = total(2.0 * s * m for s, m in zip(slope, moved, strict=True)) + total(
+    predicted = sum_arrays(2.0 * s * m for s, m in zip(slope, moved, strict=True)) + sum_arrays(
         (1.0 if a == b else 2.0) * value * moved[a] * moved[b] for (a, b), value in hessian.items()
     )
     undamped = descent_solve(matrix, slope, 0.0 * damping, _LEAST_PIVOT)
-    return trial, predicted, total(s * x for s, x in zip(slope, undamped, strict=True))
+    return trial, predicted, sum_arrays(s * x for s, x in zip(slope, undamped, strict=True))

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dogfit.kernels.dictionary import KAPPAS, NARROW_KAPPAS, TIED_RATIOS, offset_line
-from dogfit.kernels.model import GaussianModel
-from dogfit.kernels.profiles import PROFILES
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.model.profiles import PROFILES
+from dogfit.kernels.starts.dictionary import KAPPAS, NARROW_KAPPAS, TIED_RATIOS, offset_line
 
 # Nodes per matrix product: what a warp's registers hold beside the taps.
 TILE = 32

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dogfit.kernels.linalg import cholesky_solve, total
-from dogfit.kernels.model import Calculus, Combination, GaussianModel
-from dogfit.kernels.products import RAISED
+from dogfit.kernels.linalg import cholesky_solve, sum_arrays
+from dogfit.kernels.model.gaussian import Calculus, Combination, GaussianModel
+from dogfit.kernels.objective.products import RAISED
 
 Lanes = Float[Array, "..."]
 # Row and column of a tap (x first) to its value.
@@ -99,7 +99,9 @@ class _Products:
 
     def inner(self, one: Products, other: Products) -> Lanes:
         """Inner product of two functions."""
-        return total(p * total(q * self._of_pairs(a, b) for b, q in other.items()) for a, p in one.items())
+        return sum_arrays(
+            p * sum_arrays(q * self._of_pairs(a, b) for b, q in other.items()) for a, p in one.items()
+        )
 
 
 def _needed_keys(model: GaussianModel) -> tuple[list[Key], list[tuple[Key, Key]], list[Pair]]:
@@ -129,9 +131,9 @@ def _along_y(
         for e in range(size + 1)
     ]
     profiles = {(w, o): [edges[v + 1][w][o] - edges[v][w][o] for v in range(size)] for w, o in keys}
-    means = {key: total(values) * (1.0 / size) for key, values in profiles.items()}
+    means = {key: sum_arrays(values) * (1.0 / size) for key, values in profiles.items()}
     centred = {key: [value - means[key] for value in values] for key, values in profiles.items()}
-    sums = {(a, b): total(p * q for p, q in zip(centred[a], centred[b], strict=True)) for a, b in grams}
+    sums = {(a, b): sum_arrays(p * q for p, q in zip(centred[a], centred[b], strict=True)) for a, b in grams}
     return profiles, _Axis(means, sums)
 
 
@@ -165,7 +167,7 @@ def _along_x(
         after = edge((u + 1).astype(center.dtype))
         here = between(before, after)
         values = [taps(u, v) for v in range(size)]
-        across = {y: total(a * b for a, b in zip(along_y[y], values, strict=True)) for y in keys}
+        across = {y: sum_arrays(a * b for a, b in zip(along_y[y], values, strict=True)) for y in keys}
         rest = {key: here[key] - about[key] for key in keys}
         return (
             after,
@@ -230,8 +232,8 @@ def _factor_of_pair(
     x = [[high - low for low, high in zip(*pair, strict=True)] for pair in itertools.pairwise(edges)]
     scaled = [share * value for value in y[0, 0]]
     rest = [wide * y[1, 0][v] - narrow * scaled[v] for narrow, wide in x for v in range(size)]
-    mean = total(rest) * (1.0 / size**2)
-    pivot = total((value - mean) * (value - mean) for value in rest)
+    mean = sum_arrays(rest) * (1.0 / size**2)
+    pivot = sum_arrays((value - mean) * (value - mean) for value in rest)
     whole = products.inner(columns[1], columns[1])
     first = _inverse_root(square, 0.0)
     return {(1, 0): share * square * first}, [first, _inverse_root(pivot, _LEAST_REST * whole)]
@@ -260,7 +262,7 @@ def slopes(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> S
         factor = _factor_of_pair(products, columns, point[0], inverse, along_y, size)
     else:
         factor = _factor(products, columns)
-    explained = [total(weight * of_taps[pair] for pair, weight in column.items()) for column in columns]
+    explained = [sum_arrays(weight * of_taps[pair] for pair, weight in column.items()) for column in columns]
     gains = cholesky_solve(factor, explained)
 
     def weighted(functions: list[Combination]) -> Combination:
@@ -292,7 +294,7 @@ def slopes(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> S
         for pair in part:
             if pair not in moments:
                 moments[pair] = of_taps[pair] - products.inner(fitted, {pair: 1.0})
-        return total(w * moments[p] for p, w in part.items()) if part else jnp.zeros_like(one)
+        return sum_arrays(w * moments[p] for p, w in part.items()) if part else jnp.zeros_like(one)
 
     coupling = []
     for a in range(n):
@@ -305,8 +307,8 @@ def slopes(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> S
     hessian = {
         (a, b): against(part)
         - products.inner(first[a], first[b])
-        + total(v * g for v, g in zip(coupling[a], solved[b], strict=True))
+        + sum_arrays(v * g for v, g in zip(coupling[a], solved[b], strict=True))
         for (a, b), part in second.items()
     }
-    energy = total(u * c for u, c in zip(gains, explained, strict=True))
+    energy = sum_arrays(u * c for u, c in zip(gains, explained, strict=True))
     return Slopes(energy, [against(part) for part in first], hessian)

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.pallas.body import Plan, Tables, search_block
 
 SUBLANES, _WIDTH = 8, 128

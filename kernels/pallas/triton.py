@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int
 
-from dogfit.kernels.model import GaussianModel
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.pallas.body import Plan, Tables, search_block
 
 LANES = 32

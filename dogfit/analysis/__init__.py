@@ -1,0 +1,1 @@
+"""What is found about the kernels of a network."""

@@ -1,0 +1,189 @@
+"""What a run found, as arrays: the input of every table, figure and page."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dogfit.kernelset.kernelset import KernelSet
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dogfit.clusters import Spectrum, UniversalFilters
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one set of kernels of one size fared: the network's own, or a null.
+
+    Attributes:
+      name: "network", or the name of the null.
+      kernels: centred, unit norm `[n, k, k]`; a row without a fit may be zero.
+      layer: index into `KernelSet.layers`, -1 for a null that stands for no layer `[n]`.
+      r2: of the best family `[n]`, NaN without a fit.
+      label: `[n]`.
+      cosine: similarity to the autoencoder's reconstruction `[n]`, NaN without one; None if none was trained.
+      code: place on the autoencoder's code `[n]`, NaN where there is none; None if none was trained.
+    """
+
+    name: str
+    kernels: Float[np.ndarray, "n k k"]
+    layer: Int[np.ndarray, " n"]
+    r2: Float[np.ndarray, " n"]
+    label: np.ndarray
+    cosine: Float[np.ndarray, " n"] | None = None
+    code: Float[np.ndarray, " n"] | None = None
+
+    def select(self, rows: np.ndarray | slice) -> "Scores":
+        """The scores of some rows, by mask, index or slice."""
+        return replace(
+            self,
+            kernels=self.kernels[rows],
+            layer=self.layer[rows],
+            r2=self.r2[rows],
+            label=self.label[rows],
+            cosine=None if self.cosine is None else self.cosine[rows],
+            code=None if self.code is None else self.code[rows],
+        )
+
+    def of_layers(self, layers: Sequence[int]) -> "Scores":
+        """The kernels of some layers; a null that stands for no layer stands for all."""
+        if self._stands_for_all:
+            return self
+        # Kernels are ordered by layer: what lies together is a view, and none of it is looked through.
+        # Of one type, or every search would copy them all.
+        wanted = np.unique(np.asarray(layers, self.layer.dtype))
+        starts, stops = (np.searchsorted(self.layer, wanted, side) for side in ("left", "right"))
+        if len(wanted) and (starts[1:] == stops[:-1]).all():
+            return self.select(slice(starts[0], stops[-1]))
+        return self.select(np.concatenate([np.zeros(0, int), *map(np.arange, starts, stops)]))
+
+    @cached_property
+    def _stands_for_all(self) -> bool:
+        if (self.layer < 0).all():
+            return True
+        if (self.layer < 0).any() or (np.diff(self.layer) < 0).any():
+            raise ValueError(f"{self.name}: kernels must be ordered by layer, or all stand for none")
+        return False
+
+    @cached_property
+    def label_counts(self) -> Counter[str]:
+        """Kernels by label."""
+        return Counter(self.label.tolist())
+
+    @cached_property
+    def r2_quantiles(self) -> dict[str, float | None]:
+        """Quantiles of R² where there is one, by their level."""
+        values = self.r2[np.isfinite(self.r2)].astype(np.float64)
+        levels = (5, 25, 50, 75, 95)
+        found = np.percentile(values, levels).tolist() if values.size else [None] * len(levels)
+        return {f"{level} %": value for level, value in zip(levels, found, strict=True)}
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A partition of the kernels of one size.
+
+    Attributes:
+      index: cluster of each kernel, -1 for kernels left out `[n]`.
+      names: of the clusters.
+      centres: one kernel for each cluster, unit norm `[m, k, k]`.
+    """
+
+    index: Int[np.ndarray, " n"]
+    names: tuple[str, ...]
+    centres: Float[np.ndarray, "m k k"]
+
+
+@dataclass(frozen=True)
+class Universal:
+    """Few filters that stand for all kernels, and controls.
+
+    Attributes:
+      found: by how they were found: forward selection among the network's kernels or a null's (judged on
+        those), backward elimination from as many decoded codes.
+      controls: explained energy of the network's kernels by 1, 2, ... filters taken at random.
+      given: filters to compare with, and the share of energy they explain; None if none has this size.
+    """
+
+    found: Mapping[str, "UniversalFilters"]
+    controls: Mapping[str, Float[np.ndarray, " m"]]
+    given: Float[np.ndarray, "r k k"] | None = None
+    given_explained: float | None = None
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """Everything about the kernels of one size.
+
+    Attributes:
+      own: the network's kernels, in the order of the `KernelSet` group.
+      good: those that can be analysed: neither constant nor zero nor damaged `[n]`.
+      nulls: the null kernels; `null_rate` is the share of each that its threshold lets pass.
+      fits: fitted numbers, a row per kernel.
+      templates: fitted kernels in the checkpoint's units `[n, k, k]`, NaN without a fit.
+      families: those fitted; `omitted` those this size cannot identify, with the reason.
+      kmeans: the baseline partition; None with fewer kernels than clusters.
+      agreement: ARI and NMI between partitions, by the pair's name.
+      spectrum: decoder spectrum; None if no autoencoder was trained, `no_autoencoder` says why.
+      stretches: partition of the kernels by the names of the stretches of the code.
+      heldout_loss: mean cosine dissimilarity on kernels the autoencoder did not see.
+      autoencoder_notes: what a reader must know about the training.
+      silhouette: of the partitions, by name.
+      universal: few filters that stand for all; None with fewer than two kernels.
+      evidence: for and against clusters, ready for JSON; None where it was not asked for.
+    """
+
+    own: Scores
+    good: Bool[np.ndarray, " n"]
+    nulls: tuple[Scores, ...]
+    null_rate: float
+    fits: "pl.DataFrame"
+    templates: Float[np.ndarray, "n k k"]
+    families: tuple[str, ...]
+    omitted: Mapping[str, str]
+    kmeans: Clusters | None = None
+    agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    silhouette: Mapping[str, float] = field(default_factory=dict)
+    spectrum: "Spectrum | None" = None
+    stretches: Clusters | None = None
+    heldout_loss: float | None = None
+    no_autoencoder: str | None = None
+    autoencoder_notes: tuple[str, ...] = ()
+    universal: Universal | None = None
+    evidence: Mapping[str, Any] | None = None
+
+    @property
+    def code(self) -> Float[np.ndarray, " n"] | None:
+        """Place of each kernel on the code `[n]`, NaN for kernels left out."""
+        return self.own.code
+
+    @cached_property
+    def usable(self) -> Scores:
+        """The network's kernels that can be analysed; all shares are of these."""
+        return self.own if self.good.all() else self.own.select(self.good)
+
+    @property
+    def clusters(self) -> Clusters | None:
+        """The named stretches of the code, or the k-means baseline where there is no code."""
+        return self.stretches or self.kmeans
+
+    @property
+    def nearest_null(self) -> Scores:
+        """The null that is hardest to beat: the last that has kernels."""
+        return [null for null in self.nulls if len(null.r2)][-1]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run: the kernels, the findings for each size, the deciding settings, and what was left out."""
+
+    kernelset: KernelSet
+    sizes: Mapping[int, SizeResult]
+    settings: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()

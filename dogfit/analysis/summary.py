@@ -1,0 +1,169 @@
+"""The numbers of a run as one plain dictionary: `summary.json`, and all that the page and the terminal say.
+
+A share of kernels never stands alone: wherever one is given, the nulls' shares are beside it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import dogfit
+from dogfit.analysis.layer_metrics import layer_quality
+from dogfit.analysis.results import RunResult, Scores, SizeResult
+from dogfit.analysis.shares import patterns, share_sections, threshold_curves, universal
+from dogfit.clusters import paper_dissimilarity, paper_r2, share_above
+from dogfit.kernelset.kernelset import Flag, KernelSet
+from dogfit.nulls import threshold_at_rate
+
+HIGH_R2 = 0.8
+
+
+def summarise(result: RunResult) -> dict[str, Any]:
+    """Everything a reader is told, ready for JSON; the same for the same inputs, seed and device."""
+    kernelset = result.kernelset
+    return {
+        "dogfit": dogfit.__version__,
+        "settings": dict(result.settings),
+        "models": [_model(kernelset, name) for name in kernelset.models],
+        "left_out": list(result.left_out),
+        "sizes": {str(size): _size(kernelset, size, found) for size, found in result.sizes.items()},
+    }
+
+
+def _model(kernelset: KernelSet, name: str) -> dict[str, Any]:
+    layers = [layer for layer in kernelset.layers if layer.model == name]
+    kernels = {
+        size: sum(layer.channels for layer in layers if layer.size == size) for size in kernelset.sizes
+    }
+    return {
+        "name": name,
+        "layers": len(layers),
+        "kernels": {str(size): count for size, count in kernels.items() if count},
+    }
+
+
+def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
+    group = kernelset.groups[size]
+    own = found.usable
+    everyone = (own, *found.nulls)
+    models = {
+        name: [i for i, layer in enumerate(kernelset.layers) if layer.model == name]
+        for name in kernelset.models
+    }
+    return {
+        "kernels": len(found.good),
+        "flagged": {flag.name.lower(): int(np.sum(group.flag == flag)) for flag in Flag if flag != Flag.OK},
+        "fitted": int(np.sum(np.isfinite(own.r2))),
+        "null_kernels": {null.name: len(null.r2) for null in found.nulls},
+        "families": _counts(found.fits["family"].to_list(), found.families),
+        "omitted_families": dict(found.omitted),
+        "r2": {scores.name: scores.r2_quantiles for scores in everyone},
+        "shares": _shares(everyone, size, null_thresholds(found), null_thresholds(found, "cosine")),
+        "curves": threshold_curves(everyone),
+        "labels": _labels(everyone),
+        "autoencoder": _autoencoder(found),
+        "kmeans": {"clusters": len(found.kmeans.names)} if found.kmeans else None,
+        "agreement": {pair: dict(values) for pair, values in found.agreement.items()},
+        "silhouette": dict(found.silhouette),
+        "patterns": patterns(found, size),
+        "label_shares": share_sections(kernelset, size, found),
+        "universal": universal(found),
+        "evidence": found.evidence,
+        "by_model": [
+            {"model": name, **_part(everyone, size, layers)}
+            for name, layers in models.items()
+            if np.isin(group.layer, layers).any()
+        ],
+        "by_layer": [
+            {**_layer(kernelset, index), **_part(everyone, size, [index])}
+            for index in np.unique(group.layer).tolist()
+        ],
+    }
+
+
+def null_thresholds(found: SizeResult, measure: str = "r2") -> dict[str, float]:
+    """Threshold of each null at the rate asked for, by the null's name; empty if nothing was measured."""
+    values = {null.name: getattr(null, measure) for null in found.nulls}
+    return {
+        name: threshold_at_rate(of, found.null_rate)
+        for name, of in values.items()
+        if of is not None and np.isfinite(of).any()
+    }
+
+
+def _shares(
+    everyone: Sequence[Scores],
+    size: int,
+    r2_rates: Mapping[str, float],
+    cosine_rates: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Share of kernels and of every null above each threshold; our definition first, then the paper's."""
+    similarity = 1 - paper_dissimilarity(size)
+    asked = [
+        ("r2", paper_r2(size), "the paper's threshold"),
+        ("r2", HIGH_R2, "a close fit"),
+        *(("r2", threshold, f"null rate of {name}") for name, threshold in r2_rates.items()),
+        ("cosine", similarity, "the paper's criterion"),
+        *(("cosine", threshold, f"null rate of {name}") for name, threshold in cosine_rates.items()),
+    ]
+    return [
+        {
+            "measure": measure,
+            "threshold": threshold,
+            "meaning": meaning,
+            "shares": {scores.name: share_above(getattr(scores, measure), threshold) for scores in everyone},
+        }
+        for measure, threshold, meaning in asked
+        if getattr(everyone[0], measure) is not None
+    ]
+
+
+def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[str, Any]:
+    """The shares of some layers, beside the nulls drawn for them and those that stand for no layer."""
+    part = [scores.of_layers(layers) for scores in everyone]
+    return {
+        "kernels": len(part[0].r2),
+        "median_r2": {scores.name: scores.r2_quantiles["50 %"] for scores in part},
+        "shares": _shares(part, size, {}, {}),
+        "labels": _labels(part),
+    }
+
+
+def _layer(kernelset: KernelSet, index: int) -> dict[str, Any]:
+    layer = kernelset.layers[index]
+    about = {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
+    group = kernelset.groups[layer.size]
+    start, stop = np.searchsorted(group.layer, np.array([index, index + 1], group.layer.dtype))
+    return {**about, "quality": layer_quality(group.kernels[start:stop])}
+
+
+def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
+    """How many kernels of the network and of each null bear each label, in display order, unused ones not."""
+    from dogfit.labels import LABELS
+
+    counts = {scores.name: scores.label_counts for scores in everyone}
+    used = [label for label in LABELS if any(count[label] for count in counts.values())]
+    return {label: {name: count[label] for name, count in counts.items()} for label in used}
+
+
+def _autoencoder(found: SizeResult) -> dict[str, Any]:
+    if found.stretches is None or found.spectrum is None:
+        return {"left_out": found.no_autoencoder}
+    counts = [int(np.sum(found.stretches.index == index)) for index in range(len(found.stretches.names))]
+    return {
+        "left_out": None,
+        "notes": list(found.autoencoder_notes),
+        "heldout_dissimilarity": found.heldout_loss,
+        "clusters": dict(zip(found.stretches.names, counts, strict=True)),
+        "stretches": [
+            {"name": name, "start": float(start), "stop": float(stop)}
+            for start, stop, name in found.spectrum.stretches
+        ],
+    }
+
+
+def _counts(values: Sequence[str | None], order: Sequence[str]) -> dict[str, int]:
+    count = Counter(values)
+    return {name: count[name] for name in order}

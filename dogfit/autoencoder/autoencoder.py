@@ -1,0 +1,301 @@
+"""A trained autoencoder: apply it, save it, load it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import ArrayLike, Bool, Float
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from dogfit.autoencoder import training_step as steps
+from dogfit.autoencoder.config import AutoencoderConfig
+from dogfit.autoencoder.network import Params
+from dogfit.devices import pad_rows
+from dogfit.errors import InputError
+
+FILE = "autoencoder.safetensors"
+FORMAT = "dogfit-autoencoder-1"
+NORMALISATION = "each kernel minus its mean, divided by its Frobenius norm"
+BLOCK = 4096
+NORMALISED_AT_ONCE = 65_536
+# The encoder is dead when its codes fill fewer than about three of 64 equal bins (entropy as a share of
+# log 64); the decoder when its reconstructions vary less than a tenth as much as the kernels do.
+BINS, DEAD_ENCODER, DEAD_DECODER = 64, 0.25, 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Autoencoder:
+    """Kernels of one size on a code in [0, 1], and back.
+
+    A kernel and its negative are different shapes here, on and off, and get different codes, unless
+    `config.tie_sign` ties them: then both have one code, cosines are absolute, and the decoded kernel stands
+    for either.
+
+    Attributes:
+      params: weights of the kept restart, a nested dict of arrays.
+      config: what it was trained with.
+      size: taps per side of its kernels.
+      history: float32 `[steps, restarts]`, mean cosine loss of each training batch at the nearest of 128
+        points of the decoder's curve.
+      heldout_losses: float32 `[restarts]`, mean cosine dissimilarity (1 - cosine) of the held-out kernels.
+      encoder_losses: float32 `[restarts]`, the same when the encoder's own code is used without a search.
+      code_use: float32 `[restarts]`, 0 when the encoder gives all kernels one code, 1 when its codes fill
+        [0, 1] evenly.
+      shape_use: float32 `[restarts]`, variance of the reconstructions as a share of the kernels' own.
+      restart: index of the kept restart.
+    """
+
+    params: Params
+    config: AutoencoderConfig
+    size: int
+    history: Float[np.ndarray, "steps restarts"]
+    heldout_losses: Float[np.ndarray, "restarts"]
+    encoder_losses: Float[np.ndarray, "restarts"]
+    code_use: Float[np.ndarray, "restarts"]
+    shape_use: Float[np.ndarray, "restarts"]
+    restart: int
+
+    @property
+    def heldout_loss(self) -> float:
+        return float(self.heldout_losses[self.restart])
+
+    @property
+    def encoder_loss(self) -> float:
+        return float(self.encoder_losses[self.restart])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know: collapsed or diverged restarts; empty when all is well."""
+        lost = int(np.sum(~np.isfinite(self.heldout_losses)))
+        dead = int(np.sum(collapsed(self.code_use, self.shape_use)))
+        total = len(self.heldout_losses)
+        notes = []
+        if lost:
+            notes.append(f"{lost} of {total} restarts diverged and were left out")
+        if self.collapsed:
+            notes.append(f"the code collapsed in all {total} restarts: clusters from it mean nothing")
+        elif dead:
+            notes.append(f"the code collapsed in {dead} of {total} restarts; a sound one was kept")
+        return tuple(notes)
+
+    @property
+    def collapsed(self) -> bool:
+        """True when the kept restart gives nearly all kernels one code, or one reconstruction."""
+        return bool(collapsed(self.code_use, self.shape_use)[self.restart])
+
+    def encode(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
+        """Code of each kernel `[n, k, k]`, in [0, 1]; `[n, code_dim]` when the code has several numbers.
+
+        Kernels are centred and scaled here; constant and non-finite ones get NaN. The encoder is continuous
+        and must err where similar kernels belong on far parts of the curve; so its code is compared with a
+        search over the decoder's curve, and the better is returned. `search=False` gives the encoder's own.
+        """
+        return self.encode_and_score(kernels, search=search)[0]
+
+    def decode(self, code: ArrayLike) -> Float[np.ndarray, "m k k"]:
+        """Centred unit-norm kernels at codes `[m]` (`[m, code_dim]` when the code has several numbers)."""
+        codes = np.asarray(code, np.float32).reshape(-1, self.config.code_dim)
+        taps = steps.decode_block(self.params, codes, self.config, self.size**2)
+        return np.asarray(taps).reshape(-1, self.size, self.size)
+
+    def reconstruction_cosine(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
+        """Cosine of each centred kernel `[n, k, k]` with its reconstruction; NaN where there is no shape."""
+        return self.encode_and_score(kernels, search=search)[1]
+
+    def encode_and_score(
+        self, kernels: ArrayLike, *, search: bool = True
+    ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+        """What `encode` and `reconstruction_cosine` return, for the work of one of them."""
+        array = _square(kernels, self.size)
+        code = np.empty((len(array), self.config.code_dim), np.float32)
+        cosine = np.empty(len(array), np.float32)
+        for start in range(0, len(array), BLOCK):
+            taps, good = unit_rows(array[start : start + BLOCK])
+            here = slice(start, start + len(taps))
+            # Small inputs are padded to a power of two, so that few programs are compiled.
+            padded, _ = pad_rows(taps, BLOCK if len(array) > BLOCK else 1 << (len(taps) - 1).bit_length())
+            out = steps.encode_block(self.params, padded, self.config)
+            best, fit = out[:2] if search else out[2:]
+            code[here] = np.where(good[:, None], np.asarray(best)[: len(taps)], np.nan)
+            cosine[here] = np.where(good, np.asarray(fit)[: len(taps)], np.nan)
+        return (code[:, 0] if self.config.code_dim == 1 else code), cosine
+
+    def to_bytes(self) -> bytes:
+        """As one safetensors file: weights, settings, input normalisation, and how training went."""
+        tensors = {
+            f"params.{k}": np.array(v) for k, v in flatten_dict(_text_keys(self.params), sep=".").items()
+        }
+        tensors |= {name: getattr(self, name) for name in _ARRAYS}
+        # safetensors writes the memory of an array as it lies, strides unseen.
+        tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        about = {
+            "format": FORMAT,
+            "size": self.size,
+            "restart": self.restart,
+            "normalisation": NORMALISATION,
+            "config": dataclasses.asdict(self.config),
+        }
+        return save(tensors, metadata={"dogfit": json.dumps(about)})
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the autoencoder as one safetensors file into `directory`; whole, or not at all."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE
+        part = folder / f".{FILE}.part"
+        try:
+            part.write_bytes(self.to_bytes())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Autoencoder":
+        """Read what `save` wrote; `directory` may also name the file.
+
+        Raises:
+          InputError: the file is missing, damaged or not an autoencoder of this format.
+        """
+        path = Path(directory)
+        path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"no autoencoder at {path}; expected a folder that holds {FILE}")
+        try:
+            return cls.from_bytes(path.read_bytes())
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not a dogfit autoencoder, or is damaged: {error}") from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Autoencoder":
+        """What `to_bytes` gave.
+
+        Raises:
+          SafetensorError, KeyError, TypeError, ValueError: it is no autoencoder of this format, or damaged.
+        """
+        tensors = load(data)
+        # The library gives the metadata of files alone: 8 bytes of length, then the header's JSON.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header.get("__metadata__", {}).get("dogfit", "{}"))
+        if about.get("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, found {about.get('format')}")
+        if about["normalisation"] != NORMALISATION:
+            raise ValueError(f"its kernels are normalised otherwise: {about['normalisation']}")
+        config = AutoencoderConfig.from_json(about["config"])
+        flat = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
+        params = _layer_numbers(unflatten_dict(flat, sep="."))
+        one = dataclasses.replace(config, restarts=1)
+        wanted = jax.eval_shape(lambda: steps.initial_state(one, about["size"] ** 2)["params"])
+        if jax.tree.structure(wanted) != jax.tree.structure(params):
+            raise ValueError("its tensors are not those of its configuration")
+        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(params), strict=True):
+            if a.shape[1:] != b.shape:
+                raise ValueError(f"a weight has shape {b.shape}, its configuration asks for {a.shape[1:]}")
+        return cls(
+            params=params,
+            config=config,
+            size=about["size"],
+            restart=about["restart"],
+            **{name: tensors[name] for name in _ARRAYS},
+        )
+
+
+def load_autoencoders(path: str | Path) -> dict[int, Autoencoder]:
+    """The autoencoders at `path`, by kernel size.
+
+    Args:
+      path: a file that `Autoencoder.save` wrote, its folder, a folder of such folders, or a results folder
+        of the main job.
+
+    Raises:
+      InputError: there is none, two are for one size, or one is damaged.
+    """
+    root = Path(path)
+    folder = root / "autoencoder" if (root / "autoencoder").is_dir() else root
+    single = folder.is_file() or (folder / FILE).is_file()
+    files = [folder] if single else sorted(folder.glob(f"*/{FILE}"))
+    if not files:
+        raise InputError(
+            f"no autoencoder at {root}; expected an {FILE}, or a folder or results folder that holds one"
+        )
+    found: dict[int, Autoencoder] = {}
+    for file in files:
+        autoencoder = Autoencoder.load(file)
+        if autoencoder.size in found:
+            k = autoencoder.size
+            raise InputError(f"{root} holds two autoencoders for {k}x{k} kernels; give the path of one")
+        found[autoencoder.size] = autoencoder
+    return found
+
+
+_ARRAYS = ("history", "heldout_losses", "encoder_losses", "code_use", "shape_use")
+
+
+def unit_rows(
+    kernels: ArrayLike, size: int | None = None
+) -> tuple[Float[np.ndarray, "n taps"], Bool[np.ndarray, "n"]]:
+    """Flatten kernels `[n, k, k]`, remove their means and scale them to unit norm.
+
+    Returns:
+      float32 rows, all zero where a kernel is constant or not finite, and a mask that is False on those.
+
+    Raises:
+      ValueError: if the shape is not `[n, k, k]`, or k is not `size` where one is given.
+    """
+    array = _square(kernels, size)
+    unit = np.empty((len(array), array.shape[1] ** 2), np.float32)
+    good = np.empty(len(array), bool)
+    # In blocks, because each step below makes a copy, and of millions of kernels one copy is enough.
+    for start in range(0, len(array), NORMALISED_AT_ONCE):
+        here = slice(start, start + NORMALISED_AT_ONCE)
+        unit[here], good[here] = _unit_block(array[here].reshape(len(array[here]), -1).astype(np.float32))
+    return unit, good
+
+
+def _unit_block(
+    rows: Float[np.ndarray, "b taps"],
+) -> tuple[Float[np.ndarray, "b taps"], Bool[np.ndarray, "b"]]:
+    finite = np.asarray(np.isfinite(rows).all(axis=1))
+    rows = np.where(finite[:, None], rows, 0)
+    scale = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = rows / np.where(scale > 0, scale, 1)
+    rows -= rows.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.sum(rows**2, axis=1))
+    # Below this the taps differ by rounding alone.
+    good = finite & (norm > 1e-5)
+    return np.where(good[:, None], rows / np.where(good, norm, 1)[:, None], 0), good
+
+
+def _square(kernels: ArrayLike, size: int | None = None) -> Float[np.ndarray, "n k k"]:
+    array = np.asarray(kernels)
+    if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
+        k = size or "k"
+        raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
+    return array
+
+
+def entropy_share(codes: Float[np.ndarray, "n code"]) -> float:
+    """Entropy of the codes over 64 equal bins, as a share of the most it can be; of the busiest number."""
+    shares = [np.histogram(c, bins=BINS, range=(0, 1))[0] / len(codes) for c in codes.T]
+    return float(max(-np.sum(p[p > 0] * np.log(p[p > 0])) for p in shares) / np.log(BINS))
+
+
+def collapsed(code_use: Float[np.ndarray, "r"], shape_use: Float[np.ndarray, "r"]) -> Bool[np.ndarray, "r"]:
+    """Restarts whose encoder or decoder is dead."""
+    return (code_use < DEAD_ENCODER) | (shape_use < DEAD_DECODER)
+
+
+def _text_keys(tree: Any) -> Any:
+    return {str(k): _text_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _layer_numbers(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _layer_numbers(v) for k, v in tree.items()}

@@ -1,0 +1,279 @@
+"""Which tensors of a checkpoint are depthwise kernels."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from dogfit.checkpoints.header import FLOATS, Tensor
+from dogfit.checkpoints.naming import (
+    AVERAGED,
+    DEPTHWISE,
+    NOT_A_KERNEL,
+    OPTIMISER,
+    QUANTISED,
+    bare_name,
+    network_order,
+)
+
+# Beyond every kernel in use; (64, 64, 3, 1) is an ordinary 3x1 convolution.
+MAX_SIZE = 63
+# Output channels per input channel that are believed without a name that says depthwise.
+MULTIPLIERS = (1, 2)
+AMBIGUOUS = "ambiguous, perhaps an ordinary convolution with one input channel; an include pattern takes it"
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A tensor that holds depthwise kernels, or has their shape."""
+
+    tensor: Tensor
+    layout: str
+    """`ckk`, `c1kk` (PyTorch), `kk1c` (Flax) or `kkcm` (Keras, TensorFlow)."""
+    size: int
+    channels: int
+
+    def kernels(self, content: bytes) -> Float32[np.ndarray, "c k k"]:
+        """Taps from the tensor's bytes, output channels in the order of the framework."""
+        taps = self.tensor.decode(content)
+        if self.layout.startswith("kk"):
+            taps = np.moveaxis(taps.reshape(self.size, self.size, self.channels), 2, 0)
+        return np.ascontiguousarray(taps.reshape(self.channels, self.size, self.size))
+
+    def with_kernels(
+        self, content: bytes, rows: Bool[np.ndarray, "c"], kernels: Float32[np.ndarray, "c k k"]
+    ) -> tuple[bytes, Bool[np.ndarray, "c"]]:
+        """The tensor's bytes with the kernels of some rows put in; the other rows keep theirs bit for bit.
+
+        Returns:
+          The bytes, and the rows put in: a kernel that the tensor's type cannot hold is left out.
+        """
+        kind = self.tensor.kind
+        with np.errstate(over="ignore"):
+            rounded = kernels.astype(kind)
+        rows = rows & np.isfinite(rounded.astype(np.float32)).all(axis=(1, 2))
+        stored = np.frombuffer(content, kind).copy()
+        if self.layout.startswith("kk"):
+            view = stored.reshape(self.size, self.size, self.channels)
+            view[:, :, rows] = np.moveaxis(rounded[rows], 0, 2)
+        else:
+            stored.reshape(self.channels, self.size, self.size)[rows] = rounded[rows]
+        return stored.tobytes(), rows
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Depthwise tensors in network order, and what was left out."""
+
+    layers: tuple[Depthwise, ...]
+    skipped: tuple[tuple[Tensor, str], ...]
+    bare_names: Mapping[str, str]
+    """Names without wrappers; they tell stage and block."""
+
+
+def find_depthwise(
+    tensors: Mapping[str, Tensor],
+    *,
+    order: Mapping[str, int] | None = None,
+    channels_first_3d: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Findings:
+    """Recognise depthwise kernels by shape, layout and place in the network.
+
+    A tensor has the shape if it holds floats and is (C m, 1, k, k) in a PyTorch file, or (k, k, 1, C m) or
+    (k, k, C, m) in a file with channels last; k > 1. An ordinary convolution with one input channel, such as
+    the first of a network for grey images, has that shape too. So a tensor counts as depthwise only if
+
+    1. its name says so (`dwconv`, `conv_dw`, `depthwise`, ...), or
+    2. it is not the first convolution of the network or of a branch, an earlier layer puts out C channels
+       and a later one takes or puts out C m. Where the network's first convolution has one input channel, the
+       layers right before and right after must fit. Or
+    3. 1 or 2 holds for a tensor whose name differs in numbers only: the same part of another block.
+
+    The rest is ambiguous: left out and reported. Never depthwise are optimiser moments, fixed filters,
+    position tables, integers and a single kernel. If a weight has a moving average as well, the average is
+    taken.
+
+    Args:
+      tensors: all tensors of the checkpoint.
+      order: place of each name in the network where the file states it; otherwise names decide.
+      channels_first_3d: whether tensors of shape (C, k, k) are kernels, as the file's metadata may state.
+      include: patterns of names to accept whenever the shape allows, (C, k, k) included.
+      exclude: patterns of names to leave out; overrules `include`.
+    """
+    names, dropped = _network(tensors)
+    ordered = sorted(names, key=lambda name: _place(name, names[name], order))
+    network = [tensors[name] for name in ordered]
+    channels_last = _channels_last(network)
+    candidates: dict[str, Depthwise] = {}
+    skipped: list[tuple[Tensor, str]] = []
+    for tensor in [*network, *(tensors[name] for name in dropped)]:
+        included = _matches(tensor.name, include)
+        shape = _by_shape(tensor, channels_last, channels_first_3d or included)
+        if shape is None:
+            continue
+        if isinstance(shape, str):
+            skipped.append((tensor, shape))
+        elif _matches(tensor.name, exclude):
+            skipped.append((tensor, "excluded by pattern"))
+        elif reason := None if included else dropped.get(tensor.name) or _never(tensor, shape):
+            skipped.append((tensor, reason))
+        else:
+            candidates[tensor.name] = shape
+    accepted = _inside_network(network, candidates, channels_last)
+    for name, candidate in candidates.items():
+        if candidate.layout == "ckk" or _matches(name, include):
+            accepted.add(name)
+        elif name not in accepted:
+            skipped.append((candidate.tensor, AMBIGUOUS))
+    layers = tuple(candidates[name] for name in candidates if name in accepted)
+    return Findings(layers, tuple(skipped), names)
+
+
+def _network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split the names into one copy of the network and the rest.
+
+    Returns:
+      The network's names, each with the bare name that tells its place, and the other names with the reason.
+    """
+    names: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    copies: dict[str, list[str]] = {}
+    for name in tensors:
+        if OPTIMISER.search(name):
+            dropped[name] = "optimiser state"
+        elif QUANTISED.search(name):
+            dropped[name] = "companion of a quantised weight"
+        else:
+            copies.setdefault(bare_name(name), []).append(name)
+    # Some averages are stored under the name of their weight without its dots.
+    for bare in list(copies):
+        for name in copies.get(undotted := bare.replace(".", ""), []) if "." in bare else []:
+            if AVERAGED.search(name):
+                copies[bare] += copies.pop(undotted)
+                break
+    for same in copies.values():
+        same.sort(key=lambda name: AVERAGED.search(name) is None)
+        chosen, *others = same
+        names[chosen] = bare_name(others[0] if others else chosen)
+        averaged = AVERAGED.search(chosen) is not None
+        for other in others:
+            dropped[other] = (
+                "its moving average is taken instead" if averaged else "a second copy under another prefix"
+            )
+    return names, dropped
+
+
+def _by_shape(tensor: Tensor, channels_last: bool, allow_3d: bool) -> Depthwise | str | None:
+    """The tensor as depthwise kernels; a reason if it comes close; None if its shape is another."""
+    shape = tensor.shape
+    if len(shape) == 3 and allow_3d:
+        layout, (channels, height, width) = "ckk", shape
+    elif len(shape) != 4:
+        return None
+    elif not channels_last and shape[1] == 1:
+        layout, (channels, _, height, width) = "c1kk", shape
+    elif channels_last and shape[2] == 1:
+        layout, (height, width, _, channels) = "kk1c", shape
+    elif channels_last and (shape[3] == 1 or DEPTHWISE.search(tensor.name)):
+        layout, (height, width, channels) = "kkcm", (*shape[:2], shape[2] * shape[3])
+    else:
+        return None
+    if (height <= 1 and width <= 1) or max(height, width) > MAX_SIZE or channels < 1:
+        return None
+    if height != width:
+        return "not square" if height and width else None
+    if tensor.dtype not in FLOATS:
+        return f"stored as {tensor.dtype}; only floating-point kernels are read"
+    return Depthwise(tensor, layout, height, channels)
+
+
+def _never(tensor: Tensor, shape: Depthwise) -> str | None:
+    if NOT_A_KERNEL.search(re.sub(r"[./](weight|kernel)$", "", tensor.name)):
+        return "a fixed filter or a table, by its name"
+    if shape.channels == 1:
+        return "a single kernel: one channel to one channel"
+    return None
+
+
+def _channels_last(network: Sequence[Tensor]) -> bool:
+    """Whether convolutions are stored (height, width, in, out), judged over all of them."""
+    votes = 0
+    for tensor in network:
+        # (1, 1, 1, C) scales channels, in either layout.
+        if len(tensor.shape) == 4 and tensor.shape[:3] != (1, 1, 1):
+            first, second, third, fourth = tensor.shape
+            leading, trailing = first == second <= MAX_SIZE, third == fourth <= MAX_SIZE
+            votes += int(leading and not trailing) - int(trailing and not leading)
+    if votes == 0:
+        votes = sum(tensor.name.endswith("kernel") for tensor in network)
+    return votes > 0
+
+
+def _inside_network(
+    network: Sequence[Tensor], candidates: Mapping[str, Depthwise], channels_last: bool
+) -> set[str]:
+    """Candidates that name or neighbours show to be depthwise: rules 1 to 3 of `find_depthwise`."""
+    weights = [tensor for tensor in network if len(tensor.shape) in (2, 4)]
+    convolutions = [t.name for t in weights if len(t.shape) == 4 and t.dtype in FLOATS]
+    named = {name for name in candidates if DEPTHWISE.search(name)}
+    stem = convolutions[0] if convolutions and convolutions[0] in candidates.keys() - named else None
+    ordinary = {_inner(name) for name in convolutions if name not in candidates}
+    # (in, out) of every layer; a depthwise one counts as (1, out).
+    ends = [(t.shape[-2], t.shape[-1]) if channels_last else (t.shape[1], t.shape[0]) for t in weights]
+    fits = _beside if stem else _between
+    accepted = named | {
+        weights[index].name
+        for index in fits(ends, [candidates.get(t.name) for t in weights])
+        if weights[index].name != stem and _inner(weights[index].name) not in ordinary
+    }
+    parts = {_part(name) for name in accepted} - {_part(stem or "")}
+    return accepted | {name for name in candidates if _part(name) in parts}
+
+
+def _between(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
+    """Places of candidates that a layer anywhere before feeds, and whose output one after takes."""
+    first_out: dict[int, int] = {}
+    last_use: dict[int, int] = {}
+    for index, (taken, put_out) in enumerate(ends):
+        first_out.setdefault(put_out, index)
+        last_use[taken] = last_use[put_out] = index
+    for index, layer in enumerate(layers):
+        if layer and last_use.get(layer.channels, 0) > index:
+            inputs = [layer.channels // m for m in MULTIPLIERS if layer.channels % m == 0]
+            if any(first_out.get(width, index) < index for width in inputs):
+                yield index
+
+
+def _beside(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
+    """Places of candidates fed by the layer right before, whose output the next ordinary layer takes."""
+    following: tuple[int, int] = (0, 0)
+    for index in range(len(ends) - 1, 0, -1):
+        layer = layers[index]
+        if layer is None:
+            following = ends[index]
+        elif layer.channels in following and layer.channels in [m * ends[index - 1][1] for m in MULTIPLIERS]:
+            yield index
+
+
+def _inner(name: str) -> str:
+    """The name without its first part: two branches of a network often differ in nothing else."""
+    return re.split(r"[./]", name, maxsplit=1)[-1]
+
+
+def _part(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _place(name: str, bare: str, order: Mapping[str, int] | None) -> tuple:
+    if order is None:
+        return network_order(bare)
+    return (0, order[name]) if name in order else (1, network_order(bare))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,1 @@
+"""Fits of every kernel with every family."""

@@ -1,0 +1,280 @@
+"""Model families: what is fitted, what its parameters mean, and how it looks.
+
+Coordinates: x to the right (last axis), y down (rows), both in taps from the middle of the kernel;
+correlation order, as PyTorch stores kernels. Every family has a free offset.
+
+| family | shape | parameters beside offset, x0_px, y0_px, sigma_px |
+|---|---|---|
+| gaussian | a Gaussian | amplitude |
+| dog | two concentric Gaussians | amplitude_center, amplitude_surround, sigma_surround_px |
+| d1 | first derivative along theta | amplitude, theta_rad |
+| d2 | second derivatives along theta and across | amplitude_1, amplitude_2, theta_rad |
+| dog_d1, dog_d2 | the same of a Gaussian less a wider one | sigma_surround_px, surround_weight too |
+| `*_elliptic` | each of the above, of elliptic Gaussians | aspect, phi_rad too |
+
+Gains multiply `sigma**n` times the n-th derivative of the unit-mass Gaussian. `theta_rad` turns from +x
+towards +y (clockwise on screen): for first derivatives their direction, for second derivatives the axis of
+`amplitude_1`, the larger of the two along principal axes. Of an ellipse, `sigma_px` is the geometric mean of
+its widths, `aspect` the ratio of the longer to the shorter and `phi_rad` the direction of the longer.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from dogfit.kernels.model.custom import CustomModel, SearchRange
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.objective.derivatives import Model
+
+# Bounds of the search; of the widths in taps and of log aspect along each of two axes.
+MIN_RATIO, MAX_RATIO = 1.1, 8.0
+# Derivatives of a DoG of closer widths are those of the next orders, and no longer to be told from them.
+MIN_TIED_RATIO = 1.5
+MAX_SHAPE = math.log(3.0)
+# A family is fitted where at least this many taps are left over to test it.
+MIN_RESIDUAL_TAPS = 3
+
+# Reported parameters that stand for a search parameter.
+_REPORTED = {
+    "x0": ("x0_px",),
+    "y0": ("y0_px",),
+    "log_sigma": ("sigma_px",),
+    "log_ratio": ("sigma_surround_px",),
+    "kappa": ("surround_weight",),
+    "e1": ("aspect", "phi_rad"),
+    "e2": ("aspect", "phi_rad"),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One reported parameter."""
+
+    name: str
+    unit: str
+    """"px" (taps), "rad", "weight" (the kernel's own unit) or "ratio"."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of functions: its model and its reported parameters."""
+
+    name: str
+    model: Model
+    """Basis solved for linearly beside the offset, and what is searched."""
+    parameters: tuple[Parameter, ...]
+    """As reported, one per degree of freedom."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the reported parameters."""
+        return tuple(p.name for p in self.parameters)
+
+
+def _gaussian_family(name: str, model: GaussianModel) -> Family:
+    gains = {0: ("amplitude",), 1: ("amplitude",), 2: ("amplitude_1", "amplitude_2")}[model.order]
+    if model.two_widths and not model.tied:
+        gains = ("amplitude_center", "amplitude_surround")
+    units = {"offset": "weight"} | dict.fromkeys(gains, "weight")
+    units |= {"theta_rad": "rad"} if model.order else {}
+    units |= dict.fromkeys(("x0_px", "y0_px", "sigma_px"), "px")
+    units |= {"sigma_surround_px": "px"} if model.two_widths else {}
+    units |= {"surround_weight": "ratio"} if model.tied else {}
+    units |= {"aspect": "ratio", "phi_rad": "rad"} if model.elliptic else {}
+    return Family(name, model, tuple(Parameter(*item) for item in units.items()))
+
+
+_ROUND = {
+    "gaussian": GaussianModel(0),
+    "dog": GaussianModel(0, two_widths=True),
+    "d1": GaussianModel(1),
+    "d2": GaussianModel(2),
+    "dog_d1": GaussianModel(1, two_widths=True, tied=True),
+    "dog_d2": GaussianModel(2, two_widths=True, tied=True),
+}
+FAMILY: Mapping[str, Family] = MappingProxyType(
+    {name: _gaussian_family(name, model) for name, model in _ROUND.items()}
+    | {
+        f"{name}_elliptic": _gaussian_family(f"{name}_elliptic", replace(model, elliptic=True))
+        for name, model in _ROUND.items()
+    }
+)
+"""Families by name."""
+
+FAMILIES = ("gaussian", "dog", "d1", "d2")
+"""Families fitted when none are named."""
+
+
+def custom_family(
+    name: str,
+    basis: Callable[..., Sequence[Float[Array, "h w"]]],
+    ranges: Mapping[str, SearchRange],
+    gains: Sequence[str],
+) -> Family:
+    """A family of your own: a basis function in, the same search, projection, status and errors out.
+
+    The best of the nodes of all `ranges` are the starts; derivatives come from JAX. Every evaluation makes
+    the basis and its second derivatives, so it is slower than the families built in. A family made once is
+    compiled once: keep it.
+
+    Args:
+      name: how results call it.
+      basis: `basis(x, y, *parameters)` gives the functions whose weights are solved for, as images `[h, w]`;
+        `x` and `y` are the coordinates of the taps `[h, w]`, the parameters scalars in the order of `ranges`.
+        It must be differentiable twice by JAX. The offset is added.
+      ranges: searched parameters with their bounds and numbers of nodes.
+      gains: names of the functions' weights, one each.
+
+    Raises:
+      ValueError: for a name that is taken, or no parameter to search.
+    """
+    if name in FAMILY:
+        raise ValueError(f"{name} is the name of a family built in; choose another")
+    if not ranges or not gains:
+        raise ValueError(f"family {name} needs at least one range and one gain")
+    names = ("offset", *gains, *ranges)
+    if len(set(names)) != len(names):
+        raise ValueError(f"family {name} names a parameter twice: {', '.join(names)}")
+    units = dict.fromkeys(("offset", *gains), "weight")
+    units |= {n: "px" if n.endswith("_px") else "rad" if n.endswith("_rad") else "ratio" for n in ranges}
+    model = CustomModel(basis, tuple(ranges.items()), len(gains))
+    return Family(name, model, tuple(Parameter(*item) for item in units.items()))
+
+
+def with_profile(family: Family, profile: str) -> Family:
+    """The family with another profile; a custom family has its own."""
+    if isinstance(family.model, CustomModel):
+        return family
+    return replace(family, model=replace(family.model, profile=profile))
+
+
+def search_bounds(model: Model, shape: tuple[int, int]) -> tuple[list[float], list[float]]:
+    """Lower and upper bounds of the search parameters (`model.names`) for kernels `[h, w]`."""
+    if isinstance(model, CustomModel):
+        return [r.low for _, r in model.ranges], [r.high for _, r in model.ranges]
+    height, width = shape
+    ranges = {
+        "x0": (-width / 2, width / 2),
+        "y0": (-height / 2, height / 2),
+        "log_sigma": (math.log(model.min_sigma), math.log(max(shape))),
+        "log_ratio": (math.log(MIN_TIED_RATIO if model.tied else MIN_RATIO), math.log(MAX_RATIO)),
+        "kappa": (0.0, 1.0),
+        "e1": (-MAX_SHAPE, MAX_SHAPE),
+        "e2": (-MAX_SHAPE, MAX_SHAPE),
+    }
+    lower, upper = zip(*(ranges[name] for name in model.names), strict=True)
+    return list(lower), list(upper)
+
+
+def reported_names(model: Model, search_parameter: str) -> tuple[str, ...]:
+    """Reported parameters that a search parameter stands behind."""
+    return (search_parameter,) if isinstance(model, CustomModel) else _REPORTED[search_parameter]
+
+
+def why_unidentifiable(family: Family, shape: tuple[int, int]) -> str | None:
+    """Why kernels `[h, w]` cannot test a family, or None if they can."""
+    height, width = shape
+    if height * width - len(family.parameters) >= MIN_RESIDUAL_TAPS:
+        return None
+    return (
+        f"{family.name} has {len(family.parameters)} parameters and a {height}x{width} kernel "
+        f"{height * width} taps; at least {MIN_RESIDUAL_TAPS} taps must be left over to test a fit"
+    )
+
+
+def basis_images(
+    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
+) -> list[Float[Array, "h w b"]]:
+    """A model's basis, uncentred, at search points."""
+    height, width = shape
+    return [jnp.swapaxes(image, 0, 1) for image in model.images(list(point), (width, height))]
+
+
+def varying_images(
+    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
+) -> list[tuple[Float[Array, "h w b"], Float[Array, " b"]]]:
+    """A model's basis less a constant each, of which it keeps more digits, and the constants."""
+    height, width = shape
+    images = model.varying_images(list(point), (width, height))
+    return [(jnp.swapaxes(image, 0, 1), level) for image, level in images]
+
+
+def to_parameters(
+    model: Model, point: Float[Array, "p b"], offset: Float[Array, " b"], gains: list[Float[Array, " b"]]
+) -> Float[Array, "b m"]:
+    """Reported parameters, in the order of `Family.parameters`."""
+    if isinstance(model, CustomModel):
+        return jnp.stack([offset, *gains, *point], axis=-1)
+    at = dict(zip(model.names, point, strict=True))
+    sigma = jnp.exp(at["log_sigma"])
+    if model.order == 1:
+        along_x, along_y = gains
+        gains = [jnp.hypot(along_x, along_y), jnp.arctan2(along_y, along_x)]
+    elif model.order == 2:
+        gains = list(_principal_axes(*gains))
+    values = [offset, *gains, at["x0"], at["y0"], sigma]
+    if model.two_widths:
+        values.append(sigma * jnp.exp(at["log_ratio"]))
+    if model.tied:
+        values.append(at["kappa"])
+    if model.elliptic:
+        values += [jnp.exp(jnp.hypot(at["e1"], at["e2"])), 0.5 * jnp.arctan2(at["e2"], at["e1"])]
+    return jnp.stack(values, axis=-1)
+
+
+def from_parameters(
+    family: Family, parameters: Float[Array, "b m"]
+) -> tuple[Float[Array, "p b"], Float[Array, " b"], list[Float[Array, " b"]]]:
+    """Search point, offset and gains of reported parameters: the inverse of `to_parameters`."""
+    model, columns = family.model, jnp.moveaxis(parameters, -1, 0)
+    if isinstance(model, CustomModel):
+        first = 1 + model.gains
+        return columns[first:], columns[0], list(columns[1:first])
+    values = dict(zip(family.names, columns, strict=True))
+    gains = [values[name] for name in family.names if name.startswith("amplitude")]
+    if model.order:
+        cos, sin = jnp.cos(values["theta_rad"]), jnp.sin(values["theta_rad"])
+        if model.order == 1:
+            gains = [gains[0] * cos, gains[0] * sin]
+        else:
+            first, second = gains
+            gains = [
+                first * cos**2 + second * sin**2,
+                2 * (first - second) * cos * sin,
+                first * sin**2 + second * cos**2,
+            ]
+    point = [values["x0_px"], values["y0_px"], jnp.log(values["sigma_px"])]
+    if model.two_widths:
+        point.append(jnp.log(values["sigma_surround_px"]) - point[2])
+    if model.tied:
+        point.append(values["surround_weight"])
+    if model.elliptic:
+        log_aspect, twice = jnp.log(values["aspect"]), 2 * values["phi_rad"]
+        point += [log_aspect * jnp.cos(twice), log_aspect * jnp.sin(twice)]
+    return jnp.stack(point), values["offset"], gains
+
+
+def _principal_axes(xx: Array, xy: Array, yy: Array) -> tuple[Array, Array, Array]:
+    """Principal values, larger magnitude first, and the axis of the first, of [[xx, xy/2], [xy/2, yy]]."""
+    middle, spread = (xx + yy) / 2, jnp.hypot((xx - yy) / 2, xy / 2)
+    high_axis = 0.5 * jnp.arctan2(xy, xx - yy)
+    high_first = middle >= 0
+    # The axis of the lower value is a quarter turn away; axes have no direction, so keep (-pi/2, pi/2].
+    low_axis = jnp.where(high_axis > 0, high_axis - jnp.pi / 2, high_axis + jnp.pi / 2)
+    first = jnp.where(high_first, middle + spread, middle - spread)
+    second = jnp.where(high_first, middle - spread, middle + spread)
+    return first, second, jnp.where(high_first, high_axis, low_axis)
+
+
+def render(family: Family, parameters: Float[Array, "b m"], shape: tuple[int, int]) -> Float[Array, "b h w"]:
+    """Images of a family, from its reported parameters."""
+    point, offset, gains = from_parameters(family, parameters)
+    image = jnp.broadcast_to(offset[None, None, :], (*shape, parameters.shape[0]))
+    for gain, function in zip(gains, basis_images(family.model, point, shape), strict=True):
+        image = image + gain[None, None, :] * function
+    return lax.transpose(image, (2, 0, 1))

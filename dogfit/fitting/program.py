@@ -1,0 +1,253 @@
+"""The compiled pass: a block of kernels with every family, seeded, refined and selected."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from dogfit.fitting.canonical import Pose, pose_of
+from dogfit.fitting.config import FitConfig
+from dogfit.fitting.families import Family, to_parameters, varying_images, with_profile
+from dogfit.fitting.result import FitResult, Status
+from dogfit.fitting.search import Images, Search, search_models, tolerance_of
+from dogfit.kernels.linalg import largest_tap, leverages, materialize, project, sum_arrays, sum_taps
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.objective.derivatives import slopes
+from dogfit.kernels.objective.products import mean_taps, whiten
+from dogfit.kernels.types import Box, Found
+
+
+class _Unit(NamedTuple):
+    """Kernels about their mean and of unit energy, and what undoes that; batch last, whitened by weights."""
+
+    images: Images
+    mean: Float[Array, " b"]
+    amplitude: Float[Array, " b"]
+    taps: Float[Array, " b"]
+    status: Int[Array, " b"]
+
+    @property
+    def fitted(self) -> Bool[Array, " b"]:
+        return self.status == Status.CONVERGED
+
+
+class _FamilyFit(NamedTuple):
+    """One family fitted to a block."""
+
+    parameters: Float[Array, "b p"]
+    unexplained: Float[Array, " b"]
+    score: Float[Array, " b"]
+    status: Int[Array, " b"]
+    held: Bool[Array, "b s"]
+    found: Found
+
+
+@functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))
+def fit_block(
+    kernels: Float[Array, "b h w"],
+    weights: Float[Array, "b h w"] | None,
+    boxes: dict[str, Box],
+    families: tuple[Family, ...],
+    omitted: tuple[tuple[str, str], ...],
+    config: FitConfig,
+) -> FitResult:
+    """Fit kernels with all families: every stage, in one compiled program.
+
+    Args:
+      kernels: taps.
+      weights: of taps, not negative; all alike if None.
+      boxes: bounds narrower than the families' own, by family name.
+      families: static, as are `omitted` and `config`.
+    """
+    weight = None if weights is None else lax.transpose(weights, (1, 2, 0))
+    images = lax.transpose(kernels, (1, 2, 0))
+    pose = None
+    # Bounds and bases of a caller's own belong to the kernels as they are.
+    if not boxes and all(isinstance(family.model, GaussianModel) for family in families):
+        pose = materialize(pose_of(images, weight))
+        images, weight = pose.apply(images), None if weight is None else pose.apply(weight)
+    unit = materialize(_normalise(images, weight))
+    weight = _relative(weight, unit)
+    profiled = [with_profile(family, config.profile) for family in families]
+    searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
+    founds = search_models(lax.stop_gradient(unit.images), weight, searches, config)
+    fits = [
+        _fit_family(unit, weight, pose, search.bounds(unit.images), family, config, found)
+        for family, search, found in zip(profiled, searches, founds, strict=True)
+    ]
+
+    r2_by_family = 1.0 - jnp.stack([fit.unexplained for fit in fits], axis=1)
+    r2_by_family = jnp.where(unit.fitted[:, None], r2_by_family, jnp.nan)
+    score = jnp.stack([fit.score for fit in fits], axis=1)
+    choice = jnp.argmin(jnp.where(unit.fitted[:, None], score, 0.0), axis=1)
+
+    def chosen(values: Array) -> Array:
+        return jnp.take_along_axis(values, choice[:, None], axis=1)[:, 0]
+
+    statuses = jnp.stack([fit.status for fit in fits], axis=1)
+    status = jnp.where(unit.fitted[:, None], statuses, unit.status[:, None])
+    best_r2 = chosen(r2_by_family)
+    unexplained = jnp.where(unit.fitted, jnp.maximum(1.0 - best_r2, 0.0), 1.0)
+    rmse = lax.stop_gradient(unit.amplitude * jnp.sqrt(unexplained / unit.taps))
+    return FitResult(
+        models=families,
+        omitted=omitted,
+        shape=(kernels.shape[1], kernels.shape[2]),
+        profile=config.profile,
+        criterion=config.criterion,
+        family=jnp.where(unit.fitted, choice, -1).astype(jnp.int8),
+        r2=best_r2,
+        rmse=jnp.where(unit.fitted, rmse, jnp.nan),
+        status=chosen(status),
+        r2_by_family=r2_by_family,
+        score_by_family=jnp.where(unit.fitted[:, None], score, jnp.nan),
+        status_by_family=status,
+        parameters={
+            f.name: jnp.where(unit.fitted[:, None], fit.parameters, jnp.nan)
+            for f, fit in zip(families, fits, strict=True)
+        },
+        held={f.name: fit.held for f, fit in zip(families, fits, strict=True)},
+        predicted_gain=jnp.stack([fit.found.predicted_gain for fit in fits], axis=1),
+        steps=jnp.stack([fit.found.steps for fit in fits], axis=1),
+        agreeing=jnp.stack([fit.found.agreeing for fit in fits], axis=1),
+        weights=weights,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("families", "omitted", "config", "mesh"))
+def fit_sharded(
+    kernels: Float[Array, "b h w"],
+    weights: Float[Array, "b h w"] | None,
+    boxes: dict[str, Box],
+    families: tuple[Family, ...],
+    omitted: tuple[tuple[str, str], ...],
+    config: FitConfig,
+    mesh: Mesh,
+) -> FitResult:
+    """`fit_block` on each device's own rows, a multiple of them in all, with no word between devices."""
+    rows, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    own = PartitionSpec(None, mesh.axis_names)
+    box_specs = jax.tree.map(lambda side: everywhere if side.shape[-1] == 1 else own, boxes)
+
+    def fit(
+        kernels: Float[Array, "b h w"], weights: Float[Array, "b h w"] | None, boxes: dict[str, Box]
+    ) -> FitResult:
+        return fit_block(kernels, weights, boxes, families, omitted, config)
+
+    specs = (rows, None if weights is None else rows, box_specs)
+    return jax.shard_map(fit, mesh=mesh, in_specs=specs, out_specs=rows)(kernels, weights, boxes)
+
+
+def _normalise(kernels: Images, weights: Images | None) -> _Unit:
+    counted = jnp.ones_like(kernels) if weights is None else weights
+    used = counted > 0
+    taps = sum_taps(used.astype(kernels.dtype))
+    # What is not finite has no product with zero.
+    finite = sum_taps(0.0 * jnp.where(used, kernels, 0.0)) == 0
+    if weights is not None:
+        finite = finite & jnp.all(weights >= 0, axis=(0, 1))
+    safe = jnp.where(used & finite[None, None, :], kernels, 0.0)
+    counted = jnp.where(used, counted, 0.0)
+    everything = jnp.where(taps > 0, sum_taps(counted), 1.0)
+    # Scaled before squaring, so that kernels of any magnitude are alike.
+    largest = largest_tap(jnp.abs(safe))
+    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    scaled = safe / scale[None, None, :]
+    mean = sum_taps(counted * scaled) / everything
+    # Weights count relatively: as many taps as have any.
+    relative = counted * (taps / everything)[None, None, :]
+    centred = jnp.sqrt(relative) * (scaled - mean[None, None, :])
+    energy = sum_taps(centred**2)
+    # Equal up to rounding.
+    varied = energy > taps * (4 * float(jnp.finfo(kernels.dtype).eps)) ** 2
+    fitted = finite & varied
+    energy = jnp.where(fitted, energy, 1.0)
+    images = jnp.where(fitted[None, None, :], centred / jnp.sqrt(energy)[None, None, :], 0.0)
+    bad = jnp.where(finite, jnp.int8(Status.CONSTANT), jnp.int8(Status.NONFINITE))
+    status = jnp.where(fitted, jnp.int8(Status.CONVERGED), bad)
+    return _Unit(images, mean * scale, scale * jnp.sqrt(energy), jnp.maximum(taps, 1.0), status)
+
+
+def _relative(weights: Images | None, unit: _Unit) -> Images | None:
+    """Weights as they count: relatively, as many taps as have any."""
+    if weights is None:
+        return None
+    # A kernel without any weight is not fitted, but must not divide by nothing.
+    empty = sum_taps(weights) <= 0
+    weights = jnp.where(empty[None, None, :], 1.0, weights)
+    return weights * (unit.taps / sum_taps(weights))[None, None, :]
+
+
+def _fit_family(
+    unit: _Unit,
+    weights: Images | None,
+    pose: Pose | None,
+    box: Box,
+    family: Family,
+    config: FitConfig,
+    found: Found,
+) -> _FamilyFit:
+    """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
+    model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
+    columns = varying_images(model, found.point, shape)
+    solved = materialize(project(unit.images, [whiten(column, weights) for column, _ in columns]))
+    unexplained, means = materialize(
+        (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
+    )
+    offset = -sum_arrays(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
+    held = (found.point <= box.lower) | (found.point >= box.upper)
+    # A centre that only ever takes the seeds' places is at no bound.
+    held = held & jnp.asarray(model.is_searched)[:, None]
+    point, gains, held_as_given = found.point, solved.weights, held
+    if pose is not None and isinstance(model, GaussianModel):
+        point, gains = pose.undo_point(model, point), pose.undo_gains(model, gains)
+        held_as_given = pose.undo_held(model, held)
+    values = to_parameters(
+        model, point, unit.mean + unit.amplitude * offset, [unit.amplitude * gain for gain in gains]
+    )
+    # Ten times the tolerance: rows stop one step after it is met, or when rounding stops the ascent.
+    done = found.predicted_gain <= 10 * tolerance_of(unit.images.dtype)
+    settled = jnp.where(jnp.any(held, axis=0), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
+    status = jnp.where(done, settled, jnp.int8(Status.MAX_STEPS))
+    score = _score(unit, weights, family, config, found, unexplained, solved.residual, solved.weights)
+    return _FamilyFit(values, unexplained, score, status, held_as_given.T, found)
+
+
+def _score(
+    unit: _Unit,
+    weights: Images | None,
+    family: Family,
+    config: FitConfig,
+    found: Found,
+    unexplained: Float[Array, " b"],
+    residual: Images,
+    gains: list[Float[Array, " b"]],
+) -> Float[Array, " b"]:
+    """What the choice among families minimises, up to what all have in common."""
+    taps, free = unit.taps, len(family.parameters)
+    # A perfect fit has no finite likelihood; below rounding one fit is as good as another.
+    floor = float(jnp.finfo(unexplained.dtype).eps) ** 2 * taps
+    if config.criterion == "cv":
+        shape = (residual.shape[0], residual.shape[1])
+        point = list(found.point)
+        changes = slopes(family.model, point, gains, (shape[1], shape[0]))
+        columns = [
+            jnp.ones_like(residual),
+            *(image for image, _ in varying_images(family.model, found.point, shape)),
+            *(jnp.swapaxes(change, 0, 1) for change in changes),
+        ]
+        root = 1.0 if weights is None else jnp.sqrt(weights)
+        # A tap that a parameter is there for alone cannot be predicted from the others.
+        left = jnp.maximum(1.0 - leverages([root * column for column in columns]), 1e-3)
+        unexplained = sum_taps((residual / left) ** 2)
+        return lax.stop_gradient(taps * jnp.log(jnp.maximum(unexplained, floor) / taps))
+    likelihood = taps * jnp.log(jnp.maximum(unexplained, floor) / taps)
+    if config.criterion == "bic":
+        return likelihood + free * jnp.log(taps)
+    # The noise level is a parameter too (Hurvich and Tsai, 1989); more parameters than taps bear: never.
+    spare = taps - free - 2
+    return jnp.where(spare > 0, likelihood + 2 * (free + 1) * taps / jnp.where(spare > 0, spare, 1), jnp.inf)

@@ -1,0 +1,305 @@
+"""What a fit returns: scores, parameters and status of every kernel, and what follows from them."""
+
+import enum
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dogfit.fitting.families import (
+    Family,
+    basis_images,
+    from_parameters,
+    render,
+    reported_names,
+    to_parameters,
+    with_profile,
+)
+from dogfit.kernels.objective.derivatives import slopes
+
+if TYPE_CHECKING:
+    import polars
+
+# Rows rendered, or differentiated, at once.
+_ROWS = 512
+# Rows whose Jacobians are held at once, in float64.
+_ERROR_ROWS = 8_192
+
+
+class Status(enum.IntEnum):
+    """What became of a row, or of one family of a row."""
+
+    CONVERGED = 0
+    """Inside the bounds."""
+    MAX_STEPS = 1
+    """Step limit reached: raise `FitConfig.steps`."""
+    AT_BOUND = 2
+    """Converged with a width or the centre at its bound."""
+    CONSTANT = 3
+    """Not fitted: all taps are equal, so there is no shape."""
+    NONFINITE = 4
+    """Not fitted: the kernel holds NaN or infinity."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "family", "r2", "rmse", "status", "r2_by_family", "score_by_family", "status_by_family",
+        "parameters", "held", "predicted_gain", "steps", "agreeing", "weights",
+    ],
+    meta_fields=["models", "omitted", "shape", "profile", "criterion"],
+)  # fmt: skip
+@dataclass(frozen=True)
+class FitResult:
+    """Fits of `n` kernels; `f` families, in the order of `families`. A pytree.
+
+    From `fit_kernel` the arrays lack the first axis.
+    """
+
+    models: tuple[Family, ...]
+    """Families fitted."""
+    omitted: tuple[tuple[str, str], ...]
+    """Families asked for that this kernel shape cannot identify, each with the reason."""
+    shape: tuple[int, int]
+    """Taps along y and x."""
+    profile: str
+    """How functions became taps; see `FitConfig`."""
+    criterion: str
+    """What chose among the families; see `FitConfig`."""
+    family: Int[Array, " n"]
+    """Index of the chosen family (least score), -1 where the kernel was not fitted."""
+    r2: Float[Array, " n"]
+    """1 - SS_res / SS_tot about the kernel's mean, of the chosen family; NaN where not fitted."""
+    rmse: Float[Array, " n"]
+    """Root mean squared residual of the chosen family, in the kernel's unit."""
+    status: Int[Array, " n"]
+    """`Status` of the chosen family."""
+    r2_by_family: Float[Array, "n f"]
+    score_by_family: Float[Array, "n f"]
+    """The criterion, less is better: for N taps and p parameters `N ln(SS_res / N) + p ln N` (bic),
+    `N ln(SS_res / N) + 2 (p + 1) N / (N - p - 2)` (aicc), or `N ln(SS_cv / N)` with each tap's error when
+    predicted from the others (cv); SS as a share of the kernel's energy about its mean."""
+    status_by_family: Int[Array, "n f"]
+    parameters: dict[str, Float[Array, "n p"]]
+    """Per family; names and units in `dogfit.fitting.families.FAMILY[name].parameters`."""
+    held: dict[str, Bool[Array, "n s"]]
+    """Per family, which search parameters (`Family.model.names`) sit on a bound."""
+    predicted_gain: Float[Array, "n f"]
+    """Share of the kernel's energy that one more step promised: how far from an optimum."""
+    steps: Int[Array, "n f"]
+    """Model evaluations spent on each family."""
+    agreeing: Int[Array, "n f"]
+    """Starts that came within 1e-3 of the kernel's energy of the best."""
+    weights: Float[Array, "n h w"] | None
+    """Of taps, where they were given."""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the families fitted."""
+        return tuple(model.name for model in self.models)
+
+    @property
+    def size(self) -> int:
+        """Taps per side of square kernels."""
+        height, width = self.shape
+        if height != width:
+            raise ValueError(f"kernels of shape {self.shape} have no single size; use shape")
+        return height
+
+    @property
+    def evidence_ratio(self) -> np.ndarray:
+        """How much better the chosen family is than the next `[n]`: exp of half the difference of scores.
+
+        With BIC about the Bayes factor, with AICc the ratio of Akaike weights. Infinite if only one family
+        was fitted, NaN for kernels that were not.
+        """
+        scores = np.sort(np.asarray(self.score_by_family, np.float64), axis=-1)
+        if scores.shape[-1] == 1:
+            return np.where(np.isnan(scores[..., 0]), np.nan, np.inf)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.exp((scores[..., 1] - scores[..., 0]) / 2)
+
+    @property
+    def noise(self) -> np.ndarray:
+        """Noise level `[n]` in the kernel's unit: the residual over the degrees of freedom left."""
+        taps = self._taps()
+        spent = np.array([len(model.parameters) for model in self.models])[np.asarray(self.family)]
+        return np.asarray(self.rmse) * np.sqrt(taps / np.maximum(taps - spent, 1))
+
+    def _taps(self) -> np.ndarray | int:
+        if self.weights is None:
+            return self.shape[0] * self.shape[1]
+        return np.maximum(np.sum(np.asarray(self.weights) > 0, axis=(-2, -1)), 1)
+
+    def __len__(self) -> int:
+        return len(self.family)
+
+    def templates(self) -> np.ndarray:
+        """Fitted images of the chosen families `[n, h, w]`, in the kernels' units; NaN where not fitted."""
+        out = np.full((len(self), *self.shape), np.nan, np.asarray(self.r2).dtype)
+        for rows, family in self._rows_by_family():
+            out[rows] = _in_pieces(
+                functools.partial(_images, family=family, shape=self.shape),
+                np.asarray(self.parameters[family.name])[rows],
+            )
+        return out
+
+    def standard_errors(self) -> dict[str, np.ndarray]:
+        """Standard errors `[n, p]` of each family's parameters, for the kernels that chose it; else NaN.
+
+        From the Jacobian at the optimum and the residual variance, `s² (J'J)^-1`, over the parameters
+        that are not on a bound; those are NaN, as are the rows of a singular problem.
+        """
+        out = {m.name: np.full(np.shape(self.parameters[m.name]), np.nan) for m in self.models}
+        taps = np.broadcast_to(self._taps(), np.shape(self.rmse))
+        for rows, family in self._rows_by_family():
+            weights = None if self.weights is None else np.asarray(self.weights)[rows]
+            out[family.name][rows] = standard_errors(
+                family,
+                np.asarray(self.parameters[family.name])[rows],
+                np.asarray(self.held[family.name])[rows],
+                np.asarray(self.rmse, np.float64)[rows] ** 2 * taps[rows],
+                self.shape,
+                weights,
+            )
+        return out
+
+    def table(self) -> "polars.DataFrame":
+        """One row per kernel: choice, scores, and the chosen family's parameters with standard errors.
+
+        Parameters that the chosen family does not have are null.
+        """
+        import polars
+
+        chosen = np.array([*self.families, None], dtype=object)
+        statuses = np.array([status.name.lower() for status in Status], dtype=object)
+        columns: dict[str, Any] = {
+            "family": polars.Series(chosen[np.asarray(self.family)].tolist(), dtype=polars.String),
+            "r2": np.asarray(self.r2),
+            "rmse": np.asarray(self.rmse),
+            "status": statuses[np.asarray(self.status)].tolist(),
+        }
+        for i, name in enumerate(self.families):
+            columns[f"r2_{name}"] = np.asarray(self.r2_by_family)[:, i]
+        errors = self.standard_errors()
+        names = dict.fromkeys(name for family in self.models for name in family.names)
+        spread = {name: np.full((2, len(self)), np.nan) for name in names}
+        for rows, family in self._rows_by_family():
+            for i, name in enumerate(family.names):
+                spread[name][0, rows] = np.asarray(self.parameters[family.name])[rows, i]
+                spread[name][1, rows] = errors[family.name][rows, i]
+        columns |= {name: values[0] for name, values in spread.items()}
+        columns |= {f"{name}_stderr": values[1] for name, values in spread.items()}
+        return polars.DataFrame(columns, nan_to_null=True)
+
+    def _rows_by_family(self) -> Iterator[tuple[np.ndarray, Family]]:
+        for i, family in enumerate(self.models):
+            rows = np.flatnonzero(np.asarray(self.family) == i)
+            if rows.size:
+                yield rows, with_profile(family, self.profile)
+
+
+def concatenate(results: Sequence[FitResult]) -> FitResult:
+    """Join results of the same families and kernel shape along the first axis."""
+    if len({(r.models, r.omitted, r.shape, r.profile, r.criterion) for r in results}) != 1:
+        raise ValueError(f"results to join must share families and kernel size, got {len(results)} results")
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
+
+
+def _in_pieces(function: Any, parameters: np.ndarray) -> Any:
+    """Apply a jitted function of `[_ROWS, p]` to any number of rows, padding the last piece."""
+    out = []
+    for i in range(0, len(parameters), _ROWS):
+        piece = parameters[i : i + _ROWS]
+        padded = np.concatenate([piece, np.repeat(piece[-1:], _ROWS - len(piece), axis=0)])
+        out.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: len(piece)], function(jnp.asarray(padded))))  # noqa: B023
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *out)
+
+
+@functools.partial(jax.jit, static_argnames=("family", "shape"))
+def _images(parameters: Float[Array, "n p"], family: Family, shape: tuple[int, int]) -> Float[Array, "n h w"]:
+    return render(family, parameters, shape)
+
+
+@functools.partial(jax.jit, static_argnames=("family", "shape"))
+def _jacobians(
+    parameters: Float[Array, "n p"], family: Family, shape: tuple[int, int]
+) -> tuple[Float[Array, "n t q"], Float[Array, "n p q"]]:
+    """Derivatives by offset, gains and search parameters: of every tap, and of the reported parameters."""
+    model = family.model
+    point, offset, gains = from_parameters(family, parameters)
+    unit = model.scale(list(point))
+    changes = slopes(model, list(point), gains, (shape[1], shape[0]))
+    images = [jnp.swapaxes(c / s[None, None, :], 0, 1) for c, s in zip(changes, unit, strict=True)]
+    columns = jnp.stack([jnp.ones_like(images[0]), *basis_images(model, point, shape), *images])
+
+    def reported(values: Float[Array, " q"]) -> Float[Array, " p"]:
+        offset, *rest = values[:, None]
+        return to_parameters(model, jnp.stack(rest[len(gains) :]), offset, rest[: len(gains)])[0]
+
+    values = jnp.stack([offset, *gains, *point], axis=-1)
+    of_taps = jnp.moveaxis(columns.reshape(len(columns), -1, columns.shape[-1]), (0, 1, 2), (2, 1, 0))
+    return of_taps, jax.vmap(jax.jacfwd(reported))(values)
+
+
+def standard_errors(
+    family: Family,
+    parameters: np.ndarray,
+    held: np.ndarray,
+    residual: np.ndarray,
+    shape: tuple[int, int],
+    weights: np.ndarray | None,
+) -> np.ndarray:
+    """Standard errors of the reported parameters `[n, p]`, given the sum of squared residuals `[n]`."""
+    pieces = []
+    for start in range(0, len(parameters), _ERROR_ROWS):
+        here = slice(start, start + _ERROR_ROWS)
+        weight = None if weights is None else weights[here]
+        pieces.append(_errors(family, parameters[here], held[here], residual[here], shape, weight))
+    return np.concatenate(pieces)
+
+
+def _errors(
+    family: Family,
+    parameters: np.ndarray,
+    held: np.ndarray,
+    residual: np.ndarray,
+    shape: tuple[int, int],
+    weights: np.ndarray | None,
+) -> np.ndarray:
+    jacobian, change = (
+        array.astype(np.float64)
+        for array in _in_pieces(functools.partial(_jacobians, family=family, shape=shape), parameters)
+    )
+    taps = np.full(len(parameters), jacobian.shape[1])
+    if weights is not None:
+        flat = weights.reshape(len(weights), -1).astype(np.float64)
+        taps = np.maximum((flat > 0).sum(axis=1), 1)
+        # Relative weights, as in the fit.
+        jacobian *= np.sqrt(flat * (taps / np.maximum(flat.sum(axis=1), 1e-300))[:, None])[:, :, None]
+    movable = np.asarray(family.model.is_searched)
+    linear = np.ones((len(held), jacobian.shape[2] - held.shape[1]), bool)
+    free = np.concatenate([linear, ~held & movable], axis=1)
+    jacobian = np.where(free[:, None, :], jacobian, 0.0)
+    norm = np.linalg.norm(jacobian, axis=1)
+    norm = np.where(norm > 0, norm, 1.0)
+    unit = jacobian / norm[:, None, :]
+    # Held parameters get a unit diagonal, so that one factorisation serves all rows.
+    normal = unit.swapaxes(1, 2) @ unit + np.eye(free.shape[1]) * ~free[:, :, None]
+    values, vectors = np.linalg.eigh(normal)
+    regular = values[:, 0] > 1e-10
+    root = vectors / np.sqrt(np.where(regular[:, None], values, 1.0))[:, None, :]
+    with np.errstate(invalid="ignore"):
+        spread = (np.where(free[:, None, :], change, 0.0) / norm[:, None, :]) @ root
+    variance = residual / np.maximum(taps - free.sum(axis=1), 1)
+    error = np.sqrt(variance[:, None] * np.sum(spread**2, axis=2))
+    unknown = np.zeros(error.shape, bool)
+    for column, name in enumerate(family.model.names):
+        for reported in reported_names(family.model, name):
+            unknown[:, family.names.index(reported)] |= ~free[:, linear.shape[1] + column]
+    return np.where(~unknown & regular[:, None], error, np.nan)

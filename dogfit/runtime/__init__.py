@@ -1,0 +1,1 @@
+"""What a job stands on: its folder, its progress, its processes."""

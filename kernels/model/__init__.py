@@ -1,0 +1,1 @@
+"""Functions that are fitted, and how they become taps."""

@@ -1,0 +1,1 @@
+"""Search in C++, for CPUs."""

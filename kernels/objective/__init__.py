@@ -1,0 +1,1 @@
+"""Explained energy of a model and its exact derivatives."""

@@ -1,0 +1,1 @@
+"""Nodes where a search may start."""

@@ -1,0 +1,1 @@
+"""Search in plain XLA: seeds, then Newton ascents in lanes."""
