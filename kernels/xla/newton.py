@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from dogfit.kernels.linalg import Batch, Symmetric, descent_solve, materialize, sum_arrays
 from dogfit.kernels.objective.derivatives import Model, projected_derivatives
 from dogfit.kernels.objective.products import Image
+from dogfit.kernels.types import Box
 
 # Smallest curvature trusted, for kernels of unit energy.
 _LEAST_PIVOT = 1e-5

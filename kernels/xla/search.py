@@ -17,7 +17,7 @@ from dogfit.kernels.linalg import map_chunks, materialize
 from dogfit.kernels.objective.derivatives import Model
 from dogfit.kernels.objective.products import Image
 from dogfit.kernels.starts.edge_restarts import CROSSINGS, cross_edges, is_narrow
-from dogfit.kernels.types import Box
+from dogfit.kernels.types import Box, Effort, Found
 from dogfit.kernels.xla.newton import Ascent, advance, begin_ascent
 from dogfit.kernels.xla.seeds import Seeds, find_seeds, uses_images
 
