@@ -16,6 +16,7 @@ family itself, with noise of 0, 10 or 30 % of their standard deviation. The eigh
 import argparse
 import functools
 import hashlib
+import io
 import itertools
 import json
 import multiprocessing
@@ -31,6 +32,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file
+
+from dogfit.atomic_write import write_atomically
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -131,9 +134,9 @@ def _reference_fits(task: tuple[Cell, np.ndarray, Path]) -> tuple[np.ndarray, np
     reference = _reference(cell.family, cell.size, cell.profile)
     if not path.exists():
         points = [reference.fit(kernel)[1] for kernel in kernels]
-        beside = path.with_name(f"{path.stem}-{os.getpid()}.npz")
-        np.savez(beside, x=points)
-        beside.replace(path)
+        buffer = io.BytesIO()
+        np.savez(buffer, x=points)
+        write_atomically(path, buffer.getvalue())
     with np.load(path) as found:
         x = found["x"]
     # Costs are never taken from a file: a point found by other code may not be the best, but is no lie.

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dogfit.analysis.layer_metrics import layer_quality
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.checkpoints import load_kernels
-    from dogfit.errors import DogfitError, HubError, InputError
+    from dogfit.errors import DogfitError, HubError, InputError, OutputError, TooFewKernels
     from dogfit.export.replace import Replaced, replace_kernels
     from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
     from dogfit.fitting.composite import Composite, fit_composites
@@ -38,9 +38,11 @@ _HOME = {
     "HubError": "dogfit.errors",
     "InputError": "dogfit.errors",
     "KernelSet": "dogfit.kernelset.kernelset",
+    "OutputError": "dogfit.errors",
     "Replaced": "dogfit.export.replace",
     "SearchRange": "dogfit.kernels.model.custom",
     "Status": "dogfit.fitting.result",
+    "TooFewKernels": "dogfit.errors",
     "custom_family": "dogfit.fitting.families",
     "dog_penalty": "dogfit.fitting.penalty",
     "fit_composites": "dogfit.fitting.composite",
@@ -69,9 +71,11 @@ __all__ = [
     "HubError",
     "InputError",
     "KernelSet",
+    "OutputError",
     "Replaced",
     "SearchRange",
     "Status",
+    "TooFewKernels",
     "custom_family",
     "dog_penalty",
     "fit_composites",

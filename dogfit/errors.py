@@ -1,4 +1,7 @@
-"""Errors a user can act on, each with the exit code of the command line."""
+"""Errors a user can act on, each with the exit code of the command line.
+
+All of them can be imported from `dogfit`.
+"""
 
 
 class DogfitError(Exception):
@@ -17,3 +20,13 @@ class HubError(DogfitError):
     """The hub could not be reached, or refused."""
 
     exit_code = 4
+
+
+class OutputError(DogfitError):
+    """The place for the results holds something else, and nobody said to replace it."""
+
+    exit_code = 2
+
+
+class TooFewKernels(DogfitError):  # noqa: N818 - names the condition a caller skips on
+    """A size has too few kernels to learn a code from; callers report it and skip the size."""

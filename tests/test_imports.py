@@ -34,6 +34,7 @@ HOUSE = (
     "devices",
     "distributed",
     "kernels",
+    "atomic_write",
     "errors",
 )
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dogfit.runtime.workspace import RESULTS, OutputError, Workspace, disk_trouble, make_whole, write_whole
+from dogfit.atomic_write import write_atomically
+from dogfit.errors import OutputError
+from dogfit.runtime.workspace import RESULTS, Workspace, disk_trouble
 
 
 def tree(folder: Path) -> set[str]:
@@ -21,32 +23,6 @@ def finish(out: Path, fingerprint: str, *, overwrite: bool = False, mark: bytes 
             work.write(f"{name}/file" if "." not in name else name, mark)
         work.write("run.json", json.dumps({"fingerprint": fingerprint}).encode())
         work.publish()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    target = tmp_path / "folder" / "file"
-    write_whole(target, b"first")
-    assert target.read_bytes() == b"first"
-
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(target, b"second")
-    assert target.read_bytes() == b"first"
-    assert tree(tmp_path) == {"folder", "folder/file"}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
-def test_files_may_be_read_by_whom_the_user_lets(tmp_path):
-    def write_for_the_owner(path: Path) -> None:
-        path.write_bytes(b"taps")
-        path.chmod(0o600)
-
-    (tmp_path / "plain").touch()
-    make_whole(tmp_path / "file", write_for_the_owner)
-    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_nothing_shows_before_publishing(tmp_path):
@@ -69,7 +45,7 @@ def test_finished_stages_are_read_not_made_again(tmp_path):
         work.stage("fit", make)
         with work.stage_folder("model") as (folder, finished):
             assert not finished
-            write_whole(folder / "weights", b"w")
+            write_atomically(folder / "weights", b"w")
         raise KeyboardInterrupt
     with Workspace(tmp_path / "out", "f") as work:
         assert work.stage("fit", make) == b"costly"

@@ -18,7 +18,6 @@ from dogfit.checkpoints import load_kernels
 from dogfit.errors import DogfitError, InputError
 from dogfit.export import replace as module
 from dogfit.export.replace import matched, nearest_filter, reconstruction, replace_kernels
-from dogfit.runtime.workspace import OutputError
 from model_files import stub_torchvision, write_checkpoint
 from tiny_checkpoints import convnext_tensors, random_tensor
 

@@ -13,6 +13,7 @@ from jaxtyping import ArrayLike, Bool, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from dogfit.atomic_write import write_atomically
 from dogfit.autoencoder import training_step as steps
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.network import Params
@@ -145,15 +146,8 @@ class Autoencoder:
 
     def save(self, directory: str | Path) -> Path:
         """Write the autoencoder as one safetensors file into `directory`; whole, or not at all."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE
-        part = folder / f".{FILE}.part"
-        try:
-            part.write_bytes(self.to_bytes())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        path = Path(directory) / FILE
+        write_atomically(path, self.to_bytes())
         return path
 
     @classmethod

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from dogfit.atomic_write import write_atomically
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.sharding import Shares
 from dogfit.autoencoder.training_step import State
@@ -70,9 +71,7 @@ class Checkpoints:
         try:
             before = dict(json.loads(path.read_text()))
         except FileNotFoundError:
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(run, indent=1))
-            part.replace(path)
+            write_atomically(path, json.dumps(run, indent=1).encode())
             return
         except (ValueError, TypeError) as error:
             raise DogfitError(

@@ -1,18 +1,12 @@
-"""Settings of one training run, and the errors it can raise."""
+"""Settings of one training run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-from dogfit.errors import DogfitError
-
 MIN_KERNELS = 64
 
 Compute = Literal["float32", "bfloat16"]
-
-
-class TooFewKernels(DogfitError):  # noqa: N818 - names the condition a caller skips on
-    """A size has too few kernels to learn a code from; callers report it and skip the size."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float, UInt64
 
 from dogfit.autoencoder.autoencoder import unit_rows
-from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig, TooFewKernels
+from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig
 from dogfit.devices import members
 from dogfit.distributed import gather_rows, process_count, process_index
 from dogfit.errors import DogfitError, InputError

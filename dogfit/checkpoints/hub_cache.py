@@ -5,7 +5,6 @@ commit a branch stands for, which is asked anew whenever the hub can be reached.
 """
 
 import json
-import os
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
+
+from dogfit.atomic_write import write_atomically
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,6 @@ def _folder(name: str, part: str) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()
+    # A cache that cannot be written is no reason to fail.
+    with suppress(OSError):
+        write_atomically(path, content)

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Float
 from safetensors.numpy import save
 
+from dogfit.atomic_write import write_atomically
 from dogfit.embedded.network import NetworkConfig, Parameters, denoise, initial_parameters, psnr
 from dogfit.errors import DogfitError
 
@@ -169,12 +170,6 @@ def held_out_psnr(
 _denoise = jax.jit(denoise, static_argnums=2)
 
 
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_bytes(data)
-    beside.replace(path)
-
-
 def train(config: TrainingConfig, network: NetworkConfig) -> Parameters:
     """Train from scratch, writing the model and its record as it goes.
 
@@ -221,8 +216,8 @@ def train(config: TrainingConfig, network: NetworkConfig) -> Parameters:
         record["curve"].append(entry)
         print(json.dumps(entry), flush=True)
         half = {name: np.asarray(value, np.float16) for name, value in parameters.items()}
-        _write(config.out / "model.safetensors", save(half, metadata={"format": "pt"}))
-        _write(config.out / "training.json", json.dumps(record, indent=1).encode())
+        write_atomically(config.out / "model.safetensors", save(half, metadata={"format": "pt"}))
+        write_atomically(config.out / "training.json", json.dumps(record, indent=1).encode())
     return parameters
 
 

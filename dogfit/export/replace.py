@@ -17,9 +17,8 @@ from jaxtyping import ArrayLike, Bool, Float, Float32
 from dogfit.checkpoints.detect import Depthwise
 from dogfit.checkpoints.load import Checkpoint, Located, fetch, locate, open_checkpoint, tied_names
 from dogfit.checkpoints.patch import Copy, write_copies
-from dogfit.errors import InputError
+from dogfit.errors import InputError, OutputError
 from dogfit.kernelset.kernelset import Flag, KernelGroup, KernelSet, Layer
-from dogfit.runtime.workspace import OutputError
 
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder

@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from dogfit import __version__
+from dogfit.atomic_write import write_atomically
+from dogfit.errors import OutputError
 from dogfit.fitting.api import fit_stream
 from dogfit.fitting.bounds import Bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
 from dogfit.fitting.families import FAMILIES, FAMILY, Family
 from dogfit.fitting.result import FitResult, concatenate
 from dogfit.kernels.model.custom import CustomModel
-from dogfit.runtime.workspace import OutputError, write_whole
 
 if TYPE_CHECKING:
     import polars
@@ -117,14 +118,14 @@ def fit_parquet(
         results = fit_stream(rest, families, weights=weights, bounds=bounds, config=config)
         for part in _gather(results, rows_per_file):
             if not done:
-                write_whole(out / _SETTINGS, json.dumps(settings, indent=1).encode())
-            write_whole(out / f"rows-{done:012d}-{done + len(part):012d}.parquet", _encoded(part, done))
+                write_atomically(out / _SETTINGS, json.dumps(settings, indent=1).encode())
+            write_atomically(out / f"rows-{done:012d}-{done + len(part):012d}.parquet", _encoded(part, done))
             done += len(part)
             if progress is not None:
                 progress(done, total)
     summary = _summarise(out, done, continued, time.perf_counter() - start)
     counted = {"kernels": done, "families": summary.families, "statuses": summary.statuses}
-    write_whole(out / _SUMMARY, json.dumps(counted, indent=1).encode())
+    write_atomically(out / _SUMMARY, json.dumps(counted, indent=1).encode())
     return summary
 
 

@@ -3,7 +3,6 @@
 import enum
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Float32, Int8, Int32
 
+from dogfit.atomic_write import write_atomically
 from dogfit.errors import DogfitError, InputError
 
 if TYPE_CHECKING:
@@ -336,14 +336,10 @@ class KernelSet:
         tensors = {f"kernels.{size}": group.kernels for size, group in self.groups.items()}
         content = save(tensors, {"format": FORMAT, "record": json.dumps(record)})
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            beside.write_bytes(content)
-            beside.replace(path)
+            write_atomically(path, content)
         except OSError as error:
             raise DogfitError(f"{path}: could not write the kernels: {error.strerror or error}") from error
-        finally:
-            beside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dogfit.errors import DogfitError
+from dogfit.atomic_write import write_atomically
+from dogfit.errors import OutputError
 
 RESULTS = (
     "kernels.parquet",
@@ -30,35 +31,6 @@ RESULTS = (
 
 # Beside the results, where asked for; whole by themselves, and made anew when the results are.
 EXTRAS = ("replaced.safetensors", "replaced")
-
-
-class OutputError(DogfitError):
-    """The output folder holds something else, and nobody said to replace it."""
-
-    exit_code = 2
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it there."""
-    make_whole(path, lambda beside: beside.write_bytes(data))
-
-
-def make_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and rename it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.touch()
-        # Some libraries put a file that only its owner may read in its place.
-        mode = beside.stat().st_mode
-        write(beside)
-        beside.chmod(mode)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 class Workspace:
@@ -102,7 +74,7 @@ class Workspace:
             if not self.finished:
                 try:
                     state = json.dumps({"fingerprint": self.fingerprint}).encode()
-                    write_whole(self.hidden / "state.json", state)
+                    write_atomically(self.hidden / "state.json", state)
                 except OSError:
                     self.abandon()
                     raise
@@ -143,14 +115,14 @@ class Workspace:
         """The bytes of a stage: read where an earlier run finished it, otherwise made and kept."""
         path = self.hidden / name
         if not path.exists():
-            write_whole(path, make())
+            write_atomically(path, make())
         return path.read_bytes()
 
     def stage_file(self, name: str, write: Callable[[Path], object]) -> Path:
         """The file of a stage: there already where an earlier run finished it, otherwise written and kept."""
         path = self.hidden / name
         if not path.exists():
-            make_whole(path, write)
+            write_atomically(path, write)
         return path
 
     @contextmanager
@@ -160,15 +132,15 @@ class Workspace:
         finished = done.exists()
         yield self.hidden / name, finished
         if not finished:
-            write_whole(done, b"")
+            write_atomically(done, b"")
 
     def write(self, name: str, data: bytes) -> None:
         """Gather one result file; `publish` shows it."""
-        write_whole(self.results / name, data)
+        write_atomically(self.results / name, data)
 
     def write_file(self, name: str, write: Callable[[Path], object]) -> None:
         """Gather one result file that is too large to hold twice."""
-        make_whole(self.results / name, write)
+        write_atomically(self.results / name, write)
 
     def publish(self) -> None:
         """Put the gathered results in place of any older ones, then forget the stages."""
