@@ -1,13 +1,14 @@
 """Say what each depthwise kernel of a trained ConvNet is."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from dogfit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dogfit import initializers, uncertainty
     from dogfit.analysis.layer_metrics import layer_quality
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
-    from dogfit.checkpoints import load_kernels
+    from dogfit.checkpoints.load import load_kernels
     from dogfit.errors import DogfitError, HubError, InputError, OutputError, TooFewKernels
     from dogfit.export.replace import Replaced, replace_kernels
     from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from dogfit.kernelset.kernelset import KernelSet
     from dogfit.labels import LABELS, label_fits
 
-__version__ = "0.1.0"
+    __version__: str
 
-# Public names and where they live; loaded on first use, so that `import dogfit` costs nothing.
-_HOME = {
+# Public names and the modules that define them.
+_HOMES = {
     "FAMILIES": "dogfit.fitting.families",
     "LABELS": "dogfit.labels",
     "THOROUGH": "dogfit.fitting.config",
@@ -50,13 +51,14 @@ _HOME = {
     "fit_kernels": "dogfit.fitting.api",
     "fit_parquet": "dogfit.fitting.parquet",
     "fit_stream": "dogfit.fitting.api",
+    "initializers": "dogfit.initializers",
     "label_fits": "dogfit.labels",
     "layer_quality": "dogfit.analysis.layer_metrics",
-    "load_kernels": "dogfit.checkpoints",
+    "load_kernels": "dogfit.checkpoints.load",
     "replace_kernels": "dogfit.export.replace",
     "train_autoencoder": "dogfit.autoencoder",
+    "uncertainty": "dogfit.uncertainty",
 }
-_MODULES = ("initializers", "uncertainty")
 __all__ = [
     "FAMILIES",
     "LABELS",
@@ -92,14 +94,18 @@ __all__ = [
     "uncertainty",
 ]
 
+_load, __dir__ = lazy_names(__name__, _HOMES)
+
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"dogfit.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'dogfit' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return _version() if name == "__version__" else _load(name)
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME, *_MODULES])
+def _version() -> str:
+    """Version in the metadata of the installed package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dogfit")
+    except PackageNotFoundError:  # a checkout on the path that was never installed
+        return "0+unknown"

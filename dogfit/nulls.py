@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from dogfit.kernelset.kernelset import Flag, KernelGroup
+from dogfit.kernelset.groups import Flag, KernelGroup
 
 
 def white_noise(n: int, k: int, seed: int) -> Float[np.ndarray, "n k k"]:

@@ -8,7 +8,7 @@ import polars as pl
 from dogfit.analysis.clustering import _plain
 from dogfit.analysis.results import Clusters, RunResult, Scores, SizeResult, Universal
 from dogfit.clusters import Spectrum, Stretch, UniversalFilters, cluster_evidence
-from dogfit.kernelset.kernelset import Flag, KernelSet, Layer
+from dogfit.kernelset import Flag, KernelSet, Layer
 from dogfit.labels import LABELS
 
 HOSTILE = "<script>alert('$x_1$')</script>\u202e日本"
@@ -70,7 +70,7 @@ def make_result(
     )
     cosine = generator.uniform(0.5, 1, n).astype(np.float32)
     cosine[-1] = np.nan
-    own = Scores("network", group.normalised(), group.layer, r2, label, cosine if coded else None)
+    own = Scores("network", group.normalized(), group.layer, r2, label, cosine if coded else None)
     layers = {"white noise": np.full(40, -1), "covariance-matched": np.repeat(np.arange(len(names)), 10)}
     nulls = []
     for name, layer in layers.items():

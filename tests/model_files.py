@@ -69,7 +69,7 @@ def stub_torchvision() -> Iterator[None]:
 
 
 @contextmanager
-def no_initialisation() -> Iterator[None]:
+def no_initialization() -> Iterator[None]:
     """Models on the meta device have no values: skip the functions that would set them."""
     import torch
 

@@ -14,7 +14,7 @@ from dogfit.analysis.results import Scores, SizeResult
 from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
 from dogfit.clusters import Spectrum, name_spectrum
 from dogfit.job.config import RunConfig
-from dogfit.kernelset.kernelset import KernelSet, Layer
+from dogfit.kernelset import KernelSet, Layer
 from dogfit.nulls import covariance_matched, white_noise
 from dogfit.run import main
 from dogfit.runtime.progress import progress_for

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from dogfit.checkpoints import load_kernels
 from dogfit.checkpoints.naming import bare_name, network_order, stage_and_block
 from dogfit.errors import InputError
-from dogfit.kernelset.kernelset import Flag
+from dogfit.kernelset import Flag
 from tiny_checkpoints import convnext_tensors, layer_names, load_tensors, random_tensor, skip_reasons
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dogfit.checkpoints import load_kernels
 from dogfit.errors import InputError
-from model_files import depthwise_modules, no_initialisation, stub_torchvision, write_checkpoint
+from model_files import depthwise_modules, no_initialization, stub_torchvision, write_checkpoint
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch models")
 
@@ -91,7 +91,7 @@ def timm_files():
 def _create(name):
     import timm
 
-    with no_initialisation(), warnings.catch_warnings():
+    with no_initialization(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return timm.create_model(name)
 
@@ -134,7 +134,7 @@ pvt_v2 swiftformer cvt
 def test_transformers_configurations(kind, tmp_path):
     if find_spec("transformers") is None:
         pytest.skip("transformers is not installed")
-    with no_initialisation(), warnings.catch_warnings():
+    with no_initialization(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import AutoConfig, AutoModel
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from dogfit.checkpoints import load_kernels
 from dogfit.checkpoints.files import LocalFile
 from dogfit.checkpoints.load import load_each
-from dogfit.checkpoints.load_shard import load_share
+from dogfit.checkpoints.load_shard import load_shard
 from dogfit.errors import InputError
 from tiny_checkpoints import convnext_tensors, random_tensor
 
@@ -41,7 +41,7 @@ def test_shares_join_to_the_whole(sources, count):
     whole = load_kernels(*sources)
     assert any("tied" in note for note in whole.notes)
     layers = [[layer.name for layer in one.layers] for one in load_each(sources)]
-    shares = [load_share(sources, layers, partial(rows_of, index, count)) for index in range(count)]
+    shares = [load_shard(sources, layers, partial(rows_of, index, count)) for index in range(count)]
     assert whole.sizes == (5, 7)
     for size, group in whole.groups.items():
         for name in ("kernels", "flag", "norm"):
@@ -61,7 +61,7 @@ def test_tensors_without_a_row_of_the_share_are_not_read(sources, monkeypatch):
     monkeypatch.setattr(LocalFile, "_range", counted)
     layers = [[layer.name for layer in one.layers] for one in load_each(sources[:1])]
     everything, read = read, 0
-    load_share(sources[:1], layers, partial(rows_of, 1, 4))
+    load_shard(sources[:1], layers, partial(rows_of, 1, 4))
     headers = 8 + int.from_bytes(sources[0].read_bytes()[:8], "little")
     # A quarter, and up to two layers that it cuts, of thirteen.
     assert read - headers <= (everything - headers) * (1 / 4 + 2 / 13)
@@ -69,4 +69,4 @@ def test_tensors_without_a_row_of_the_share_are_not_read(sources, monkeypatch):
 
 def test_a_layer_that_is_not_there_is_named(sources):
     with pytest.raises(InputError, match="no depthwise layer 'elsewhere', which another process has read"):
-        load_share(sources[:1], [["elsewhere"]], slice)
+        load_shard(sources[:1], [["elsewhere"]], slice)

@@ -59,7 +59,7 @@ def test_reads_the_depthwise_ranges_alone(hub):
     kernels = load_kernels(REPO, progress=lambda *now: progress.append(now))
     np.testing.assert_array_equal(kernels.groups[7].kernels, _expected())
     (source,) = kernels.sources
-    assert (source.name, source.revision, source.licence) == (REPO, COMMIT, "apache-2.0")
+    assert (source.name, source.revision, source.license) == (REPO, COMMIT, "apache-2.0")
     assert source.bytes_total == len(hub.repositories[REPO]["model.safetensors"])
     assert source.bytes_read == hub.sent < source.bytes_total / 10
     assert progress[-1][1] >= progress[-1][2] > 0

@@ -36,6 +36,7 @@ HOUSE = (
     "kernels",
     "atomic_write",
     "errors",
+    "lazy",
 )
 
 
@@ -223,5 +224,6 @@ def test_every_public_name_is_there():
 def test_no_public_name_is_that_of_a_module():
     """Loading such a module would put it in the place of what it holds."""
     modules = {module.name for module in pkgutil.iter_modules(dogfit.__path__)}
-    assert modules & set(dogfit._HOME) == set()
-    assert set(dogfit.__all__) == {*dogfit._HOME, *dogfit._MODULES}
+    public_modules = {name for name, home in dogfit._HOMES.items() if home == f"dogfit.{name}"}
+    assert modules & set(dogfit._HOMES) == public_modules
+    assert set(dogfit.__all__) == set(dogfit._HOMES)

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from dogfit.errors import DogfitError, InputError
-from dogfit.kernelset.kernelset import Flag, KernelSet, Layer, Skipped, Source
+from dogfit.kernelset import Flag, KernelSet, Layer, Skipped, Source
 
 
 def _layer(name="a", model="m", position=0, size=3, channels=2, **more):
@@ -62,7 +62,7 @@ def test_groups_by_size_in_layer_order():
 @given(hnp.arrays(np.float32, (5, 4, 4), elements=st.floats(-1e3, 1e3, width=32)))
 def test_statistics_against_plain_arithmetic(taps):
     group = KernelSet.from_layers([(_layer(size=4, channels=5), taps)]).groups[4]
-    rows = group.normalised()
+    rows = group.normalized()
     for kernel, mean, norm, flag, row in zip(taps, group.mean, group.norm, group.flag, rows, strict=True):
         values = [float(value) for value in kernel.ravel()]
         exact = math.fsum(values) / 16
@@ -97,9 +97,9 @@ def test_flags_stay_in_their_row(kernel, flag):
     group = KernelSet.from_layers([(_layer(channels=3), taps)]).groups[3]
     assert group.flag.tolist() == [Flag.OK, flag, Flag.OK]
     alone = KernelSet.from_layers([(_layer(channels=2), good)]).groups[3]
-    np.testing.assert_array_equal(group.normalised()[[0, 2]], alone.normalised())
-    assert np.isfinite(group.normalised()).all()
-    assert group.normalised()[1].any() == (flag == Flag.OK)
+    np.testing.assert_array_equal(group.normalized()[[0, 2]], alone.normalized())
+    assert np.isfinite(group.normalized()).all()
+    assert group.normalized()[1].any() == (flag == Flag.OK)
 
 
 def test_shape_must_match_the_layer():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from dogfit.kernelset.kernelset import KernelSet, Layer
+from dogfit.kernelset import KernelSet, Layer
 from dogfit.nulls import covariance_matched, threshold_at_rate, untrained, white_noise
 
 

@@ -231,7 +231,7 @@ def test_arrays_and_mappings(tiny, tmp_path):
     group = kernelset.groups[7]
     wanted = halved(group.kernels)
     stored = {
-        layer.name: layer.as_stored(wanted[group.layer == index])
+        layer.name: layer.to_stored(wanted[group.layer == index])
         for index, layer in enumerate(kernelset.layers)
     }
     ways = {

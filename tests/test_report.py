@@ -14,7 +14,7 @@ from dogfit.analysis.results import RunResult
 from dogfit.analysis.summary import summarise
 from dogfit.checkpoints import load_kernels
 from dogfit.clusters import paper_dissimilarity, paper_r2
-from dogfit.kernelset.kernelset import KernelSet
+from dogfit.kernelset import KernelSet
 from dogfit.labels import LABELS
 from dogfit.report.figures.draw import draw_figures
 from dogfit.report.figures.style import label_colours

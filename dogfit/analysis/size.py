@@ -17,7 +17,7 @@ from dogfit.analysis.clustering import with_evidence, with_universal
 from dogfit.analysis.results import Clusters, Scores, SizeResult
 from dogfit.clusters import paper_r2, read_filters
 from dogfit.job.config import RunConfig
-from dogfit.kernelset.kernelset import Flag, KernelGroup
+from dogfit.kernelset.groups import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.report.tables import parquet
 from dogfit.runtime.progress import Progress, Update
@@ -129,7 +129,7 @@ def analyse_size(
         return Fits.load(work.stage_file(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
 
     found = fits("network", read_by_all(group.kernels))
-    own = found.scores("network", group.normalised(), group.layer)
+    own = found.scores("network", group.normalized(), group.layer)
     nulls = [
         fits(name, Rows(kernels)).scores(name, _normalised(kernels), layer)
         for name, (kernels, layer) in null_kernels(group, config.seed).items()

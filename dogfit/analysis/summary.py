@@ -14,7 +14,8 @@ from dogfit.analysis.layer_metrics import layer_quality
 from dogfit.analysis.results import RunResult, Scores, SizeResult
 from dogfit.analysis.shares import patterns, share_sections, threshold_curves, universal
 from dogfit.clusters import paper_dissimilarity, paper_r2, share_above
-from dogfit.kernelset.kernelset import Flag, KernelSet
+from dogfit.kernelset.groups import Flag
+from dogfit.kernelset.kernelset import KernelSet
 from dogfit.nulls import threshold_at_rate
 
 HIGH_R2 = 0.8

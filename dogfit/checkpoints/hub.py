@@ -170,8 +170,8 @@ def open_repository(name: str, revision: str | None, offline: bool) -> Repositor
     def ask() -> Repository:
         info = HfApi(endpoint=constants.ENDPOINT).model_info(name, revision=revision, timeout=30)
         files = tuple(sibling.rfilename for sibling in info.siblings or ())
-        licence = next((tag[8:] for tag in info.tags or () if tag.startswith("license:")), None)
-        return Repository(name, revision, info.sha or revision, files, licence)
+        license = next((tag[8:] for tag in info.tags or () if tag.startswith("license:")), None)
+        return Repository(name, revision, info.sha or revision, files, license)
 
     repository = _attempt(ask, Repository(name, revision, revision, (), None), opened=False)
     remember(repository)

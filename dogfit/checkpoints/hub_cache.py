@@ -26,7 +26,7 @@ class Repository:
     """As asked for: a branch, a tag or a commit."""
     commit: str
     files: tuple[str, ...]
-    licence: str | None
+    license: str | None
 
     def __str__(self) -> str:
         return self.name if self.revision == "main" else f"{self.name}@{self.revision}"

@@ -26,7 +26,8 @@ from dogfit.checkpoints.files import (
 from dogfit.checkpoints.header import Tensor
 from dogfit.checkpoints.naming import bare_name, stage_and_block
 from dogfit.errors import InputError
-from dogfit.kernelset.kernelset import KernelSet, Layer, Skipped, Source
+from dogfit.kernelset.kernelset import KernelSet
+from dogfit.kernelset.layers import Layer, Skipped, Source
 
 # File names that every checkpoint has; the folder's name tells more.
 UNTELLING = ("model", "pytorch_model", "weights", "checkpoint")
@@ -48,7 +49,7 @@ class Checkpoint:
     index: tuple[str, Reader] | None = None
     """Name of that index, and the index."""
     revision: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _open_hub(name: str, revision: str | None, offline: bool) -> Checkpoint:
         lambda n: n in repository.files,
         model,
     )
-    return replace(checkpoint, revision=repository.commit, licence=repository.licence)
+    return replace(checkpoint, revision=repository.commit, license=repository.license)
 
 
 def _shards(
@@ -239,7 +240,7 @@ def _read(
         checkpoint.revision,
         sum(reader.bytes_read for reader in checkpoint.files.values()),
         sum(reader.size() for reader in checkpoint.files.values()),
-        checkpoint.licence or located.metadata.get("license"),
+        checkpoint.license or located.metadata.get("license"),
     )
     notes = [f"{checkpoint.model}: {n} left out: {reason}" for reason, n in Counter(reasons).items()]
     return KernelSet.from_layers(pairs, sources=[source], skipped=skipped, notes=notes)

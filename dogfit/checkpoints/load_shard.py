@@ -9,10 +9,11 @@ import numpy as np
 from dogfit.checkpoints.detect import Depthwise
 from dogfit.checkpoints.load import Checkpoint, Located, fetch, locate, open_checkpoint
 from dogfit.errors import InputError
-from dogfit.kernelset.kernelset import KernelSet, Layer
+from dogfit.kernelset.kernelset import KernelSet
+from dogfit.kernelset.layers import Layer
 
 
-def load_share(
+def load_shard(
     sources: Sequence[str | Path],
     layers: Sequence[Sequence[str]],
     share: Callable[[int], slice],

@@ -18,7 +18,9 @@ from dogfit.checkpoints.detect import Depthwise
 from dogfit.checkpoints.load import Checkpoint, Located, fetch, locate, open_checkpoint, tied_names
 from dogfit.checkpoints.patch import Copy, write_copies
 from dogfit.errors import InputError, OutputError
-from dogfit.kernelset.kernelset import Flag, KernelGroup, KernelSet, Layer
+from dogfit.kernelset.groups import Flag, KernelGroup
+from dogfit.kernelset.kernelset import KernelSet
+from dogfit.kernelset.layers import Layer
 
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder

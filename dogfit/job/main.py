@@ -23,7 +23,8 @@ from dogfit.distributed import announce, process_count, process_index, rows_of
 from dogfit.errors import InputError
 from dogfit.job.config import RunConfig
 from dogfit.job.worker import follow
-from dogfit.kernelset.kernelset import Flag, KernelSet
+from dogfit.kernelset.groups import Flag
+from dogfit.kernelset.kernelset import KernelSet
 from dogfit.report.text import printable
 from dogfit.runtime.progress import Progress
 from dogfit.runtime.tasks import failing_together, inputs, share_digest

@@ -2,7 +2,7 @@
 
 import json
 
-from dogfit.checkpoints.load_shard import load_share
+from dogfit.checkpoints.load_shard import load_shard
 from dogfit.distributed import finish, next_order, own_rows, process_index
 from dogfit.errors import DogfitError, InputError
 from dogfit.job.config import RunConfig
@@ -27,7 +27,7 @@ def follow(config: RunConfig) -> None:
         return
     same = json.loads(json.dumps(config.deciding())) == order["settings"]
     if same:
-        share = load_share(
+        share = load_shard(
             inputs(config),
             order["layers"],
             own_rows,

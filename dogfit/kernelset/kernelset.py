@@ -1,150 +1,22 @@
-"""Depthwise kernels and where each came from."""
+"""Kernels of all sizes, grouped by size, with the layer and channel of each."""
 
-import enum
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from jaxtyping import Float32, Int8, Int32
+from jaxtyping import Float32
 
-from dogfit.atomic_write import write_atomically
-from dogfit.errors import DogfitError, InputError
+from dogfit.errors import InputError
+from dogfit.kernelset.groups import Flag, KernelGroup, group_kernels
+from dogfit.kernelset.layers import Layer, Skipped, Source
+from dogfit.kernelset.storage import LayerKernels, Record, read_record, write_record
 
 if TYPE_CHECKING:
     import polars
-
-FORMAT = "dogfit-kernelset-1"
-ZERO_TAP = 1e-12
-# A constant kernel stored in float32 keeps a centred norm of about 1e-7 of its norm.
-CONSTANT_RATIO = 1e-6
-# Kernels at once in float64: of millions of them, memory should hold one copy.
-BLOCK = 65_536
-
-
-class Flag(enum.IntEnum):
-    """What makes a kernel unfit for analysis; only OK rows are normalised, fitted or encoded."""
-
-    OK = 0
-    ZERO = 1  # every tap below 1e-12 in absolute value
-    CONSTANT = 2  # the taps differ by no more than rounding
-    NONFINITE = 3  # a NaN or an infinity among the taps, or a norm beyond float32
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One depthwise layer of a checkpoint."""
-
-    name: str
-    """Tensor name, as in the file."""
-    model: str
-    """Model the layer belongs to."""
-    position: int
-    """Order in the network, from 0 within the model."""
-    stage: int | None
-    """Stage number as the checkpoint counts it; None where names do not say."""
-    block: int | None
-    """Block number within the stage, as the checkpoint counts it."""
-    size: int
-    """Kernel size k, in taps."""
-    channels: int
-    """Number of kernels."""
-    dtype: str
-    """Type in the file, as safetensors names it: F32, F16, BF16, ..."""
-    stride: int | None = None
-    dilation: int | None = None
-    shape: tuple[int, ...] = ()
-    """Shape in the file, which tells the layout too: (C, k, k), (C m, 1, k, k), (k, k, 1, C m) or
-    (k, k, C, m). Output channel c m + j is the j-th of input channel c. PyTorch's if not given."""
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.shape) or (self.channels, 1, self.size, self.size)
-        if math.prod(shape) != self.channels * self.size**2:
-            kernels = f"{self.channels} kernels of {self.size}x{self.size}"
-            raise ValueError(f"layer {self.name!r}: {kernels} cannot have shape {shape}")
-        object.__setattr__(self, "shape", shape)
-
-    def as_stored(self, kernels: Float32[np.ndarray, "c k k"]) -> Float32[np.ndarray, "..."]:
-        """Kernels of this layer in the shape and layout of the file."""
-        # Channels-last tensors begin (k, k, ...); the others have a 1 in second place, or three axes.
-        if len(self.shape) == 4 and self.shape[1] == self.size:
-            kernels = np.moveaxis(kernels, 0, 2)
-        return np.ascontiguousarray(kernels.reshape(self.shape))
-
-    def from_stored(self, values: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "c k k"]:
-        """Kernels of this layer from the shape and layout of the file, or from `[c, k, k]`.
-
-        Raises:
-          ValueError: for another shape.
-        """
-        plain = (self.channels, self.size, self.size)
-        if values.shape == plain:
-            return values
-        if values.shape != self.shape:
-            raise ValueError(
-                f"layer {self.name!r}: expected shape {plain} or {self.shape}, got {values.shape}"
-            )
-        if self.shape[1] == self.size:
-            values = np.moveaxis(values.reshape(self.size, self.size, self.channels), 2, 0)
-        return np.ascontiguousarray(values.reshape(plain))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where one model was read from, and how much of it."""
-
-    name: str
-    """Model name, equal to `Layer.model`."""
-    revision: str | None
-    """Commit on the hub; None for local files."""
-    bytes_read: int
-    bytes_total: int
-    licence: str | None = None
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A tensor that resembles a depthwise kernel and was left out."""
-
-    model: str
-    name: str
-    shape: tuple[int, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
-class KernelGroup:
-    """All kernels of one size, ordered by layer, then channel."""
-
-    kernels: Float32[np.ndarray, "n k k"]
-    """Raw taps in correlation order: rows are y (down), columns x (to the right)."""
-    layer: Int32[np.ndarray, "n"]
-    """Index into `KernelSet.layers`."""
-    channel: Int32[np.ndarray, "n"]
-    """Output channel within the layer."""
-    mean: Float32[np.ndarray, "n"]
-    """Mean of the taps."""
-    norm: Float32[np.ndarray, "n"]
-    """Frobenius norm of the centred kernel."""
-    flag: Int8[np.ndarray, "n"]
-    """See `Flag`."""
-
-    def normalised(self) -> Float32[np.ndarray, "n k k"]:
-        """Centred kernels of unit norm; rows whose flag is not OK are zero."""
-        unit = np.empty_like(self.kernels)
-        for start in range(0, len(unit), BLOCK):
-            here = slice(start, start + BLOCK)
-            ok = (self.flag[here] == Flag.OK)[:, None, None]
-            centred = np.where(ok, self.kernels[here], 0).astype(np.float64)
-            centred -= centred.mean((1, 2), keepdims=True)
-            norm = np.sqrt(np.sum(centred**2, (1, 2), keepdims=True))
-            unit[here] = centred / np.where(ok, norm, 1)
-        return unit
 
 
 @dataclass(frozen=True)
@@ -155,23 +27,35 @@ class KernelSet:
     """
 
     layers: tuple[Layer, ...]
+    """Layers in the order they were given; `KernelGroup.layer` counts them."""
     groups: Mapping[int, KernelGroup]
     """Kernel size -> its kernels, sizes ascending."""
     sources: tuple[Source, ...] = ()
+    """Checkpoints that were read."""
     skipped: tuple[Skipped, ...] = ()
+    """Tensors that resemble depthwise kernels and were left out."""
     notes: tuple[str, ...] = ()
     """Choices made while reading, in words."""
 
     @classmethod
     def from_layers(
         cls,
-        pairs: Iterable[tuple[Layer, Float32[np.ndarray, "c k k"]]],
+        pairs: Iterable[LayerKernels],
         *,
         sources: Sequence[Source] = (),
         skipped: Sequence[Skipped] = (),
         notes: Sequence[str] = (),
     ) -> Self:
-        """Make a set of layers and their kernels `[channels, size, size]`, kept in the order given.
+        """Make a set of layers and their kernels.
+
+        Args:
+          pairs: each a layer and its taps `[channels, size, size]`; their order is kept.
+          sources: checkpoints that the layers come from.
+          skipped: tensors that were left out.
+          notes: choices made while reading, in words.
+
+        Returns:
+          The set; means, norms and flags are computed.
 
         Raises:
           ValueError: if kernels have another shape than their layer says.
@@ -183,7 +67,7 @@ class KernelSet:
             if kernels.shape != expected:
                 raise ValueError(f"layer {layer.name!r}: kernels must be {expected}, got {kernels.shape}")
             rows.setdefault(layer.size, []).append((index, kernels))
-        groups = {size: _group(rows[size]) for size in sorted(rows)}
+        groups = {size: group_kernels(rows[size]) for size in sorted(rows)}
         return cls(
             tuple(layer for layer, _ in pairs),
             MappingProxyType(groups),
@@ -208,12 +92,22 @@ class KernelSet:
         return tuple(dict.fromkeys(layer.model for layer in self.layers))
 
     def kernels_of(self, layer: Layer) -> Float32[np.ndarray, "c k k"]:
-        """Raw taps of one layer of this set."""
+        """Find the raw taps of one layer.
+
+        Args:
+          layer: one of `layers`.
+
+        Returns:
+          Taps `[channels, size, size]`.
+
+        Raises:
+          ValueError: if the layer is not in this set.
+        """
         group = self.groups[layer.size]
         return group.kernels[group.layer == self.layers.index(layer)]
 
-    def pairs(self) -> list[tuple[Layer, Float32[np.ndarray, "c k k"]]]:
-        """Every layer with its raw taps, as `from_layers` takes them."""
+    def pairs(self) -> list[LayerKernels]:
+        """List every layer with its raw taps `[channels, size, size]`, as `from_layers` takes them."""
         start = dict.fromkeys(self.groups, 0)
         pairs = []
         for layer in self.layers:
@@ -238,8 +132,20 @@ class KernelSet:
           size: kernel size.
           stage: stage number.
 
+        Returns:
+          The layers that match, with their kernels, sources and skipped tensors.
+
         Raises:
           InputError: if no layer matches.
+
+        Example:
+          >>> import dogfit
+          >>> from dogfit.embedded import PATH
+          >>> kernels = dogfit.load_kernels(PATH)
+          >>> kernels.select(stage=4).n
+          192
+          >>> [layer.name for layer in kernels.select(stage=4, layer="*.blocks.0.*").layers]
+          ['stages.4.blocks.0.conv_dw.weight']
         """
         pairs = [
             (record, kernels)
@@ -266,8 +172,14 @@ class KernelSet:
     def concatenate(cls, sets: Sequence[Self]) -> Self:
         """Join several sets in the order given.
 
-        A model that holds a layer already present under the same model name is another copy:
-        it is renamed `name (2)`, `name (3)`, ...
+        A model that holds a layer already present under the same model name is another copy; it is renamed
+        `name (2)`, `name (3)`, ...
+
+        Args:
+          sets: the sets to join.
+
+        Returns:
+          One set of all their layers.
         """
         pairs, sources, skipped, notes = [], [], [], []
         seen: set[tuple[str, str]] = set()
@@ -285,9 +197,10 @@ class KernelSet:
         return cls.from_layers(pairs, sources=sources, skipped=skipped, notes=notes)
 
     def table(self) -> "polars.DataFrame":
-        """One row per kernel in group order (by size, layer, channel).
+        """Make a table with a row per kernel, in the order of the groups (by size, layer, channel).
 
-        Columns: model, layer, position, stage, block, channel, size, mean, norm, flag (its name).
+        Returns:
+          Columns model, layer, position, stage, block, channel, size, mean, norm, flag (its name).
         """
         import polars
 
@@ -320,93 +233,49 @@ class KernelSet:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the set as one safetensors file, whole or not at all.
+        """Write the set as one safetensors file, which appears whole or not at all.
+
+        Args:
+          path: the file; one that exists is replaced.
 
         Raises:
           DogfitError: if the file cannot be written.
-        """
-        from safetensors.numpy import save
 
-        record = {
-            "layers": [asdict(layer) for layer in self.layers],
-            "sources": [asdict(source) for source in self.sources],
-            "skipped": [asdict(item) for item in self.skipped],
-            "notes": self.notes,
-        }
-        tensors = {f"kernels.{size}": group.kernels for size, group in self.groups.items()}
-        content = save(tensors, {"format": FORMAT, "record": json.dumps(record)})
-        path = Path(path)
-        try:
-            write_atomically(path, content)
-        except OSError as error:
-            raise DogfitError(f"{path}: could not write the kernels: {error.strerror or error}") from error
+        Example:
+          >>> import dogfit
+          >>> from dogfit.embedded import PATH
+          >>> dogfit.load_kernels(PATH).save("kernels.safetensors")
+          >>> dogfit.KernelSet.load("kernels.safetensors").sizes
+          (7,)
+        """
+        kernels = {size: group.kernels for size, group in self.groups.items()}
+        write_record(Path(path), Record(self.layers, kernels, self.sources, self.skipped, self.notes))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a set written by `save`.
+        """Read a set that `save` wrote.
+
+        Args:
+          path: the file.
+
+        Returns:
+          The set as it was saved.
 
         Raises:
           InputError: if the file is missing, damaged or of another kind.
+
+        Example:
+          >>> import dogfit
+          >>> from dogfit.embedded import PATH
+          >>> kernels = dogfit.load_kernels(PATH)
+          >>> kernels.save("kernels.safetensors")
+          >>> dogfit.KernelSet.load("kernels.safetensors").layers == kernels.layers
+          True
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; expected a set written by KernelSet.save")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise InputError(
-                        f"{path}: not a saved kernel set (no {FORMAT!r} in its metadata); "
-                        "read a checkpoint with dogfit.load_kernels"
-                    )
-                kernels = {int(name.removeprefix("kernels.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            record = json.loads(metadata["record"])
-            layers = tuple(Layer(**layer) for layer in record["layers"])
-            skipped = [Skipped(**{**item, "shape": tuple(item["shape"])}) for item in record["skipped"]]
-            sources = [Source(**source) for source in record["sources"]]
-            return cls.from_layers(
-                _split(layers, kernels), sources=sources, skipped=skipped, notes=record["notes"]
-            )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged kernel set: {error}") from error
-
-
-def _group(rows: list[tuple[int, np.ndarray]]) -> KernelGroup:
-    kernels = np.concatenate([np.asarray(k, np.float32) for _, k in rows])
-    blocks = [_statistics(kernels[start : start + BLOCK]) for start in range(0, max(len(kernels), 1), BLOCK)]
-    mean, norm, flag = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    counts = [len(k) for _, k in rows]
-    layer = np.repeat(np.array([index for index, _ in rows], np.int32), counts)
-    channel = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-    return KernelGroup(kernels, layer, channel, mean, norm, flag)
-
-
-def _statistics(kernels: Float32[np.ndarray, "n k k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, norm about the mean, and flag of each kernel."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        taps = kernels.astype(np.float64)
-        mean = taps.mean((1, 2))
-        norm = np.sqrt(np.sum((taps - mean[:, None, None]) ** 2, (1, 2)))
-        energy = np.sqrt(np.sum(taps**2, (1, 2)))
-        mean, norm = mean.astype(np.float32), norm.astype(np.float32)
-        flag = np.full(len(kernels), Flag.OK, np.int8)
-        flag[norm <= CONSTANT_RATIO * energy] = Flag.CONSTANT
-        flag[np.abs(kernels).max((1, 2)) < ZERO_TAP] = Flag.ZERO
-        flag[~(np.isfinite(norm) & np.isfinite(mean))] = Flag.NONFINITE
-    return mean, norm, flag
-
-
-def _split(layers: tuple[Layer, ...], kernels: dict[int, np.ndarray]) -> list[tuple[Layer, np.ndarray]]:
-    start = dict.fromkeys(kernels, 0)
-    pairs = []
-    for layer in layers:
-        first = start[layer.size]
-        start[layer.size] = first + layer.channels
-        pairs.append((layer, kernels[layer.size][first : first + layer.channels]))
-    if any(start[size] != len(rows) for size, rows in kernels.items()):
-        raise ValueError("the layers do not account for every kernel")
-    return pairs
+        record = read_record(Path(path))
+        return cls.from_layers(
+            record.pairs(), sources=record.sources, skipped=record.skipped, notes=record.notes
+        )
 
 
 def _free_names(part: KernelSet, seen: set[tuple[str, str]]) -> dict[str, str]:

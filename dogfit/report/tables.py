@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dogfit.analysis.results import RunResult, SizeResult
-from dogfit.kernelset.kernelset import KernelSet, Layer
+from dogfit.kernelset.kernelset import KernelSet
+from dogfit.kernelset.layers import Layer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -116,7 +117,7 @@ def fitted_tensors(result: RunResult) -> dict[str, np.ndarray]:
             start = rows.stop
             fitted = np.isfinite(found.own.r2[rows])[:, None, None]
             kernels = np.where(fitted, found.templates[rows], group.kernels[rows]).astype(np.float32)
-            tensors[tensor_name(kernelset, layer)] = layer.as_stored(kernels)
+            tensors[tensor_name(kernelset, layer)] = layer.to_stored(kernels)
     return tensors
 
 

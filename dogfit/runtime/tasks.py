@@ -25,7 +25,7 @@ from dogfit.distributed import (
 )
 from dogfit.errors import DogfitError
 from dogfit.job.config import RunConfig
-from dogfit.kernelset.kernelset import Flag, KernelGroup
+from dogfit.kernelset.groups import Flag, KernelGroup
 from dogfit.runtime.progress import Update
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def take_part(order: Mapping[str, Any], group: KernelGroup, config: RunConfig, h
     if order["do"] == "fit":
         _fit_share(group.kernels if order["read"] else scatter_rows(), config)
         return
-    mine = group.normalised()[group.flag == Flag.OK] if order["read"] else scatter_rows()
+    mine = group.normalized()[group.flag == Flag.OK] if order["read"] else scatter_rows()
     if order["do"] == "train":
         settings = AutoencoderConfig.from_json(order["settings"])
         _train_share(mine, settings, hidden, order["checkpoints"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogfit.analysis.results import SizeResult
-from dogfit.kernelset.kernelset import KernelGroup
+from dogfit.kernelset.groups import KernelGroup
 from dogfit.report.figures import style
 
 if TYPE_CHECKING:
