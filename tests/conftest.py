@@ -1,20 +1,29 @@
+"""One environment for all tests: eight virtual devices, strict broadcasting, a compile cache."""
+
+import os
+import tempfile
 from pathlib import Path
 
-import jax
 import pytest
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Read by JAX when it is imported; the test processes and what they start inherit it. With a bound on its
+    # size JAX locks the cache, so that no process reads what another is still writing.
+    _compiled = tempfile.TemporaryDirectory(prefix="dogfit-compiled-")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _compiled.name,
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 * 2**30),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+import jax
 
 from job_inputs import NULLS, checkpoint
 
+pytest_plugins = ["tiers"]
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_one_module():
-    """Compiled programs end with the module that used them: each keeps dozens of the memory maps that a
-    process may have (65,530 on Linux), and where those run out, LLVM crashes in the next compilation."""
-    yield
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
