@@ -38,7 +38,7 @@ from dogfit.atomic_write import write_atomically
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from scipy_families import FAMILY, PROFILES, basis, bounds  # noqa: E402
+from scipy_families import PROFILES, REFERENCE_FAMILIES, basis, bounds  # noqa: E402
 from scipy_reference import EFFORT, Reference  # noqa: E402
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def sample(kernels: np.ndarray, count: int) -> np.ndarray:
 def drawn_kernels(family: str, profile: str, size: int, count: int) -> np.ndarray:
     """Random members of a family with noise `[n, k, k]`."""
     rng = np.random.default_rng([size, *family.encode()])
-    model, out = FAMILY[family], []
+    model, out = REFERENCE_FAMILIES[family], []
     for i in range(count):
         narrow = 0.65 if profile == "sampled" else 0.4
         x = [*rng.uniform(-size / 4, size / 4, 2), rng.uniform(np.log(narrow), np.log(size / 3))]
@@ -184,10 +184,9 @@ def compare(kernels: np.ndarray, cost: np.ndarray, best: np.ndarray, x: np.ndarr
 
 def identified(family: str, size: int) -> bool:
     """Whether the size leaves enough taps to test the family."""
-    from dogfit.fitting.families import FAMILY as FITTED
-    from dogfit.fitting.families import why_unidentifiable
+    from dogfit.fitting.families import BUILTIN_FAMILIES, unidentifiable
 
-    return why_unidentifiable(FITTED[family], (size, size)) is None
+    return not unidentifiable([BUILTIN_FAMILIES[family]], (size, size))
 
 
 def config_of(effort: str) -> "FitConfig":
@@ -212,11 +211,11 @@ def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
     import jax
     import jax.numpy as jnp
 
-    from dogfit.fitting.families import FAMILY as FITTED
+    from dogfit.fitting.families import BUILTIN_FAMILIES
     from dogfit.fitting.search import Search, fused_effort
     from dogfit.kernels import pallas
 
-    model = FITTED[cell.family].model
+    model = BUILTIN_FAMILIES[cell.family].model
     hard = fused_effort(model, config_of(effort))
     # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
     search = jax.jit(
@@ -236,7 +235,7 @@ def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
 
 def serves(engine: str, cell: Cell) -> bool:
     """Whether the engine has the family, profile and size."""
-    if engine == INTERPRETED and (FAMILY[cell.family].elliptic or cell.size > 11):
+    if engine == INTERPRETED and (REFERENCE_FAMILIES[cell.family].elliptic or cell.size > 11):
         return False
     return engine == "xla" or cell.profile == "integrated"
 
@@ -282,7 +281,7 @@ def print_master(options: argparse.Namespace, outcomes: dict[tuple[str, Cell], O
     print("|---" * 10 + "|")
     print("| to be reached | " + " | ".join(f"{r2:.3f}" for r2 in MASTER_R2) + " | |")
     for profile, engine in itertools.product(options.profiles, options.engines):
-        keys = [(engine, Cell(profile, family, "master", 7)) for family in FAMILY]
+        keys = [(engine, Cell(profile, family, "master", 7)) for family in REFERENCE_FAMILIES]
         found = [outcomes[key] for key in keys if key in outcomes]
         if found:
             best = [f"{1 - cost:.3f}" for cost in np.min([o.cost for o in found], axis=0)]
@@ -325,7 +324,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--families", nargs="+", choices=list(FAMILY), default=FAMILIES)
+    parser.add_argument("--families", nargs="+", choices=list(REFERENCE_FAMILIES), default=FAMILIES)
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=PROFILES)
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES, INTERPRETED], default=ENGINES)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
@@ -353,7 +352,7 @@ def main() -> None:
     cells = [
         Cell(*cell)
         for cell in dict.fromkeys(wanted)
-        if not (cell[0] == "discrete" and FAMILY[cell[1]].elliptic)
+        if not (cell[0] == "discrete" and REFERENCE_FAMILIES[cell[1]].elliptic)
     ]
     kernels = {cell: kernels_of(cell, options) for cell in cells if identified(cell.family, cell.size)}
     kernels = {cell: piece for cell, piece in kernels.items() if len(piece)}

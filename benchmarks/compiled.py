@@ -19,7 +19,7 @@ from jax.extend.mlir import ir
 from jaxlib.triton import dialect
 
 from dogfit import FitConfig
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.fitting.search import Search, fused_effort
 from dogfit.kernels import pallas
 from dogfit.kernels.model.gaussian import GaussianModel
@@ -86,7 +86,7 @@ def main() -> None:
     print("| family | registers | bytes of stack | warps that fit | machine instructions | CPU seconds |")
     print("|---|---:|---:|---:|---:|---:|")
     for name in FAMILIES:
-        registers, stack, instructions, seconds = compiled(triton_module(FAMILY[name].model))
+        registers, stack, instructions, seconds = compiled(triton_module(BUILTIN_FAMILIES[name].model))
         warps = REGISTERS // (32 * -(-registers // GRAIN) * GRAIN)
         print(f"| {name} | {registers} | {stack} | {warps} | {instructions} | {seconds:.0f} |", flush=True)
 

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 
 import dogfit
 from dogfit.embedded import PATH
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.kernels.native import binding as native
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "kernels"
@@ -76,7 +76,7 @@ def main() -> None:
     )
     parser.add_argument("--kernels", type=int, default=16_384, help="kernels per timed call")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--families", nargs="+", choices=list(FAMILY), default=dogfit.FAMILIES)
+    parser.add_argument("--families", nargs="+", choices=list(BUILTIN_FAMILIES), default=dogfit.FAMILIES)
     parser.add_argument("--reference", type=int, default=40, help="kernels compared with SciPy")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "dogfit-benchmarks")
     parser.add_argument("--effort", default="default", choices=EFFORTS, help="how hard to search")

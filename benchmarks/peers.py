@@ -69,13 +69,13 @@ def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -
     """
     import jax
 
-    from dogfit.fitting.families import FAMILY, with_profile
+    from dogfit.fitting.families import BUILTIN_FAMILIES, with_profile
     from dogfit.kernels.xla.seeds import find_seeds
 
     images = normalised(kernels).astype(np.float32).transpose(2, 1, 0)
     rng, found = np.random.default_rng(2), {}
     for family in families:
-        model = with_profile(FAMILY[family.name], profile).model
+        model = with_profile(BUILTIN_FAMILIES[family.name], profile).model
         seeds = jax.jit(find_seeds, static_argnums=(1, 2))(images, model, number_of_nodes(family))
         nodes = np.asarray(seeds.points, np.float64).transpose(0, 2, 1)
         about = np.resize(nodes[:5], (max(NUMBERS_OF_STARTS), *nodes.shape[1:]))

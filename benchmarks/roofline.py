@@ -19,7 +19,7 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dogfit import FitConfig
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.fitting.search import Search, fused_effort
 from dogfit.kernels import pallas
 from dogfit.kernels.model.gaussian import GaussianModel
@@ -132,7 +132,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     flops = issue = special = matrix = traffic = shared = 0.0
     for name in FAMILIES:
-        model = FAMILY[name].model
+        model = BUILTIN_FAMILIES[name].model
         table = dictionary(model, SIZE)
         effort = fused_effort(model, FitConfig())
         plan = body.Plan(SIZE, table.slots, table.bits, effort.starts, effort.steps, effort.tolerance)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
     from dogfit.fitting.composite import Composite, fit_composites
     from dogfit.fitting.config import THOROUGH, FitConfig
-    from dogfit.fitting.families import FAMILIES, Family, custom_family
+    from dogfit.fitting.families import Family, custom_family
+    from dogfit.fitting.family_names import FAMILIES
     from dogfit.fitting.parquet import fit_parquet
     from dogfit.fitting.penalty import dog_penalty
     from dogfit.fitting.result import FitResult, Status
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 # Public names and the modules that define them.
 _HOMES = {
-    "FAMILIES": "dogfit.fitting.families",
+    "FAMILIES": "dogfit.fitting.family_names",
     "LABELS": "dogfit.labels",
     "THOROUGH": "dogfit.fitting.config",
     "Autoencoder": "dogfit.autoencoder",

@@ -17,7 +17,7 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, Int
 
 from dogfit.fitting.api import MAX_SIZE
-from dogfit.fitting.families import FAMILY, MAX_RATIO, MAX_SHAPE, MIN_RATIO, render, with_profile
+from dogfit.fitting.families import BUILTIN_FAMILIES, MAX_RATIO, MAX_SHAPE, MIN_RATIO, render, with_profile
 from dogfit.fitting.result import FitResult
 
 Range = tuple[float, float]
@@ -44,7 +44,7 @@ class Shapes:
     families: Mapping[str, float] = field(
         default_factory=lambda: {"gaussian": 1.0, "dog": 1.0, "d1": 1.0, "d2": 1.0}
     )
-    """Names out of `dogfit.fitting.families.FAMILY`, each with its weight; weights need not sum to 1."""
+    """Names of families built in, each with its weight; weights need not sum to 1."""
     sigma_px: Range = (0.5, 1.5)
     """Width in taps, log-uniform."""
     center_px: float = 0.5
@@ -60,8 +60,8 @@ class Shapes:
     """Longer to shorter width of elliptic families, log-uniform."""
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.families if name not in FAMILY]:
-            raise ValueError(f"no family is called {unknown[0]!r}; choose from {', '.join(FAMILY)}")
+        if unknown := [name for name in self.families if name not in BUILTIN_FAMILIES]:
+            raise ValueError(f"no family is called {unknown[0]!r}; choose from {', '.join(BUILTIN_FAMILIES)}")
         weights = list(self.families.values())
         if not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
             raise ValueError(f"families need weights of 0 or more, not all 0, got {dict(self.families)}")
@@ -184,7 +184,7 @@ def _draw_shapes(
     values = _draw_values(shapes, numbers)
     images = [
         render(family, jnp.stack([values[name] for name in family.names], axis=1), size)
-        for family in map(FAMILY.__getitem__, shapes.families)
+        for family in map(BUILTIN_FAMILIES.__getitem__, shapes.families)
     ]
     return _pick(images, jnp.searchsorted(edges, which, side="right"))
 
@@ -228,7 +228,7 @@ def _draw_fitted(
     right, down, turned, wider = fitted.jitter * jax.random.normal(moved, (4, count), dtype)
     shift = {"x0_px": right, "y0_px": down, "theta_rad": turned, "phi_rad": turned}
     images = []
-    for family in result.models:
+    for family in result.families:
         parameters = jnp.asarray(np.asarray(result.parameters[family.name])[rows], dtype)
         columns = jnp.moveaxis(parameters[row], 1, 0)
         changed = [

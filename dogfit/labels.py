@@ -58,7 +58,7 @@ def label_fits(result: FitResult, least_r2: float = 0.49) -> np.ndarray:
         kernels, cosine 0.7.
     """
     labels = np.full(len(result), UNFITTED, dtype=object)
-    for index, family in enumerate(result.models):
+    for index, family in enumerate(result.families):
         rows = np.flatnonzero(np.asarray(result.family) == index)
         parameters = np.asarray(result.parameters[family.name], np.float64)[rows]
         values = dict(zip(family.names, parameters.T, strict=True))

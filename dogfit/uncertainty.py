@@ -74,7 +74,7 @@ def bootstrap(
     rows = np.sort(generator.permutation(usable)[:sample]).repeat(draws)
     config = FitConfig(profile=result.profile) if config is None else config  # pyright: ignore[reportArgumentType]
     found = {}
-    for index, family in enumerate(result.models):
+    for index, family in enumerate(result.families):
         mine = rows[np.asarray(result.family)[rows] == index]
         if mine.size:
             found[family.name] = _redraw(result, family, mine, generator, config)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from dogfit.fitting.api import fit_kernel
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.kernels.native import binding as native
 from scipy_reference import draw
 
@@ -62,7 +62,7 @@ def ellipse(aspect: float, phi: float) -> tuple[float, float]:
 
 def parameters_of(family: str, drawn: dict) -> dict[str, float]:
     """Reported parameters of a drawing."""
-    names = [p.name for p in FAMILY[family].parameters if p.name.startswith("amplitude")]
+    names = [p.name for p in BUILTIN_FAMILIES[family].parameters if p.name.startswith("amplitude")]
     gains = dict(zip(names, drawn["gains"], strict=True))
     out = {"offset": drawn.get("offset", 0.0), **gains}
     out |= {"x0_px": drawn.get("x0", 0.0), "y0_px": drawn.get("y0", 0.0), "sigma_px": drawn["sigma"]}
@@ -76,7 +76,7 @@ def parameters_of(family: str, drawn: dict) -> dict[str, float]:
 
 def reported(result, family: str, row: int) -> dict[str, float]:
     """Parameters of one fit by name."""
-    return dict(zip(FAMILY[family].names, map(float, result.parameters[family][row]), strict=True))
+    return dict(zip(BUILTIN_FAMILIES[family].names, map(float, result.parameters[family][row]), strict=True))
 
 
 def differences(family: str, found: dict[str, float], wanted: dict[str, float]) -> dict[str, float]:
@@ -87,7 +87,7 @@ def differences(family: str, found: dict[str, float], wanted: dict[str, float]) 
     for name, value in found.items():
         difference = value - wanted[name]
         if name.endswith("_rad"):
-            period = 2 * np.pi if name == "theta_rad" and FAMILY[family].model.order == 1 else np.pi
+            period = 2 * np.pi if name == "theta_rad" and BUILTIN_FAMILIES[family].model.order == 1 else np.pi
             difference = (difference + period / 2) % period - period / 2
         elif name == "offset" or name.startswith("amp"):
             difference /= largest

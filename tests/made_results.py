@@ -93,7 +93,7 @@ def make_result(
         fits=frame,
         templates=np.where(np.isfinite(r2)[:, None, None], 0.5 * group.kernels, np.nan).astype(np.float32),
         families=("dog", "d1"),
-        omitted={"d2": "as many parameters as taps"},
+        unidentifiable={"d2": "as many parameters as taps"},
         kmeans=Clusters(
             np.where(group.flag == Flag.OK, np.arange(n) % 2, -1), ("0 a", "1 b"), own.kernels[:2]
         ),

@@ -41,7 +41,9 @@ PLAIN = {
     "dog_d1": Family(1, widths=2, tied=True),
     "dog_d2": Family(2, widths=2, tied=True),
 }
-FAMILY = PLAIN | {f"{name}_elliptic": family._replace(elliptic=True) for name, family in PLAIN.items()}
+REFERENCE_FAMILIES = PLAIN | {
+    f"{name}_elliptic": family._replace(elliptic=True) for name, family in PLAIN.items()
+}
 
 
 def shape_of(size):
@@ -218,7 +220,7 @@ def columns(name, x, size, profile="integrated", slopes=True):
 
     Returns `[b, taps, q]` and `[b, p, taps, q]`.
     """
-    family, shape = FAMILY[name], shape_of(size)
+    family, shape = REFERENCE_FAMILIES[name], shape_of(size)
     sigma = np.exp(x[:, 2])
     value, by = responses(family, x, sigma, shape, profile, slopes)
     if family.widths == 2:
@@ -244,7 +246,7 @@ def basis(family, x, size, profile="integrated"):
 
 
 def bounds(name, size, profile="integrated"):
-    family, (height, width) = FAMILY[name], shape_of(size)
+    family, (height, width) = REFERENCE_FAMILIES[name], shape_of(size)
     narrowest = SAMPLED_SIGMA if profile == "sampled" else 0.3
     low, high = (
         [-width / 2, -height / 2, np.log(narrowest)],
@@ -282,7 +284,7 @@ def draw(
     points_y, _ = quadrature(16, height)
     position = np.stack(np.meshgrid(points_x - x0, points_y - y0))
     turn = np.array([[np.cos(theta), np.sin(theta)], [-np.sin(theta), np.cos(theta)]])
-    order = FAMILY[family].order
+    order = REFERENCE_FAMILIES[family].order
 
     def density(width):
         """Sum of the terms of one width."""
@@ -297,7 +299,7 @@ def draw(
         bend = width**2 * np.einsum("ab,bc,ac->a", turn, precision, turn)
         return sum(g * (d**2 - b) for g, d, b in zip(gains, slopes, bend, strict=False)) * gaussian
 
-    if FAMILY[family].tied:
+    if REFERENCE_FAMILIES[family].tied:
         total = density(sigma) - surround_weight * density(surround)
     elif order == 0:
         total = gains[0] * density(sigma)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from scipy_families import (
-    FAMILY,
+    REFERENCE_FAMILIES,
     basis,
     bounds,
     columns,
@@ -102,7 +102,7 @@ def geometric(low, high, count):
 
 def grid(name, shape, profile, weights, tail, lines):
     """Separable dictionary of one setting of all but the centre: its nodes and their whitening."""
-    family = FAMILY[name]
+    family = REFERENCE_FAMILIES[name]
     sigma, orders = np.exp(tail[0]), family.order + 1
 
     def along(axis, width):
@@ -249,7 +249,7 @@ class Reference:
 
     def corner_settings(self):
         """Narrow widths on a finer grid: functions change their shape there within hundredths of a tap."""
-        family = FAMILY[self.family]
+        family = REFERENCE_FAMILIES[self.family]
         if self.profile != "integrated" or self.low[2] > np.log(NARROW):
             return
         offsets = CORNER_OFFSETS if self.weights.size <= DENSE_TAPS else FEWER_OFFSETS
@@ -267,7 +267,7 @@ class Reference:
         """Settings of all but the centre, and the lines of centres for each."""
         spacing = 0.12 if self.profile == "discrete" else 0.33
         count = int(np.ceil((self.high[2] - self.low[2]) / spacing)) + 1
-        family = FAMILY[self.family]
+        family = REFERENCE_FAMILIES[self.family]
         order = 2 if family.widths == 2 else family.order
         for sigma in geometric(self.low[2], self.high[2], count):
             lines = [
@@ -290,7 +290,7 @@ class Reference:
 
     def dense_groups(self):
         """Groups of elliptic nodes; several widths and shears, a line of centres along each axis."""
-        family = FAMILY[self.family]
+        family = REFERENCE_FAMILIES[self.family]
         rings = [(0.6, a) for a in np.arange(8) / 4] + [(1.05, a) for a in np.arange(16) / 8]
         shears = [(r * np.cos(np.pi * a), r * np.sin(np.pi * a)) for r, a in rings]
         for sigma in geometric(self.low[2], self.high[2], 7):
@@ -329,7 +329,7 @@ class Reference:
         starts = ranked(self.grids, 2)[: self.starts]
         for _, grids in itertools.groupby(self.corner, key=lambda g: g.tail[:2]):
             starts += apart_in_space(ranked(grids, 4), CORNER_STARTS)
-        if FAMILY[self.family].tied:
+        if REFERENCE_FAMILIES[self.family].tied:
             near = self.untied.approach(Problem(self.untied, target), self.untied.candidates(target))
             ratios = np.log(geometric(self.low[3], self.high[3], 3))
             starts += [[*x, ratio, self.low[4]] for x in distinct(near) for ratio in ratios]

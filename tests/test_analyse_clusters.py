@@ -63,7 +63,7 @@ def scored() -> SizeResult:
         fits=pl.DataFrame(),
         templates=group.kernels,
         families=("gaussian",),
-        omitted={},
+        unidentifiable={},
     )
 
 

@@ -51,7 +51,7 @@ def test_both_parts_are_found(composite):
     # 9 of 81 degrees of freedom take a share of the noise, and some kernels hide the spot in the edge.
     assert np.median(error) < NOISE * 9 * np.sqrt(9 / 81) * 1.5
     chosen = {
-        tuple(sorted((composite.first.families[a], composite.second.families[b])))
+        tuple(sorted((composite.first.family_names[a], composite.second.family_names[b])))
         for a, b in zip(composite.first.family[rows], composite.second.family[rows], strict=True)
     }
     assert ("d1", "gaussian") in chosen

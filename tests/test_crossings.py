@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.fitting.families import FAMILY, search_bounds
+from dogfit.fitting.families import BUILTIN_FAMILIES, search_bounds
 from dogfit.kernels.starts.edge_restarts import CROSSINGS, cross_edges, is_narrow
 from dogfit.kernels.types import Box, Effort
 from dogfit.kernels.xla.search import search_optimum
@@ -66,7 +66,7 @@ def test_a_search_with_them_loses_nothing_and_finds_more(shape):
     kernels -= kernels.mean(axis=(1, 2), keepdims=True)
     kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
     images = jnp.asarray(kernels.transpose(2, 1, 0), jnp.float32)
-    model = FAMILY["d2"].model
+    model = BUILTIN_FAMILIES["d2"].model
     box = Box(*(np.array(side, np.float32)[:, None] for side in search_bounds(model, shape)))
     effort = Effort(starts=2, steps=20, margin=0.6, hope=8.0, apart=0.3, tolerance=1e-7)
 

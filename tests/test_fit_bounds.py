@@ -7,14 +7,14 @@ import pytest
 
 from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import FAMILY, custom_family
+from dogfit.fitting.families import BUILTIN_FAMILIES, custom_family
 from dogfit.fitting.result import Status
 from dogfit.kernels.model.custom import SearchRange
 from fit_drawings import leaves_equal, rows_of
 from scipy_reference import Reference, bounds, draw
 
 SIZE, ROWS = 6, 12
-CONFIG = FitConfig(starts=4)
+CONFIG = FitConfig(effort=4)
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -31,7 +31,7 @@ def fit(kernels, box, families=("gaussian",)):
 
 
 def named(result, family="gaussian") -> dict[str, np.ndarray]:
-    return dict(zip(FAMILY[family].names, result.parameters[family].T, strict=True))
+    return dict(zip(BUILTIN_FAMILIES[family].names, result.parameters[family].T, strict=True))
 
 
 def scipy_r2(kernels, family: str, box: dict[int, tuple[float, float]]) -> np.ndarray:
@@ -58,7 +58,9 @@ def test_fixed_parameters_stay_where_they_are(kernels):
 def test_fixed_parameters_have_no_standard_error_and_the_others_fewer_rivals(kernels):
     box = {"x0_px": 0.0, "sigma_px": 1.2}
     result = fit(kernels, box)
-    errors = dict(zip(FAMILY["gaussian"].names, result.standard_errors()["gaussian"].T, strict=True))
+    errors = dict(
+        zip(BUILTIN_FAMILIES["gaussian"].names, result.standard_errors()["gaussian"].T, strict=True)
+    )
     assert np.all(np.isnan(errors["x0_px"]) & np.isnan(errors["sigma_px"]))
     for row, p in enumerate(result.parameters["gaussian"].astype(float)):
 
@@ -91,11 +93,11 @@ def test_what_sits_on_a_bound_is_told(kernels):
     x0 = named(result)["x0_px"]
     on_bound = np.abs(x0) == np.float32(0.3)
     assert 0 < on_bound.sum() < ROWS
-    np.testing.assert_array_equal(result.held["gaussian"][:, 0], on_bound)
+    np.testing.assert_array_equal(result.at_bound["gaussian"][:, 0], on_bound)
     np.testing.assert_array_equal(result.status == Status.AT_BOUND, on_bound)
     assert np.all(result.status[~on_bound] == Status.CONVERGED)
     errors = result.standard_errors()["gaussian"]
-    column = FAMILY["gaussian"].names.index("x0_px")
+    column = BUILTIN_FAMILIES["gaussian"].names.index("x0_px")
     np.testing.assert_array_equal(np.isnan(errors[:, column]), on_bound)
     assert np.all(np.isfinite(np.delete(errors, column, axis=1)))
 
@@ -158,7 +160,7 @@ def test_traced_bounds(kernels):
     places, widest = np.linspace(-1, 1, ROWS), np.linspace(0.6, 1.4, ROWS)
     run = jax.jit(jax.vmap(place), compiler_options=QUICK)
     found = np.asarray(run(kernels, jnp.asarray(places), jnp.asarray(widest)))
-    columns = dict(zip(FAMILY["gaussian"].names, found.T, strict=True))
+    columns = dict(zip(BUILTIN_FAMILIES["gaussian"].names, found.T, strict=True))
     np.testing.assert_array_equal(columns["x0_px"], places.astype(np.float32))
     assert np.all(columns["sigma_px"] <= widest * (1 + 1e-6))
     wanted = fit(kernels, {"x0_px": places, "sigma_px": (np.full(ROWS, 0.5), widest)})

@@ -7,7 +7,7 @@ import pytest
 
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.fitting.result import Status
 from fit_drawings import NAMES, SIZE, TRUTH, drawings, noisy
 from scipy_families import columns
@@ -46,7 +46,7 @@ def test_aicc(fits):
 
 def point_of(family: str, parameters: np.ndarray) -> np.ndarray:
     """Search point of reported parameters."""
-    p = dict(zip(FAMILY[family].names, parameters.astype(float), strict=True))
+    p = dict(zip(BUILTIN_FAMILIES[family].names, parameters.astype(float), strict=True))
     point = [p["x0_px"], p["y0_px"], np.log(p["sigma_px"])]
     if family == "dog":
         point.append(np.log(p["sigma_surround_px"] / p["sigma_px"]))
@@ -68,7 +68,7 @@ def test_cross_validation_by_leverages(kernels, fits):
     result, compared = fits["cv"], 0
     for row, kernel in enumerate(kernels.astype(float)):
         energy = np.sum((kernel - kernel.mean()) ** 2)
-        for column, family in enumerate(result.families):
+        for column, family in enumerate(result.family_names):
             parameters = result.parameters[family][row]
             # Two Gaussians of nearly one width have columns that are one to float32.
             if family == "dog" and parameters[-1] / parameters[-2] < 1.3:
@@ -90,7 +90,7 @@ def test_least_score_chooses(fits):
 
 @pytest.mark.parametrize("criterion", ["bic", "aicc", "cv"])
 def test_finds_the_family_that_was_drawn(fits, criterion):
-    chosen = [fits[criterion].families[i] for i in fits[criterion].family[: len(TRUTH)]]
+    chosen = [fits[criterion].family_names[i] for i in fits[criterion].family[: len(TRUTH)]]
     right = np.mean([a == b for a, b in zip(chosen, NAMES, strict=True)])
     # Prediction is worse at telling two families, one of which holds the other.
     assert right >= (0.8 if criterion == "cv" else 0.9), list(zip(chosen, NAMES, strict=True))
@@ -124,7 +124,7 @@ def test_noise_is_the_level_that_was_added():
     level, kernel = 0.02, draw("d1", SIZE, x0=0.2, y0=-0.3, sigma=1.1, theta=0.5)
     noise = level * np.random.default_rng(83).normal(size=(600, SIZE, SIZE))
     result = fit_kernels(kernel + noise)
-    rows = result.family == result.families.index("d1")
+    rows = result.family == result.family_names.index("d1")
     assert rows.mean() > 0.9
     # 600 kernels of 43 degrees of freedom each: 1 % of one standard deviation.
     np.testing.assert_allclose(np.mean(result.noise[rows] ** 2), level**2, rtol=0.03)
@@ -139,7 +139,7 @@ def test_predictions_are_close_to_those_of_refits_without_the_tap():
     kernel = noisy(draw(family, size, 0.2, -0.1, 1.0, theta=0.4)[None], 0.1, 84)[0]
     without = 1.0 - np.eye(size**2).reshape(-1, size, size)
     refits = fit_kernels(
-        np.repeat(kernel[None], size**2, axis=0), (family,), weights=without, config=FitConfig(starts=3)
+        np.repeat(kernel[None], size**2, axis=0), (family,), weights=without, config=FitConfig(effort=3)
     )
     assert np.all(refits.status == Status.CONVERGED)
     predicted = refits.templates().reshape(-1, size**2)[np.arange(size**2), np.arange(size**2)]
@@ -155,7 +155,7 @@ def test_cross_validation_leaves_masked_taps_out():
     size, family = 5, "d1"
     weights = np.random.default_rng(85).uniform(0.5, 2, (size, size)) * (np.arange(25).reshape(5, 5) != 7)
     kernel = noisy(draw(family, size, 0.2, -0.1, 1.0, theta=0.4)[None], 0.1, 84)
-    config = FitConfig(starts=3, criterion="cv")
+    config = FitConfig(effort=3, criterion="cv")
     result = fit_kernels(kernel, (family,), weights=weights, config=config)
     spoilt = np.where(weights == 0, np.nan, kernel)
     again = fit_kernels(spoilt, (family,), weights=weights, config=config)
@@ -180,7 +180,7 @@ def test_too_few_taps_for_aicc():
     kernels = noisy(np.stack([draw("gaussian", 4, sigma=0.9)] * 2), 0.1, 86)
     weights = np.ones((2, 4, 4))
     weights[0].flat[:9] = 0
-    config = FitConfig(starts=2, criterion="aicc")
+    config = FitConfig(effort=2, criterion="aicc")
     result = fit_kernels(kernels, ("gaussian",), weights=weights, config=config)
     np.testing.assert_array_equal(np.isposinf(result.score_by_family[:, 0]), [True, False])
     assert np.all(np.isfinite(result.r2))

@@ -76,8 +76,8 @@ def test_an_image_of_the_kernel_is_an_image_of_the_fit(kernels, fit, config, nam
     for field in ("family", "r2", "rmse", "status", "r2_by_family", "score_by_family", "status_by_family"):
         np.testing.assert_array_equal(getattr(after, field), getattr(fit, field), err_msg=field)
     np.testing.assert_array_equal(after.steps, fit.steps)
-    for row, index in itertools.product(range(len(kernels)), range(len(fit.families))):
-        family = fit.families[index]
+    for row, index in itertools.product(range(len(kernels)), range(len(fit.family_names))):
+        family = fit.family_names[index]
         before = reported(fit, family, row)
         apart = differences(family, reported(after, family, row), change(before))
         # A round blob has no axis: the angle between two alike is rounding.
@@ -121,7 +121,7 @@ def test_gain_and_offset_pass_through(kernels, fit, config, gain, negative, offs
     # Rounding may decide between two optima of white noise.
     assert np.mean(np.abs(after.r2 - fit.r2) < 1e-4) > 0.97
     for row, index in enumerate(fit.family[CLEAR]):
-        family = fit.families[index]
+        family = fit.family_names[index]
         before = reported(fit, family, row)
         wanted = {k: gain * v if k.startswith("amp") else v for k, v in before.items()}
         wanted["offset"] = gain * (before["offset"] + offset)
@@ -151,7 +151,7 @@ def test_weights_turn_with_their_kernels():
     weights = weights**2
     weights[:, 0, 1] = 0
     kernels[:, 0, 1] = np.nan
-    quick = FitConfig(starts=3)
+    quick = FitConfig(effort=3)
     before = fit_kernels(kernels, ("d1",), weights=weights, config=quick)
     for name, (transform, _) in SYMMETRIES.items():
         turned = [np.ascontiguousarray(transform(a)) for a in (kernels, weights)]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogfit.fitting.families import FAMILY, custom_family, with_profile
+from dogfit.fitting.families import BUILTIN_FAMILIES, custom_family, with_profile
 from dogfit.fitting.result import standard_errors
 from dogfit.kernels.model.custom import SearchRange
 from scipy_reference import basis
@@ -22,11 +22,11 @@ def numeric_jacobian(image, values: np.ndarray) -> np.ndarray:
     return np.stack([(image(values + m) - image(values - m)).ravel() / (2 * STEP) for m in moves], axis=1)
 
 
-def errors_of(family, values, held=None, residual=1.0, weights=None) -> np.ndarray:
-    held = np.zeros((1, len(family.model.names)), bool) if held is None else np.array([held])
+def errors_of(family, values, at_bound=None, residual=1.0, weights=None) -> np.ndarray:
+    at_bound = np.zeros((1, len(family.model.names)), bool) if at_bound is None else np.array([at_bound])
     with jax.enable_x64(True):
         found = standard_errors(
-            family, np.array([values]), held, np.array([residual]), SHAPE,
+            family, np.array([values]), at_bound, np.array([residual]), SHAPE,
             None if weights is None else weights[None],
         )  # fmt: skip
     return found[0]
@@ -41,28 +41,28 @@ def wanted_errors(jacobian: np.ndarray, residual: float = 1.0) -> np.ndarray:
 def test_of_every_family(family):
     names, values = list(EXAMPLES[family]), np.array(list(EXAMPLES[family].values()))
     jacobian = numeric_jacobian(lambda p: textbook(family, SHAPE, dict(zip(names, p, strict=True))), values)
-    found = errors_of(FAMILY[family], values, residual=0.3)
+    found = errors_of(BUILTIN_FAMILIES[family], values, residual=0.3)
     np.testing.assert_allclose(found, wanted_errors(jacobian, 0.3), rtol=1e-4)
 
 
-@pytest.mark.parametrize("held", ["log_sigma", "kappa", "e1"])
-def test_what_is_held_has_none_and_is_no_rival_to_the_others(held):
-    family = FAMILY["dog_d1_elliptic"]
+@pytest.mark.parametrize("at_bound", ["log_sigma", "kappa", "e1"])
+def test_what_is_held_has_none_and_is_no_rival_to_the_others(at_bound):
+    family = BUILTIN_FAMILIES["dog_d1_elliptic"]
     names, values = list(EXAMPLES[family.name]), np.array(list(EXAMPLES[family.name].values()))
-    flags = [name == held for name in family.model.names]
+    flags = [name == at_bound for name in family.model.names]
     found = dict(zip(names, errors_of(family, values, flags), strict=True))
-    unknown = {"log_sigma": {"sigma_px"}, "kappa": {"surround_weight"}, "e1": {"aspect", "phi_rad"}}[held]
+    unknown = {"log_sigma": {"sigma_px"}, "kappa": {"surround_weight"}, "e1": {"aspect", "phi_rad"}}[at_bound]
     assert {name for name, error in found.items() if np.isnan(error)} == unknown
 
     def image(p):
         p = dict(zip(names, p, strict=True))
-        if held == "log_sigma":
+        if at_bound == "log_sigma":
             # The other width is found as a ratio.
             p["sigma_surround_px"] *= EXAMPLES[family.name]["sigma_px"] / p["sigma_px"]
             p["sigma_px"] = EXAMPLES[family.name]["sigma_px"]
         return textbook(family.name, SHAPE, p)
 
-    if held == "e1":
+    if at_bound == "e1":
         return
     jacobian = numeric_jacobian(image, values)
     free = [i for i, name in enumerate(names) if name not in unknown]
@@ -82,14 +82,14 @@ def test_weights_count_relatively():
     wanted = np.sqrt(1 / (used.sum() - 6) * np.diag(np.linalg.inv(normal)))
     for factor in (1.0, 1e-3):
         np.testing.assert_allclose(
-            errors_of(FAMILY["d1"], values, weights=factor * weights), wanted, rtol=1e-4
+            errors_of(BUILTIN_FAMILIES["d1"], values, weights=factor * weights), wanted, rtol=1e-4
         )
 
 
 @pytest.mark.parametrize("profile", ["sampled", "discrete"])
 def test_of_other_profiles(profile):
     """Of a DoG, whose gains are the reported ones; a discrete centre is not searched, so it has none."""
-    family = with_profile(FAMILY["dog"], profile)
+    family = with_profile(BUILTIN_FAMILIES["dog"], profile)
     values = np.array([0.1, 3.0, -2.5, 0.5, -0.5, 0.9, 1.9])
 
     def image(p):
@@ -127,12 +127,14 @@ def test_of_a_family_of_ones_own():
 
 def test_a_singular_problem_has_none():
     values = np.array(list((EXAMPLES["d1"] | {"amplitude": 0.0}).values()))
-    assert np.all(np.isnan(errors_of(FAMILY["d1"], values)))
+    assert np.all(np.isnan(errors_of(BUILTIN_FAMILIES["d1"], values)))
 
 
 def test_single_precision_keeps_two_digits():
     for family in ("dog", "d2", "d1_elliptic"):
         values = np.array([list(EXAMPLES[family].values())])
-        held = np.zeros((1, len(FAMILY[family].model.names)), bool)
-        single = standard_errors(FAMILY[family], values.astype(np.float32), held, np.ones(1), SHAPE, None)[0]
-        np.testing.assert_allclose(single, errors_of(FAMILY[family], values[0]), rtol=0.02)
+        at_bound = np.zeros((1, len(BUILTIN_FAMILIES[family].model.names)), bool)
+        single = standard_errors(
+            BUILTIN_FAMILIES[family], values.astype(np.float32), at_bound, np.ones(1), SHAPE, None
+        )[0]
+        np.testing.assert_allclose(single, errors_of(BUILTIN_FAMILIES[family], values[0]), rtol=0.02)

@@ -7,7 +7,7 @@ import pytest
 
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import FAMILY, custom_family, from_parameters, with_profile
+from dogfit.fitting.families import BUILTIN_FAMILIES, custom_family, from_parameters, with_profile
 from dogfit.fitting.result import Status
 from dogfit.kernels.model.custom import SearchRange
 from dogfit.labels import label_fits
@@ -24,7 +24,7 @@ from fit_drawings import (
 from scipy_reference import Reference, basis, draw
 
 SIZE = 7
-CONFIG = FitConfig(starts=3)
+CONFIG = FitConfig(effort=3)
 
 
 def drawn_tied(family: str) -> list[dict]:
@@ -159,12 +159,12 @@ class TestProfiles:
             if family == "d1":
                 p.insert(2, generator.uniform(-3, 3))
             with jax.enable_x64(True):
-                model = with_profile(FAMILY[family], profile)
+                model = with_profile(BUILTIN_FAMILIES[family], profile)
                 point, offset, gains = from_parameters(model, jnp.array([p]))
             columns = basis(family, np.asarray(point)[:, 0], SIZE, profile)
             kernels.append((columns @ [offset[0], *(g[0] for g in gains)]).reshape(SIZE, SIZE))
             parameters.append(p)
-        config = FitConfig(starts=4, profile=profile)
+        config = FitConfig(effort=4, profile=profile)
         kernels = np.stack(kernels)
         # In the program that users run: faults of the compiler's optimisation are ours too.
         result = fit_kernels(kernels.astype(np.float32), ("gaussian", "d1"), config=config)
@@ -238,7 +238,7 @@ def gabor_image(p: np.ndarray) -> np.ndarray:
 
 
 class TestCustom:
-    CONFIG = FitConfig(starts=5)
+    CONFIG = FitConfig(effort=5)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -253,7 +253,7 @@ class TestCustom:
         return fit_unoptimised(kernels, (GABOR, "d1"), cls.CONFIG)
 
     def test_what_was_drawn_is_found(self, kernels, result):
-        assert result.families == ("gabor", "d1")
+        assert result.family_names == ("gabor", "d1")
         np.testing.assert_array_equal(result.family[:4], 0)
         assert np.all(result.r2[:4] > 0.998)
         np.testing.assert_allclose(result.templates()[:4], kernels[:4], atol=0.2)

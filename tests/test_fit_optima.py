@@ -8,7 +8,7 @@ import pytest
 
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import DEFAULT, FitConfig
-from dogfit.fitting.families import FAMILIES
+from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import Status
 from fit_drawings import (
     ENGINES,
@@ -56,7 +56,7 @@ def test_master_key_filters(least_of_masters, config):
 def test_master_key_filters_have_their_published_names():
     """The fifth and sixth are central differences, the seventh centre-surround, the eighth a Gaussian."""
     result = fit_kernels(master_key_filters())
-    chosen = [result.families[i] for i in result.family]
+    chosen = [result.family_names[i] for i in result.family]
     assert chosen[4:6] == ["d1", "d1"]
     assert set(chosen[6:]) <= {"dog", "gaussian"}
 
@@ -100,7 +100,7 @@ class TestDoublePrecision:
     @classmethod
     def result(cls, kernels):
         with jax.enable_x64(True):
-            return fit_unoptimised(kernels, cls.FAMILIES, replace(DEFAULT, starts=3))
+            return fit_unoptimised(kernels, cls.FAMILIES, replace(DEFAULT, effort=3))
 
     def test_costs_are_those_of_scipy_to_ten_digits(self, kernels, result):
         least, cost = unexplained(kernels, self.FAMILIES), 1 - result.r2_by_family

@@ -8,7 +8,7 @@ import polars
 import pytest
 
 from dogfit.fitting.api import fit_kernels
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.fitting.result import Status, concatenate
 from scipy_reference import draw
 
@@ -56,7 +56,7 @@ def ensemble_errors(ensemble):
 def test_standard_errors_are_the_spread_of_noisy_copies(ensemble, ensemble_errors, family):
     index = list(CLEAR).index(family)
     rows = np.arange(index * COPIES, (index + 1) * COPIES)
-    rows = rows[ensemble.family[rows] == ensemble.families.index(family)]
+    rows = rows[ensemble.family[rows] == ensemble.family_names.index(family)]
     assert len(rows) > 0.9 * COPIES
     values, errors = ensemble.parameters[family][rows].astype(float), ensemble_errors[family][rows]
     assert np.all(np.isfinite(errors))
@@ -66,19 +66,19 @@ def test_standard_errors_are_the_spread_of_noisy_copies(ensemble, ensemble_error
 
 def test_standard_errors_are_given_for_the_chosen_family_alone(result):
     errors = result.standard_errors()
-    assert set(errors) == set(result.families)
-    for index, family in enumerate(result.families):
-        assert errors[family].shape == (len(result), len(FAMILY[family].parameters))
+    assert set(errors) == set(result.family_names)
+    for index, family in enumerate(result.family_names):
+        assert errors[family].shape == (len(result), len(BUILTIN_FAMILIES[family].parameters))
         assert np.all(np.isnan(errors[family][result.family != index]))
     for row, family in enumerate(CLEAR):
-        assert result.families[result.family[row]] == family
+        assert result.family_names[result.family[row]] == family
 
 
 def test_a_parameter_on_its_bound_has_no_standard_error(result):
     row = len(result) - 1
     assert result.status[row] == Status.AT_BOUND
-    family = result.families[result.family[row]]
-    names = [p.name for p in FAMILY[family].parameters]
+    family = result.family_names[result.family[row]]
+    names = [p.name for p in BUILTIN_FAMILIES[family].parameters]
     values = dict(zip(names, result.parameters[family][row], strict=True))
     np.testing.assert_allclose(values["sigma_px"], 0.3, rtol=1e-5)
     errors = dict(zip(names, result.standard_errors()[family][row], strict=True))
@@ -98,13 +98,13 @@ def test_templates_are_the_drawings(drawn, result):
 def test_table_has_a_row_per_kernel_and_nulls_where_nothing_is_known(result):
     table = result.table()
     assert table.height == len(result)
-    families = [*CLEAR, None, result.families[result.family[5]]]
+    families = [*CLEAR, None, result.family_names[result.family[5]]]
     assert table["family"].to_list() == families
     assert table["status"].to_list() == [Status(s).name.lower() for s in result.status]
     for name, values in [("r2", result.r2), ("rmse", result.rmse)]:
         wanted = [None if np.isnan(v) else v for v in values.tolist()]
         assert table[name].to_list() == pytest.approx(wanted)
-    parameters = {p.name for f in CLEAR for p in FAMILY[f].parameters}
+    parameters = {p.name for f in CLEAR for p in BUILTIN_FAMILIES[f].parameters}
     scores = {"family", "r2", "rmse", "status", *(f"r2_{f}" for f in CLEAR)}
     assert set(table.columns) == scores | parameters | {f"{p}_stderr" for p in parameters}
     errors = result.standard_errors()
@@ -113,7 +113,7 @@ def test_table_has_a_row_per_kernel_and_nulls_where_nothing_is_known(result):
         if family is None:
             assert all(v is None for k, v in values.items() if k != "status")
             continue
-        own = {p.name: i for i, p in enumerate(FAMILY[family].parameters)}
+        own = {p.name: i for i, p in enumerate(BUILTIN_FAMILIES[family].parameters)}
         for name in parameters:
             if name in own:
                 assert values[name] == pytest.approx(float(result.parameters[family][row, own[name]]))
@@ -128,7 +128,7 @@ def test_table_has_a_row_per_kernel_and_nulls_where_nothing_is_known(result):
 def test_results_of_one_kind_can_be_joined(result):
     joined = concatenate([result, jax.tree.map(lambda leaf: leaf[:2], result)])
     assert len(joined) == len(result) + 2
-    assert joined.families == result.families
+    assert joined.family_names == result.family_names
     np.testing.assert_array_equal(joined.r2, np.concatenate([result.r2, result.r2[:2]]))
     np.testing.assert_array_equal(joined.parameters["d1"][-2:], result.parameters["d1"][:2])
 
@@ -139,8 +139,8 @@ def test_results_of_one_kind_can_be_joined(result):
         {"shape": (5, 5)},
         {"profile": "sampled"},
         {"criterion": "cv"},
-        {"omitted": (("d1", "small"),)},
-        {"models": ()},
+        {"unidentifiable": (("d1", "small"),)},
+        {"families": ()},
     ],
 )
 def test_results_of_another_kind_are_refused(result, other):
@@ -161,6 +161,6 @@ def test_rectangles_have_a_shape_and_no_size(result):
 
 def test_a_result_is_a_pytree(result):
     again = jax.tree.map(lambda leaf: leaf, result)
-    assert again.models == result.models
+    assert again.families == result.families
     assert jax.tree.structure(again) == jax.tree.structure(result)
     assert len(jax.tree.leaves(result)) == len(jax.tree.leaves(again))

@@ -5,11 +5,11 @@ import pytest
 
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import FAMILIES
+from dogfit.fitting.family_names import FAMILIES
 from fit_drawings import differences, fit_unoptimised, noisy, parameters_of, reported
 from scipy_reference import Reference, draw
 
-SMALL = FitConfig(starts=2)
+SMALL = FitConfig(effort=2)
 
 
 class TestThree:
@@ -18,10 +18,10 @@ class TestThree:
     def test_default_families(self):
         edges = np.stack([draw("d1", 3, sigma=0.8, theta=t, x0=0.1) for t in (0.0, 1.0)])
         result = fit_kernels(np.concatenate([edges, [draw("gaussian", 3, sigma=0.7, y0=-0.3)]]))
-        assert result.families == ("gaussian", "d1")
-        omitted = dict(result.omitted)
-        assert set(omitted) == {"dog", "d2"}
-        for name, reason in omitted.items():
+        assert result.family_names == ("gaussian", "d1")
+        unidentifiable = dict(result.unidentifiable)
+        assert set(unidentifiable) == {"dog", "d2"}
+        for name, reason in unidentifiable.items():
             assert name in reason
             assert "9 taps" in reason
         best = result.r2_by_family[[0, 1, 2], [1, 1, 0]]
@@ -30,8 +30,8 @@ class TestThree:
     def test_a_three_by_four_kernel(self):
         kernel = draw("d2", (3, 4), sigma=0.8, gains=(1.0, 0.3), theta=0.4, x0=0.2)
         result = fit_unoptimised(kernel[None].astype(np.float32), ("d2", "dog_d2_elliptic"), SMALL)
-        assert result.families == ("d2",)
-        assert dict(result.omitted).keys() == {"dog_d2_elliptic"}
+        assert result.family_names == ("d2",)
+        assert dict(result.unidentifiable).keys() == {"dog_d2_elliptic"}
         assert result.r2[0] > 1 - 1e-3
 
 
@@ -83,7 +83,7 @@ class TestRectangles:
     def test_truth_is_recovered(self, result):
         assert result.shape == self.SHAPE
         for row, (family, drawn) in enumerate(self.DRAWN):
-            assert result.families[result.family[row]] == family
+            assert result.family_names[result.family[row]] == family
             assert result.r2[row] > 1 - 1e-5
             apart = differences(family, reported(result, family, row), parameters_of(family, drawn))
             assert max(apart.values()) < 0.01, apart

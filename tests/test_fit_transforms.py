@@ -16,15 +16,15 @@ from scipy.optimize import least_squares
 from dogfit.devices import data_mesh, rows
 from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import FAMILIES, render
-from dogfit.fitting.families import FAMILY as FAMILY_OF
+from dogfit.fitting.families import BUILTIN_FAMILIES, render
+from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.program import fit_sharded
 from fit_drawings import ENGINES, leaves_equal
 from scipy_reference import basis as reference_basis
 from scipy_reference import bounds, draw, orthonormal
 
-SIZE, FAMILY = 5, ("gaussian",)
-QUICK = FitConfig(starts=2)
+SIZE, ONE_FAMILY = 5, ("gaussian",)
+QUICK = FitConfig(effort=2)
 # Compiling is what takes the time.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 # Other batch shapes add in another order: a few units in the last place of the energy, and what a flat
@@ -45,7 +45,11 @@ def noisy_drawings(size: int, rows: int, families: tuple[str, ...], seed: int) -
 
 
 def assert_same_fits(one, other):
-    assert (one.families, one.omitted, one.size) == (other.families, other.omitted, other.size)
+    assert (one.family_names, one.unidentifiable, one.size) == (
+        other.family_names,
+        other.unidentifiable,
+        other.size,
+    )
     np.testing.assert_array_equal(one.family, other.family)
     np.testing.assert_array_equal(one.status, other.status)
     np.testing.assert_allclose(one.r2_by_family, other.r2_by_family, atol=R2_APART)
@@ -58,7 +62,7 @@ def assert_same_fits(one, other):
 
 @pytest.fixture(scope="module")
 def kernels() -> np.ndarray:
-    return noisy_drawings(SIZE, 24, FAMILY, 40)
+    return noisy_drawings(SIZE, 24, ONE_FAMILY, 40)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -68,12 +72,12 @@ def config(request) -> FitConfig:
 
 @pytest.fixture(scope="module")
 def plain(kernels, config):
-    return fit_kernels(kernels, FAMILY, config=config)
+    return fit_kernels(kernels, ONE_FAMILY, config=config)
 
 
 @pytest.fixture(scope="module")
 def fit(config):
-    return functools.partial(fit_kernel, families=FAMILY, config=config)
+    return functools.partial(fit_kernel, families=ONE_FAMILY, config=config)
 
 
 def compiled(function):
@@ -129,11 +133,11 @@ def assert_no_collectives(program):
 
 def test_fit_kernels_over_a_mesh(kernels, plain, config):
     mesh = data_mesh()
-    assert_same_fits(fit_kernels(kernels, FAMILY, config=config, mesh=mesh), plain)
-    (streamed,) = fit_stream([kernels], FAMILY, config=config, mesh=mesh)
+    assert_same_fits(fit_kernels(kernels, ONE_FAMILY, config=config, mesh=mesh), plain)
+    (streamed,) = fit_stream([kernels], ONE_FAMILY, config=config, mesh=mesh)
     assert_same_fits(streamed, plain)
     many = np.zeros((mesh.size * 64, SIZE, SIZE), np.float32)
-    program = fit_sharded.lower(many, None, {}, plain.models, (), config, mesh).compile()
+    program = fit_sharded.lower(many, None, {}, plain.families, (), config, mesh).compile()
     assert_no_collectives(program)
     assert program.output_shardings.r2.is_equivalent_to(rows(mesh), 1)
 
@@ -144,7 +148,7 @@ def test_weights_and_bounds_over_a_mesh(kernels):
     edge = np.linspace(-1, 1, len(kernels))
     given = {"weights": weights, "bounds": {"x0_px": (edge - 0.5, edge + 0.5), "sigma_px": (0.5, 2.0)}}
     plain, sharded = (
-        fit_kernels(kernels, FAMILY, config=QUICK, mesh=mesh, **given) for mesh in (None, data_mesh())
+        fit_kernels(kernels, ONE_FAMILY, config=QUICK, mesh=mesh, **given) for mesh in (None, data_mesh())
     )
     assert_same_fits(sharded, plain)
 
@@ -184,8 +188,8 @@ def test_templates_have_slopes(kernels):
     """By the envelope theorem that of the residual's energy is twice the residual."""
 
     def energy(kernel):
-        fit = fit_kernel(kernel, FAMILY, config=QUICK)
-        (template,) = render(FAMILY_OF["gaussian"], fit.parameters["gaussian"][None], kernel.shape)
+        fit = fit_kernel(kernel, ONE_FAMILY, config=QUICK)
+        (template,) = render(BUILTIN_FAMILIES["gaussian"], fit.parameters["gaussian"][None], kernel.shape)
         return jnp.sum((kernel - template) ** 2), kernel - template
 
     slopes, residuals = compiled(jax.vmap(jax.grad(energy, has_aux=True)))(kernels[:8])
@@ -204,7 +208,7 @@ class TestGradient:
         kernels, result, _ = found
         plain = fit_kernels(kernels)
         assert set(plain.family.tolist()) == {0, 1}
-        assert {name for name, _ in plain.omitted} == {"dog", "d2"}
+        assert {name for name, _ in plain.unidentifiable} == {"dog", "d2"}
         assert_same_fits(result, plain)
 
     def test_against_differences_of_refitted_optima(self, found):
@@ -212,7 +216,7 @@ class TestGradient:
         kernels, result, gradients = found
         step = 1e-3
         for row, gradient in enumerate(gradients):
-            family = result.families[int(result.family[row])]
+            family = result.family_names[int(result.family[row])]
             x0, y0, sigma = np.asarray(result.parameters[family], float)[row, -3:]
             low, high = bounds(family, 3)
             start = np.clip([x0, y0, np.log(sigma)], low + 1e-6, high - 1e-6)
@@ -251,7 +255,7 @@ class TestGradient:
 
 class TestStream:
     def stream(self, blocks):
-        return fit_stream(blocks, FAMILY, config=QUICK)
+        return fit_stream(blocks, ONE_FAMILY, config=QUICK)
 
     def test_blocks_of_any_length_come_in_order(self, kernels):
         many = np.concatenate([kernels * (1 + i) for i in range(70)])
@@ -259,7 +263,7 @@ class TestStream:
         blocks = np.split(many, cuts)
         results = list(self.stream(iter(blocks)))
         assert [len(r) for r in results] == [len(b) for b in blocks]
-        whole = fit_kernels(many, FAMILY, config=QUICK)
+        whole = fit_kernels(many, ONE_FAMILY, config=QUICK)
         edges = [0, *cuts, len(many)]
         for result, start, stop in zip(results, edges[:-1], edges[1:], strict=True):
             assert leaves_equal(result, jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], whole))
@@ -288,4 +292,4 @@ class TestStream:
 
     def test_arrays_on_the_device_are_taken(self, kernels):
         (result,) = self.stream([jnp.asarray(kernels)])
-        assert leaves_equal(result, fit_kernels(kernels, FAMILY, config=QUICK))
+        assert leaves_equal(result, fit_kernels(kernels, ONE_FAMILY, config=QUICK))

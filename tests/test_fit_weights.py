@@ -11,7 +11,7 @@ from fit_drawings import leaves_equal, rows_of
 from scipy_reference import Reference, draw
 
 SIZE, FAMILIES = 6, ("gaussian", "d1")
-CONFIG = FitConfig(starts=4)
+CONFIG = FitConfig(effort=4)
 
 
 def fit(kernels, **options):

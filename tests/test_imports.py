@@ -159,7 +159,10 @@ def test_the_contract_sees_a_breach(tmp_path, file, line, reason):
         ),
         ("dogfit/run.py", "from dogfit import __version__, labels"),
         ("dogfit/fitting/api.py", "import dogfit\nprint(dogfit.__version__)"),
-        ("dogfit/fitting/api.py", "import dogfit.fitting.families\nprint(dogfit.fitting.families.FAMILY)"),
+        (
+            "dogfit/fitting/api.py",
+            "import dogfit.fitting.families\nprint(dogfit.fitting.families.BUILTIN_FAMILIES)",
+        ),
         (
             "kernels/solve.py",
             "import jax.numpy\nimport math\nfrom dogfit.kernels.a import x\nfrom . import y",

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn.initializers import lecun_normal, variance_scaling
 
 from dogfit.fitting.api import fit_kernels
-from dogfit.fitting.families import FAMILY, render
+from dogfit.fitting.families import BUILTIN_FAMILIES, render
 from dogfit.initializers import Fitted, Shapes, dog_derivative
 from dogfit.labels import label_fits
 
@@ -31,7 +31,7 @@ def fit():
     generator = np.random.default_rng(5)
 
     def drawings(name: str, rows: int, gains: dict) -> np.ndarray:
-        family = FAMILY[name]
+        family = BUILTIN_FAMILIES[name]
         columns = {
             "offset": np.zeros(rows),
             "x0_px": generator.uniform(-0.3, 0.3, rows),
@@ -152,7 +152,7 @@ class TestShapes:
         assert np.mean(kernels.mean(axis=(1, 2)) > 0) == pytest.approx(0.5, abs=4 * 0.5 / 2000**0.5)
 
     def test_every_family_can_be_drawn(self):
-        kernels = kernels_of(dog_derivative(Shapes(dict.fromkeys(FAMILY, 1.0))), 200)
+        kernels = kernels_of(dog_derivative(Shapes(dict.fromkeys(BUILTIN_FAMILIES, 1.0))), 200)
         assert np.isfinite(kernels).all()
         assert np.all(norms(np.moveaxis(kernels, 0, -1)[:, :, None]) > 0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dogfit.fitting.api import fit_kernels
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.labels import LABELS, label_fits
 from scipy_reference import draw
 
@@ -157,16 +157,18 @@ def test_the_threshold_decides_what_is_unclear(result, threshold):
 def relabelled(result, family: str, more: dict[str, float]) -> np.ndarray:
     """Labels if the kernels of one family had been fitted by another that extends it."""
     base = family.removesuffix("_elliptic").removeprefix("dog_") if family != "dog_elliptic" else "dog"
-    index, wide = result.families.index(base), FAMILY[family]
-    values = dict(zip(FAMILY[base].names, result.parameters[base].T, strict=True))
+    index, wide = result.family_names.index(base), BUILTIN_FAMILIES[family]
+    values = dict(zip(BUILTIN_FAMILIES[base].names, result.parameters[base].T, strict=True))
     values |= {name: np.full(len(result), value) for name, value in more.items()}
     extended = np.stack([values[name] for name in wide.names], axis=1)
-    models = tuple(wide if i == index else model for i, model in enumerate(result.models))
+    families = tuple(wide if i == index else old for i, old in enumerate(result.families))
     parameters = {**result.parameters, family: extended}
-    return label_fits(replace(result, models=models, parameters=parameters))
+    return label_fits(replace(result, families=families, parameters=parameters))
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILY if name not in ("gaussian", "dog", "d1", "d2")])
+@pytest.mark.parametrize(
+    "family", [name for name in BUILTIN_FAMILIES if name not in ("gaussian", "dog", "d1", "d2")]
+)
 def test_extended_families_go_by_the_rules_of_those_they_extend(result, labels, family):
     more = {"sigma_surround_px": 2.0, "surround_weight": 0.5} if family.startswith("dog_d") else {}
     more |= {"aspect": 1.5, "phi_rad": 0.4} if family.endswith("_elliptic") else {}
@@ -175,7 +177,7 @@ def test_extended_families_go_by_the_rules_of_those_they_extend(result, labels, 
 
 def test_margins_of_rectangles_and_corners_of_even_sizes(result):
     """Places in x and y, and the shape; the first Gaussian of the examples stands for all."""
-    row = int(np.flatnonzero(result.family == result.families.index("gaussian"))[0])
+    row = int(np.flatnonzero(result.family == result.family_names.index("gaussian"))[0])
     cases = [
         ((5, 9), 3.6, 0.0, "on-centre"),
         ((5, 9), 4.2, 0.0, "on-margin"),

@@ -85,7 +85,7 @@ class TestRows:
         options = {
             "weights": np.ones((5, 5)),
             "bounds": {"sigma_px": (0.5, 1.0)},
-            "config": FitConfig(starts=2),
+            "config": FitConfig(effort=2),
         }
         fit(kernels[:20], tmp_path, **options)
         assert seen == [options]

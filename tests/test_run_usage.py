@@ -16,7 +16,6 @@ from safetensors.numpy import save_file
 
 import dogfit
 from dogfit.autoencoder import AutoencoderConfig
-from dogfit.job import config
 from dogfit.run import main
 from job_inputs import blobs, checkpoint, exit_code
 
@@ -182,13 +181,6 @@ def test_ctrl_c_exits_clean(source, tmp_path):
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("dogfit: interrupted")
     assert {path.name for path in out.iterdir()} == {".dogfit"}
-
-
-def test_families_named_on_the_command_line_are_the_fitters():
-    from dogfit.fitting.families import FAMILIES, FAMILY
-
-    assert config.FAMILIES == FAMILIES
-    assert set(config.ALL_FAMILIES) == set(FAMILY)
 
 
 def test_version_and_help(capsys):

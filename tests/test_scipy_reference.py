@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from scipy_families import FAMILY, PROFILES, bounds, draw, scaled_profiles
+from scipy_families import PROFILES, REFERENCE_FAMILIES, bounds, draw, scaled_profiles
 from scipy_reference import Problem, Reference, basis, orthonormal
 
 SHAPE = (5, 7)
@@ -22,21 +22,21 @@ def points(family, profile, count, seed=0):
 def cases():
     return [
         (family, profile)
-        for family in FAMILY
+        for family in REFERENCE_FAMILIES
         for profile in PROFILES
-        if not (profile == "discrete" and FAMILY[family].elliptic)
+        if not (profile == "discrete" and REFERENCE_FAMILIES[family].elliptic)
     ]
 
 
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize("family", REFERENCE_FAMILIES)
 def test_spans_hold_the_textbook_formulas(family):
     drawn = {"x0": 0.4, "y0": -0.7, "sigma": 0.9, "theta": 0.5, "gains": (1.0, -0.4), "surround": 1.7}
-    drawn |= {"surround_weight": 0.6, "e": (0.7, -0.9) if FAMILY[family].elliptic else (0.0, 0.0)}
+    drawn |= {"surround_weight": 0.6, "e": (0.7, -0.9) if REFERENCE_FAMILIES[family].elliptic else (0.0, 0.0)}
     x = [drawn["x0"], drawn["y0"], np.log(0.9)]
-    x += [np.log(1.7 / 0.9)] if FAMILY[family].widths == 2 else []
-    x += [0.6] if FAMILY[family].tied else []
-    x += drawn["e"] if FAMILY[family].elliptic else []
-    if FAMILY[family].widths == 1:
+    x += [np.log(1.7 / 0.9)] if REFERENCE_FAMILIES[family].widths == 2 else []
+    x += [0.6] if REFERENCE_FAMILIES[family].tied else []
+    x += drawn["e"] if REFERENCE_FAMILIES[family].elliptic else []
+    if REFERENCE_FAMILIES[family].widths == 1:
         drawn["surround"] = None
     image = draw(family, SHAPE, **drawn).ravel()
     q = orthonormal(basis(family, np.array(x), SHAPE))

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dogfit.fitting.api import fit_kernels
-from dogfit.fitting.families import FAMILY, render
+from dogfit.fitting.families import BUILTIN_FAMILIES, render
 from dogfit.fitting.result import Status
 from dogfit.uncertainty import (
     NOMINAL,
@@ -27,7 +27,7 @@ def fit():
     rows = 60
     columns = [np.zeros(rows), np.ones(rows), np.full(rows, 3.1), *generator.uniform(-0.5, 0.5, (2, rows))]
     parameters = np.stack([*columns, np.where(np.arange(rows) < 50, 1.1, 12.0)], axis=1)
-    images = np.asarray(render(FAMILY["d1"], jnp.asarray(parameters), (7, 7)))
+    images = np.asarray(render(BUILTIN_FAMILIES["d1"], jnp.asarray(parameters), (7, 7)))
     images = images / np.linalg.norm(images, axis=(1, 2), keepdims=True)
     noisy = images + 0.02 * generator.normal(size=images.shape)
     return fit_kernels(np.concatenate([noisy, np.ones((1, 7, 7))]).astype(np.float32), ["d1"])
@@ -37,7 +37,7 @@ class TestBootstrap:
     def test_intervals_cover_what_they_should_where_noise_is_small(self, fit):
         table = bootstrap_coverage(fit, draws=30, seed=1)
         assert table["family"].unique().to_list() == ["d1"]
-        assert table["parameter"].to_list() == list(FAMILY["d1"].names)
+        assert table["parameter"].to_list() == list(BUILTIN_FAMILIES["d1"].names)
         assert table["count"].min() > 1200
         slack = 4 * (NOMINAL * (1 - NOMINAL) / table["count"].min()) ** 0.5
         assert np.abs(table["covered"].to_numpy() - NOMINAL).max() < slack
@@ -98,7 +98,7 @@ def test_noise_follows_the_weights(fit, monkeypatch):
 class TestErrors:
     def test_directions_have_a_period_of_a_turn_and_axes_of_half_a_turn(self):
         for name, wanted in (("d1", [0.2, np.pi - 0.1]), ("d2", [0.2, -0.1])):
-            family = FAMILY[name]
+            family = BUILTIN_FAMILIES[name]
             truth = np.ones((2, len(family.names)))
             estimate = truth.copy()
             theta = family.names.index("theta_rad")
@@ -110,7 +110,7 @@ class TestErrors:
             np.testing.assert_allclose(_error(family, estimate, truth)[:, theta], wanted, atol=1e-12)
 
     def test_axes_of_like_gains_may_change_names(self):
-        family = FAMILY["d2"]
+        family = BUILTIN_FAMILIES["d2"]
         at = {name: column for column, name in enumerate(family.names)}
         truth = np.zeros((1, len(family.names)))
         truth[0, [at["amplitude_1"], at["amplitude_2"], at["theta_rad"]]] = 1.0, -0.95, 0.1
@@ -123,7 +123,9 @@ class TestErrors:
 
     def test_an_interval_without_an_error_is_not_counted(self):
         one = np.array([[0.5, 0.5, 2.0]])
-        found = Coverage(FAMILY["d1"], one, one, np.array([[1.0, np.nan, 1.0]]), np.ones(1), 4, 0, 0)
+        found = Coverage(
+            BUILTIN_FAMILIES["d1"], one, one, np.array([[1.0, np.nan, 1.0]]), np.ones(1), 4, 0, 0
+        )
         np.testing.assert_array_equal(found.covered(), [[1, np.nan, 0]])
         np.testing.assert_array_equal(found.covered(factor=3), [[1, np.nan, 1]])
 

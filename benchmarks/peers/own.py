@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 import dogfit
-from dogfit.fitting.families import FAMILY
+from dogfit.fitting.families import BUILTIN_FAMILIES
 from peers.common import FAMILIES, Family
 
 
 def points(family: Family, parameters: np.ndarray) -> np.ndarray:
     """Points `[n, p]` from reported parameters."""
-    names = [parameter.name for parameter in FAMILY[family.name].parameters]
+    names = [parameter.name for parameter in BUILTIN_FAMILIES[family.name].parameters]
     columns = {name: parameters[:, i].astype(np.float64) for i, name in enumerate(names)}
     found = [columns["x0_px"], columns["y0_px"], np.log(columns["sigma_px"])]
     if family.two_widths:

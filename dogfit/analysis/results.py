@@ -127,7 +127,7 @@ class SizeResult:
       nulls: the null kernels; `null_rate` is the share of each that its threshold lets pass.
       fits: fitted numbers, a row per kernel.
       templates: fitted kernels in the checkpoint's units `[n, k, k]`, NaN without a fit.
-      families: those fitted; `omitted` those this size cannot identify, with the reason.
+      families: those fitted; `unidentifiable` those this size cannot identify, with the reason.
       kmeans: the baseline partition; None with fewer kernels than clusters.
       agreement: ARI and NMI between partitions, by the pair's name.
       spectrum: decoder spectrum; None if no autoencoder was trained, `no_autoencoder` says why.
@@ -146,7 +146,7 @@ class SizeResult:
     fits: "pl.DataFrame"
     templates: Float[np.ndarray, "n k k"]
     families: tuple[str, ...]
-    omitted: Mapping[str, str]
+    unidentifiable: Mapping[str, str]
     kmeans: Clusters | None = None
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     silhouette: Mapping[str, float] = field(default_factory=dict)

@@ -52,7 +52,7 @@ class Fits:
     frame: "pl.DataFrame"
     templates: Float[np.ndarray, "n k k"]
     families: tuple[str, ...]
-    omitted: Mapping[str, str]
+    unidentifiable: Mapping[str, str]
 
     @classmethod
     def of(cls, rows: Rows, config: RunConfig, progress: Update, *, whole: bool) -> Self:
@@ -67,13 +67,13 @@ class Fits:
             pl.Series("label", label_fits(fit, paper_r2(fit.size)).tolist(), dtype=pl.String)
         )
         templates = fit.templates() if whole else np.empty((0, *rows.kernels.shape[1:]), np.float32)
-        return cls(frame, templates, fit.families, dict(fit.omitted))
+        return cls(frame, templates, fit.family_names, dict(fit.unidentifiable))
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
         from safetensors.numpy import save_file
 
-        about = json.dumps({"families": self.families, "omitted": dict(self.omitted)}).encode()
+        about = json.dumps({"families": self.families, "unidentifiable": dict(self.unidentifiable)}).encode()
         parts = {"frame": parquet(self.frame), "about": about}
         save_file(
             {"templates": self.templates, **{k: np.frombuffer(v, np.uint8) for k, v in parts.items()}}, path
@@ -88,7 +88,7 @@ class Fits:
         parts = load_file(path)
         about = json.loads(parts["about"].tobytes())
         frame = pl.read_parquet(io.BytesIO(parts["frame"].tobytes()))
-        return cls(frame, parts["templates"], tuple(about["families"]), about["omitted"])
+        return cls(frame, parts["templates"], tuple(about["families"]), about["unidentifiable"])
 
     def scores(self, name: str, kernels: np.ndarray, layer: np.ndarray) -> Scores:
         """R² and labels of the fits to some kernels, given centred and of unit norm."""
@@ -99,12 +99,12 @@ class Fits:
 def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
     """Why no kernel of a size can be fitted with any of the families, or None if one can."""
     from dogfit.fitting.api import MAX_SIZE, MIN_SIZE
-    from dogfit.fitting.families import FAMILY, why_unidentifiable
+    from dogfit.fitting.families import BUILTIN_FAMILIES, unidentifiable
 
     if not MIN_SIZE <= size <= MAX_SIZE:
         return f"{size}×{size} kernels left out: sizes {MIN_SIZE} to {MAX_SIZE} can be fitted"
-    reasons = [why_unidentifiable(FAMILY[name], (size, size)) for name in families]
-    return None if None in reasons else "; ".join(str(reason) for reason in reasons)
+    reasons = unidentifiable([BUILTIN_FAMILIES[name] for name in families], (size, size))
+    return None if len(reasons) < len(set(families)) else "; ".join(reasons.values())
 
 
 def analyse_size(
@@ -142,7 +142,7 @@ def analyse_size(
         fits=found.frame,
         templates=found.templates,
         families=found.families,
-        omitted=found.omitted,
+        unidentifiable=found.unidentifiable,
     )
     autoencoder = _autoencoder(read_by_all(result.usable.kernels, result.good), config, work, progress, given)
     if isinstance(autoencoder, str):

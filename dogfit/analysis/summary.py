@@ -59,7 +59,7 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
         "fitted": int(np.sum(np.isfinite(own.r2))),
         "null_kernels": {null.name: len(null.r2) for null in found.nulls},
         "families": _counts(found.fits["family"].to_list(), found.families),
-        "omitted_families": dict(found.omitted),
+        "omitted_families": dict(found.unidentifiable),
         "r2": {scores.name: scores.r2_quantiles for scores in everyone},
         "shares": _shares(everyone, size, null_thresholds(found), null_thresholds(found, "cosine")),
         "curves": threshold_curves(everyone),

@@ -19,7 +19,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dogfit.fitting.bounds import Bounds, resolve_bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
-from dogfit.fitting.families import FAMILIES, FAMILY, Family, why_unidentifiable
+from dogfit.fitting.families import BUILTIN_FAMILIES, Family, unidentifiable
+from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.program import fit_block, fit_sharded
 from dogfit.fitting.result import FitResult, concatenate
 from dogfit.fitting.search import chunk_rows
@@ -36,7 +37,7 @@ class _Task(NamedTuple):
     """What is fitted to every kernel of a call."""
 
     families: tuple[Family, ...]
-    omitted: tuple[tuple[str, str], ...]
+    unidentifiable: tuple[tuple[str, str], ...]
     config: FitConfig
     shape: tuple[int, int]
     mesh: Mesh | None = None
@@ -59,8 +60,8 @@ def fit_kernel(
     Args:
       kernel: taps in correlation order. float32 and float64 are fitted as such, lower
         precisions in float32.
-      families: names out of `dogfit.fitting.families.FAMILY`, or families of your own; those the kernel's
-        shape cannot identify are left out and listed in `FitResult.omitted`.
+      families: names out of `dogfit.fitting.families.BUILTIN_FAMILIES`, or families of your own; those the
+        kernel's shape cannot identify are left out and listed in `FitResult.unidentifiable`.
       weights: of taps, for instance the inverse of their noise variance; 0 leaves a tap out, and
         what stands there does not matter.
       bounds: narrower bounds of parameters, or values to fix them at: `{"sigma_px": (0.5, 2.0)}`, or by
@@ -93,7 +94,7 @@ def fit_kernels(
     bounds: Bounds | None = None,
     config: FitConfig = DEFAULT,
     mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> FitResult:
     """Fit every kernel with every family and choose one family each.
 
@@ -109,7 +110,7 @@ def fit_kernels(
       config: profile, criterion and search effort.
       mesh: devices of this process that share the kernels, each fitting its own (see
         `dogfit.devices.data_mesh`); JAX's default device if None.
-      progress: called with the kernels done so far and their number (for an iterator, those done).
+      progress: called with the kernels done so far and their number (None for an iterator).
 
     Returns:
       FitResult with NumPy arrays.
@@ -130,7 +131,7 @@ def fit_kernels(
         parts.append(part)
         done += len(part)
         if progress is not None:
-            progress(done, done if total is None else total)
+            progress(done, total)
     if not parts:
         raise ValueError("the iterator of kernels yielded no block")
     return concatenate(parts)
@@ -267,22 +268,21 @@ def _task(shape: tuple[int, ...], wanted: str, families: Families, config: FitCo
     height, width = shape[-2:]
     if not all(MIN_SIZE <= side <= MAX_SIZE for side in (height, width)):
         raise ValueError(f"kernel sides must be {MIN_SIZE} to {MAX_SIZE} taps, got shape {tuple(shape)}")
-    unknown = [name for name in families if isinstance(name, str) and name not in FAMILY]
+    unknown = [name for name in families if isinstance(name, str) and name not in BUILTIN_FAMILIES]
     if unknown or not families or isinstance(families, str):
         given = families if isinstance(families, str) else ", ".join(map(str, unknown)) or "none"
-        raise ValueError(f"families must be a sequence out of {', '.join(FAMILY)}, got {given}")
-    wanted_families = dict.fromkeys(FAMILY[f] if isinstance(f, str) else f for f in families)
-    reasons = {family: why_unidentifiable(family, (height, width)) for family in wanted_families}
-    if len({family.name for family in reasons}) < len(reasons):
-        raise ValueError(f"two families share a name: {', '.join(f.name for f in reasons)}")
-    ellipses = [f.name for f in reasons if isinstance(f.model, GaussianModel) and f.model.elliptic]
+        raise ValueError(f"families must be a sequence out of {', '.join(BUILTIN_FAMILIES)}, got {given}")
+    distinct = dict.fromkeys(BUILTIN_FAMILIES[f] if isinstance(f, str) else f for f in families)
+    if len({family.name for family in distinct}) < len(distinct):
+        raise ValueError(f"two families share a name: {', '.join(f.name for f in distinct)}")
+    ellipses = [f.name for f in distinct if isinstance(f.model, GaussianModel) and f.model.elliptic]
     if ellipses and config.profile == "discrete":
         raise ValueError(f"there are no discrete ellipses: {', '.join(ellipses)} need another profile")
-    kept = tuple(family for family, reason in reasons.items() if reason is None)
-    omitted = tuple((family.name, reason) for family, reason in reasons.items() if reason is not None)
+    reasons = unidentifiable(distinct, (height, width))
+    kept = tuple(family for family in distinct if family.name not in reasons)
     if not kept:
-        raise ValueError(f"no family left to fit: {'; '.join(reason for _, reason in omitted)}")
-    return _Task(kept, omitted, config, (height, width))
+        raise ValueError(f"no family left to fit: {'; '.join(reasons.values())}")
+    return _Task(kept, tuple(reasons.items()), config, (height, width))
 
 
 def _check_weights(weights: ArrayLike | None, shapes: Sequence[tuple[int, ...]]) -> None:

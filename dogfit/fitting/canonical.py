@@ -1,4 +1,4 @@
-"""A pose of its own for every kernel, so that turning or mirroring a kernel turns its fit, and no more.
+"""Canonical form of every kernel, so that turning or mirroring a kernel turns its fit, and no more.
 
 A search from a dictionary meets a kernel and its mirror image by different roundings, and now and then ends
 in different optima. So kernels are first mirrored and transposed until most of their energy lies to the
@@ -18,15 +18,15 @@ from dogfit.kernels.model.gaussian import GaussianModel
 Images = Float[Array, "h w b"]
 
 
-class Pose(NamedTuple):
-    """What is done to each kernel: mirrored along x, along y, then transposed."""
+class CanonicalTransform(NamedTuple):
+    """Symmetries that bring each kernel to its canonical form: mirrored along x, along y, then transposed."""
 
     mirror_x: Bool[Array, " b"]
     mirror_y: Bool[Array, " b"]
     swap: Bool[Array, " b"]
 
     def apply(self, images: Images) -> Images:
-        """Images in their pose."""
+        """Transform images to their canonical form."""
         images = jnp.where(self.mirror_x[None, None, :], images[:, ::-1], images)
         images = jnp.where(self.mirror_y[None, None, :], images[::-1], images)
         if images.shape[0] != images.shape[1]:
@@ -34,7 +34,7 @@ class Pose(NamedTuple):
         return jnp.where(self.swap[None, None, :], jnp.swapaxes(images, 0, 1), images)
 
     def undo_point(self, model: GaussianModel, point: Float[Array, "p b"]) -> Float[Array, "p b"]:
-        """Search points of the kernels as they were given."""
+        """Turn search points back to those of the kernels as given."""
         at = dict(zip(model.names, point, strict=True))
         x0, y0 = self._swapped(at["x0"], at["y0"])
         at |= {"x0": jnp.where(self.mirror_x, -x0, x0), "y0": jnp.where(self.mirror_y, -y0, y0)}
@@ -46,7 +46,7 @@ class Pose(NamedTuple):
     def undo_gains(
         self, model: GaussianModel, gains: Sequence[Float[Array, " b"]]
     ) -> list[Float[Array, " b"]]:
-        """Gains of the kernels as they were given."""
+        """Turn gains back to those of the kernels as given."""
         if model.order == 0:
             return list(gains)
         first, last = self._swapped(gains[0], gains[-1])
@@ -54,17 +54,17 @@ class Pose(NamedTuple):
             return [jnp.where(self.mirror_x, -first, first), jnp.where(self.mirror_y, -last, last)]
         return [first, jnp.where(self.mirror_x ^ self.mirror_y, -gains[1], gains[1]), last]
 
-    def undo_held(self, model: GaussianModel, held: Bool[Array, "p b"]) -> Bool[Array, "p b"]:
-        """Which search parameters of the kernels as given sit on a bound."""
-        x0, y0 = self._swapped(held[0], held[1])
-        return jnp.concatenate([x0[None], y0[None], held[2 : len(model.names)]])
+    def undo_at_bound(self, model: GaussianModel, at_bound: Bool[Array, "p b"]) -> Bool[Array, "p b"]:
+        """Turn flags of search parameters on a bound back to those of the kernels as given."""
+        x0, y0 = self._swapped(at_bound[0], at_bound[1])
+        return jnp.concatenate([x0[None], y0[None], at_bound[2 : len(model.names)]])
 
     def _swapped(self, one: Array, other: Array) -> tuple[Array, Array]:
         return jnp.where(self.swap, other, one), jnp.where(self.swap, one, other)
 
 
-def pose_of(kernels: Images, weights: Images | None) -> Pose:
-    """The pose of each kernel, by where the energy about its mean lies."""
+def canonical_transform(kernels: Images, weights: Images | None) -> CanonicalTransform:
+    """Find the transform of each kernel from where the energy about its mean lies."""
     counted = jnp.ones_like(kernels) if weights is None else weights
     safe = jnp.where((counted > 0) & jnp.isfinite(kernels), kernels, 0.0)
     largest = largest_tap(jnp.abs(safe))
@@ -83,4 +83,4 @@ def pose_of(kernels: Images, weights: Images | None) -> Pose:
 
     along_x, along_y = excess(energy), excess(jnp.swapaxes(energy, 0, 1))
     square = kernels.shape[0] == kernels.shape[1]
-    return Pose(along_x < 0, along_y < 0, (jnp.abs(along_x) < jnp.abs(along_y)) & square)
+    return CanonicalTransform(along_x < 0, along_y < 0, (jnp.abs(along_x) < jnp.abs(along_y)) & square)

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import DEFAULT, FitConfig
-from dogfit.fitting.families import FAMILIES, Family
+from dogfit.fitting.families import Family
+from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import FitResult
 
 # Improvement of R² below which a kernel is not swept again.
@@ -110,7 +111,7 @@ def _criteria(
 ) -> np.ndarray:
     taps = math.prod(kernels.shape[1:])
     floor = float(np.finfo(kernels.dtype).eps) ** 2 * taps
-    free = np.array([len(model.parameters) for model in single.models])
+    free = np.array([len(family.parameters) for family in single.families])
 
     def bic(explained: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         return taps * np.log(np.maximum(1.0 - explained, floor) / taps) + parameters * math.log(taps)

@@ -8,7 +8,7 @@ Criterion = Literal["bic", "aicc", "cv"]
 Engine = Literal["auto", "native", "xla", "pallas"]
 
 
-MAX_STARTS = 10
+MAX_EFFORT = 10
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class FitConfig:
     engine: Engine = "auto"
     """What searches: compiled C++ ("native": CPU, float32) where it was built and serves, else "xla"; on
     request alone one fused kernel on an accelerator ("pallas")."""
-    starts: int = 5
-    """Effort: the number of starts is in proportion, and with it grows how much less than the best may do."""
+    effort: int = 5
+    """How hard to search, 1 to 10. The number of starts is in proportion, and the more there are, the worse a
+    start may look and still be refined."""
     steps: int = 40
     """Most evaluations for each start (the plain search takes half); the best gets more if it needs them."""
 
@@ -34,11 +35,11 @@ class FitConfig:
             if getattr(self, name) not in choice.__args__:
                 options = ", ".join(choice.__args__)
                 raise ValueError(f"{name} must be one of {options}, got {getattr(self, name)!r}")
-        for name, most in (("starts", MAX_STARTS), ("steps", 10_000)):
+        for name, most in (("effort", MAX_EFFORT), ("steps", 10_000)):
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be 1 to {most}, got {getattr(self, name)}")
 
 
 DEFAULT = FitConfig()
-THOROUGH = FitConfig(starts=10, steps=60)
+THOROUGH = FitConfig(effort=10, steps=60)
 """For when each optimum counts more than the time."""

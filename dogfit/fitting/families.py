@@ -19,7 +19,7 @@ its widths, `aspect` the ratio of the longer to the shorter and `phi_rad` the di
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from dogfit.fitting.family_names import ALL_FAMILIES
 from dogfit.kernels.model.custom import CustomModel, SearchRange
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.derivatives import Model
@@ -97,17 +98,11 @@ _ROUND = {
     "dog_d1": GaussianModel(1, two_widths=True, tied=True),
     "dog_d2": GaussianModel(2, two_widths=True, tied=True),
 }
-FAMILY: Mapping[str, Family] = MappingProxyType(
-    {name: _gaussian_family(name, model) for name, model in _ROUND.items()}
-    | {
-        f"{name}_elliptic": _gaussian_family(f"{name}_elliptic", replace(model, elliptic=True))
-        for name, model in _ROUND.items()
-    }
+_MODELS = _ROUND | {f"{name}_elliptic": replace(model, elliptic=True) for name, model in _ROUND.items()}
+BUILTIN_FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {name: _gaussian_family(name, _MODELS[name]) for name in ALL_FAMILIES}
 )
 """Families by name."""
-
-FAMILIES = ("gaussian", "dog", "d1", "d2")
-"""Families fitted when none are named."""
 
 
 def custom_family(
@@ -133,7 +128,7 @@ def custom_family(
     Raises:
       ValueError: for a name that is taken, or no parameter to search.
     """
-    if name in FAMILY:
+    if name in BUILTIN_FAMILIES:
         raise ValueError(f"{name} is the name of a family built in; choose another")
     if not ranges or not gains:
         raise ValueError(f"family {name} needs at least one range and one gain")
@@ -176,15 +171,17 @@ def reported_names(model: Model, search_parameter: str) -> tuple[str, ...]:
     return (search_parameter,) if isinstance(model, CustomModel) else _REPORTED[search_parameter]
 
 
-def why_unidentifiable(family: Family, shape: tuple[int, int]) -> str | None:
-    """Why kernels `[h, w]` cannot test a family, or None if they can."""
+def unidentifiable(families: Iterable[Family], shape: tuple[int, int]) -> dict[str, str]:
+    """Families that kernels `[h, w]` have too few taps to test: the reason of each, by name."""
     height, width = shape
-    if height * width - len(family.parameters) >= MIN_RESIDUAL_TAPS:
-        return None
-    return (
-        f"{family.name} has {len(family.parameters)} parameters and a {height}x{width} kernel "
-        f"{height * width} taps; at least {MIN_RESIDUAL_TAPS} taps must be left over to test a fit"
-    )
+    return {
+        family.name: (
+            f"{family.name} has {len(family.parameters)} parameters and a {height}x{width} kernel "
+            f"{height * width} taps; at least {MIN_RESIDUAL_TAPS} taps must be left over to test a fit"
+        )
+        for family in families
+        if height * width - len(family.parameters) < MIN_RESIDUAL_TAPS
+    }
 
 
 def basis_images(

@@ -20,7 +20,8 @@ from dogfit.errors import OutputError
 from dogfit.fitting.api import fit_stream
 from dogfit.fitting.bounds import Bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
-from dogfit.fitting.families import FAMILIES, FAMILY, Family
+from dogfit.fitting.families import BUILTIN_FAMILIES, Family
+from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import FitResult, concatenate
 from dogfit.kernels.model.custom import CustomModel
 
@@ -147,15 +148,15 @@ def _without(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
 
 def _gather(results: Iterator[FitResult], rows: int) -> Iterator[FitResult]:
     """Results of exactly so many rows each, but the last."""
-    held: list[FitResult] = []
+    waiting: list[FitResult] = []
     for result in results:
-        held.append(result)
-        while sum(map(len, held)) >= rows:
-            whole = concatenate(held)
+        waiting.append(result)
+        while sum(map(len, waiting)) >= rows:
+            whole = concatenate(waiting)
             yield jax.tree.map(lambda leaf: leaf[:rows], whole)
-            held = [jax.tree.map(lambda leaf: leaf[rows:], whole)] if len(whole) > rows else []
-    if held:
-        yield concatenate(held)
+            waiting = [jax.tree.map(lambda leaf: leaf[rows:], whole)] if len(whole) > rows else []
+    if waiting:
+        yield concatenate(waiting)
 
 
 def _encoded(part: FitResult, first_row: int) -> bytes:
@@ -173,7 +174,7 @@ def _encoded(part: FitResult, first_row: int) -> bytes:
 
 
 def _description(family: str | Family) -> str:
-    known = FAMILY.get(family) if isinstance(family, str) else family
+    known = BUILTIN_FAMILIES.get(family) if isinstance(family, str) else family
     if known is None or not isinstance(known.model, CustomModel):
         return family if isinstance(family, str) else family.name
     basis = known.model.basis

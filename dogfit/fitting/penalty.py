@@ -9,11 +9,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dogfit.fitting.api import fit_kernel
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import FAMILIES, FAMILY, Family, why_unidentifiable
+from dogfit.fitting.families import BUILTIN_FAMILIES, Family, unidentifiable
+from dogfit.fitting.family_names import FAMILIES
 
 Reduction = Literal["mean", "energy", "none"]
 
-QUICK = FitConfig(starts=2, steps=20)
+QUICK = FitConfig(effort=2, steps=20)
 """Less search than a fit for its own sake needs: a miss only makes the penalty of one kernel, for one step, a
 little larger than its distance."""
 
@@ -98,7 +99,7 @@ def depthwise_kernels(weights: Array) -> Float[Array, "n h w"]:
 
 def _without_nested(families: Sequence[str | Family], shape: tuple[int, ...]) -> Sequence[str | Family]:
     """Leave out the Gaussian beside a DoG: it is one, without a surround, and never nearer."""
-    if "dog" in families and why_unidentifiable(FAMILY["dog"], (shape[0], shape[1])) is None:
+    if "dog" in families and not unidentifiable([BUILTIN_FAMILIES["dog"]], (shape[0], shape[1])):
         return [family for family in families if family != "gaussian"]
     return families
 

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.fitting.canonical import Pose, pose_of
+from dogfit.fitting.canonical import CanonicalTransform, canonical_transform
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import Family, to_parameters, varying_images, with_profile
 from dogfit.fitting.result import FitResult, Status
@@ -42,17 +42,17 @@ class _FamilyFit(NamedTuple):
     unexplained: Float[Array, " b"]
     score: Float[Array, " b"]
     status: Int[Array, " b"]
-    held: Bool[Array, "b s"]
+    at_bound: Bool[Array, "b s"]
     found: Found
 
 
-@functools.partial(jax.jit, static_argnames=("families", "omitted", "config"))
+@functools.partial(jax.jit, static_argnames=("families", "unidentifiable", "config"))
 def fit_block(
     kernels: Float[Array, "b h w"],
     weights: Float[Array, "b h w"] | None,
     boxes: dict[str, Box],
     families: tuple[Family, ...],
-    omitted: tuple[tuple[str, str], ...],
+    unidentifiable: tuple[tuple[str, str], ...],
     config: FitConfig,
 ) -> FitResult:
     """Fit kernels with all families: every stage, in one compiled program.
@@ -61,22 +61,22 @@ def fit_block(
       kernels: taps.
       weights: of taps, not negative; all alike if None.
       boxes: bounds narrower than the families' own, by family name.
-      families: static, as are `omitted` and `config`.
+      families: static, as are `unidentifiable` and `config`.
     """
     weight = None if weights is None else lax.transpose(weights, (1, 2, 0))
     images = lax.transpose(kernels, (1, 2, 0))
-    pose = None
+    transform = None
     # Bounds and bases of a caller's own belong to the kernels as they are.
     if not boxes and all(isinstance(family.model, GaussianModel) for family in families):
-        pose = materialize(pose_of(images, weight))
-        images, weight = pose.apply(images), None if weight is None else pose.apply(weight)
+        transform = materialize(canonical_transform(images, weight))
+        images, weight = transform.apply(images), None if weight is None else transform.apply(weight)
     unit = materialize(_normalise(images, weight))
     weight = _relative(weight, unit)
     profiled = [with_profile(family, config.profile) for family in families]
     searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
     founds = search_models(lax.stop_gradient(unit.images), weight, searches, config)
     fits = [
-        _fit_family(unit, weight, pose, search.bounds(unit.images), family, config, found)
+        _fit_family(unit, weight, transform, search.bounds(unit.images), family, config, found)
         for family, search, found in zip(profiled, searches, founds, strict=True)
     ]
 
@@ -94,8 +94,8 @@ def fit_block(
     unexplained = jnp.where(unit.fitted, jnp.maximum(1.0 - best_r2, 0.0), 1.0)
     rmse = lax.stop_gradient(unit.amplitude * jnp.sqrt(unexplained / unit.taps))
     return FitResult(
-        models=families,
-        omitted=omitted,
+        families=families,
+        unidentifiable=unidentifiable,
         shape=(kernels.shape[1], kernels.shape[2]),
         profile=config.profile,
         criterion=config.criterion,
@@ -110,21 +110,21 @@ def fit_block(
             f.name: jnp.where(unit.fitted[:, None], fit.parameters, jnp.nan)
             for f, fit in zip(families, fits, strict=True)
         },
-        held={f.name: fit.held for f, fit in zip(families, fits, strict=True)},
+        at_bound={f.name: fit.at_bound for f, fit in zip(families, fits, strict=True)},
         predicted_gain=jnp.stack([fit.found.predicted_gain for fit in fits], axis=1),
         steps=jnp.stack([fit.found.steps for fit in fits], axis=1),
-        agreeing=jnp.stack([fit.found.agreeing for fit in fits], axis=1),
+        n_agreeing=jnp.stack([fit.found.agreeing for fit in fits], axis=1),
         weights=weights,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("families", "omitted", "config", "mesh"))
+@functools.partial(jax.jit, static_argnames=("families", "unidentifiable", "config", "mesh"))
 def fit_sharded(
     kernels: Float[Array, "b h w"],
     weights: Float[Array, "b h w"] | None,
     boxes: dict[str, Box],
     families: tuple[Family, ...],
-    omitted: tuple[tuple[str, str], ...],
+    unidentifiable: tuple[tuple[str, str], ...],
     config: FitConfig,
     mesh: Mesh,
 ) -> FitResult:
@@ -136,7 +136,7 @@ def fit_sharded(
     def fit(
         kernels: Float[Array, "b h w"], weights: Float[Array, "b h w"] | None, boxes: dict[str, Box]
     ) -> FitResult:
-        return fit_block(kernels, weights, boxes, families, omitted, config)
+        return fit_block(kernels, weights, boxes, families, unidentifiable, config)
 
     specs = (rows, None if weights is None else rows, box_specs)
     return jax.shard_map(fit, mesh=mesh, in_specs=specs, out_specs=rows)(kernels, weights, boxes)
@@ -185,7 +185,7 @@ def _relative(weights: Images | None, unit: _Unit) -> Images | None:
 def _fit_family(
     unit: _Unit,
     weights: Images | None,
-    pose: Pose | None,
+    transform: CanonicalTransform | None,
     box: Box,
     family: Family,
     config: FitConfig,
@@ -199,22 +199,22 @@ def _fit_family(
         (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
     )
     offset = -sum_arrays(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
-    held = (found.point <= box.lower) | (found.point >= box.upper)
+    at_bound = (found.point <= box.lower) | (found.point >= box.upper)
     # A centre that only ever takes the seeds' places is at no bound.
-    held = held & jnp.asarray(model.is_searched)[:, None]
-    point, gains, held_as_given = found.point, solved.weights, held
-    if pose is not None and isinstance(model, GaussianModel):
-        point, gains = pose.undo_point(model, point), pose.undo_gains(model, gains)
-        held_as_given = pose.undo_held(model, held)
+    at_bound = at_bound & jnp.asarray(model.is_searched)[:, None]
+    point, gains, at_bound_as_given = found.point, solved.weights, at_bound
+    if transform is not None and isinstance(model, GaussianModel):
+        point, gains = transform.undo_point(model, point), transform.undo_gains(model, gains)
+        at_bound_as_given = transform.undo_at_bound(model, at_bound)
     values = to_parameters(
         model, point, unit.mean + unit.amplitude * offset, [unit.amplitude * gain for gain in gains]
     )
     # Ten times the tolerance: rows stop one step after it is met, or when rounding stops the ascent.
     done = found.predicted_gain <= 10 * tolerance_of(unit.images.dtype)
-    settled = jnp.where(jnp.any(held, axis=0), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
+    settled = jnp.where(jnp.any(at_bound, axis=0), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
     status = jnp.where(done, settled, jnp.int8(Status.MAX_STEPS))
     score = _score(unit, weights, family, config, found, unexplained, solved.residual, solved.weights)
-    return _FamilyFit(values, unexplained, score, status, held_as_given.T, found)
+    return _FamilyFit(values, unexplained, score, status, at_bound_as_given.T, found)
 
 
 def _score(

@@ -50,9 +50,9 @@ class Status(enum.IntEnum):
     jax.tree_util.register_dataclass,
     data_fields=[
         "family", "r2", "rmse", "status", "r2_by_family", "score_by_family", "status_by_family",
-        "parameters", "held", "predicted_gain", "steps", "agreeing", "weights",
+        "parameters", "at_bound", "predicted_gain", "steps", "n_agreeing", "weights",
     ],
-    meta_fields=["models", "omitted", "shape", "profile", "criterion"],
+    meta_fields=["families", "unidentifiable", "shape", "profile", "criterion"],
 )  # fmt: skip
 @dataclass(frozen=True)
 class FitResult:
@@ -61,9 +61,9 @@ class FitResult:
     From `fit_kernel` the arrays lack the first axis.
     """
 
-    models: tuple[Family, ...]
+    families: tuple[Family, ...]
     """Families fitted."""
-    omitted: tuple[tuple[str, str], ...]
+    unidentifiable: tuple[tuple[str, str], ...]
     """Families asked for that this kernel shape cannot identify, each with the reason."""
     shape: tuple[int, int]
     """Taps along y and x."""
@@ -86,22 +86,22 @@ class FitResult:
     predicted from the others (cv); SS as a share of the kernel's energy about its mean."""
     status_by_family: Int[Array, "n f"]
     parameters: dict[str, Float[Array, "n p"]]
-    """Per family; names and units in `dogfit.fitting.families.FAMILY[name].parameters`."""
-    held: dict[str, Bool[Array, "n s"]]
+    """Per family; names and units in `dogfit.fitting.families.BUILTIN_FAMILIES[name].parameters`."""
+    at_bound: dict[str, Bool[Array, "n s"]]
     """Per family, which search parameters (`Family.model.names`) sit on a bound."""
     predicted_gain: Float[Array, "n f"]
     """Share of the kernel's energy that one more step promised: how far from an optimum."""
     steps: Int[Array, "n f"]
     """Model evaluations spent on each family."""
-    agreeing: Int[Array, "n f"]
+    n_agreeing: Int[Array, "n f"]
     """Starts that came within 1e-3 of the kernel's energy of the best."""
     weights: Float[Array, "n h w"] | None
     """Of taps, where they were given."""
 
     @property
-    def families(self) -> tuple[str, ...]:
+    def family_names(self) -> tuple[str, ...]:
         """Names of the families fitted."""
-        return tuple(model.name for model in self.models)
+        return tuple(family.name for family in self.families)
 
     @property
     def size(self) -> int:
@@ -128,7 +128,7 @@ class FitResult:
     def noise(self) -> np.ndarray:
         """Noise level `[n]` in the kernel's unit: the residual over the degrees of freedom left."""
         taps = self._taps()
-        spent = np.array([len(model.parameters) for model in self.models])[np.asarray(self.family)]
+        spent = np.array([len(family.parameters) for family in self.families])[np.asarray(self.family)]
         return np.asarray(self.rmse) * np.sqrt(taps / np.maximum(taps - spent, 1))
 
     def _taps(self) -> np.ndarray | int:
@@ -155,14 +155,16 @@ class FitResult:
         From the Jacobian at the optimum and the residual variance, `s² (J'J)^-1`, over the parameters
         that are not on a bound; those are NaN, as are the rows of a singular problem.
         """
-        out = {m.name: np.full(np.shape(self.parameters[m.name]), np.nan) for m in self.models}
+        out = {
+            family.name: np.full(np.shape(self.parameters[family.name]), np.nan) for family in self.families
+        }
         taps = np.broadcast_to(self._taps(), np.shape(self.rmse))
         for rows, family in self._rows_by_family():
             weights = None if self.weights is None else np.asarray(self.weights)[rows]
             out[family.name][rows] = standard_errors(
                 family,
                 np.asarray(self.parameters[family.name])[rows],
-                np.asarray(self.held[family.name])[rows],
+                np.asarray(self.at_bound[family.name])[rows],
                 np.asarray(self.rmse, np.float64)[rows] ** 2 * taps[rows],
                 self.shape,
                 weights,
@@ -176,7 +178,7 @@ class FitResult:
         """
         import polars
 
-        chosen = np.array([*self.families, None], dtype=object)
+        chosen = np.array([*self.family_names, None], dtype=object)
         statuses = np.array([status.name.lower() for status in Status], dtype=object)
         columns: dict[str, Any] = {
             "family": polars.Series(chosen[np.asarray(self.family)].tolist(), dtype=polars.String),
@@ -184,10 +186,10 @@ class FitResult:
             "rmse": np.asarray(self.rmse),
             "status": statuses[np.asarray(self.status)].tolist(),
         }
-        for i, name in enumerate(self.families):
+        for i, name in enumerate(self.family_names):
             columns[f"r2_{name}"] = np.asarray(self.r2_by_family)[:, i]
         errors = self.standard_errors()
-        names = dict.fromkeys(name for family in self.models for name in family.names)
+        names = dict.fromkeys(name for family in self.families for name in family.names)
         spread = {name: np.full((2, len(self)), np.nan) for name in names}
         for rows, family in self._rows_by_family():
             for i, name in enumerate(family.names):
@@ -198,7 +200,7 @@ class FitResult:
         return polars.DataFrame(columns, nan_to_null=True)
 
     def _rows_by_family(self) -> Iterator[tuple[np.ndarray, Family]]:
-        for i, family in enumerate(self.models):
+        for i, family in enumerate(self.families):
             rows = np.flatnonzero(np.asarray(self.family) == i)
             if rows.size:
                 yield rows, with_profile(family, self.profile)
@@ -206,7 +208,7 @@ class FitResult:
 
 def concatenate(results: Sequence[FitResult]) -> FitResult:
     """Join results of the same families and kernel shape along the first axis."""
-    if len({(r.models, r.omitted, r.shape, r.profile, r.criterion) for r in results}) != 1:
+    if len({(r.families, r.unidentifiable, r.shape, r.profile, r.criterion) for r in results}) != 1:
         raise ValueError(f"results to join must share families and kernel size, got {len(results)} results")
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
@@ -250,7 +252,7 @@ def _jacobians(
 def standard_errors(
     family: Family,
     parameters: np.ndarray,
-    held: np.ndarray,
+    at_bound: np.ndarray,
     residual: np.ndarray,
     shape: tuple[int, int],
     weights: np.ndarray | None,
@@ -260,14 +262,14 @@ def standard_errors(
     for start in range(0, len(parameters), _ERROR_ROWS):
         here = slice(start, start + _ERROR_ROWS)
         weight = None if weights is None else weights[here]
-        pieces.append(_errors(family, parameters[here], held[here], residual[here], shape, weight))
+        pieces.append(_errors(family, parameters[here], at_bound[here], residual[here], shape, weight))
     return np.concatenate(pieces)
 
 
 def _errors(
     family: Family,
     parameters: np.ndarray,
-    held: np.ndarray,
+    at_bound: np.ndarray,
     residual: np.ndarray,
     shape: tuple[int, int],
     weights: np.ndarray | None,
@@ -283,13 +285,13 @@ def _errors(
         # Relative weights, as in the fit.
         jacobian *= np.sqrt(flat * (taps / np.maximum(flat.sum(axis=1), 1e-300))[:, None])[:, :, None]
     movable = np.asarray(family.model.is_searched)
-    linear = np.ones((len(held), jacobian.shape[2] - held.shape[1]), bool)
-    free = np.concatenate([linear, ~held & movable], axis=1)
+    linear = np.ones((len(at_bound), jacobian.shape[2] - at_bound.shape[1]), bool)
+    free = np.concatenate([linear, ~at_bound & movable], axis=1)
     jacobian = np.where(free[:, None, :], jacobian, 0.0)
     norm = np.linalg.norm(jacobian, axis=1)
     norm = np.where(norm > 0, norm, 1.0)
     unit = jacobian / norm[:, None, :]
-    # Held parameters get a unit diagonal, so that one factorisation serves all rows.
+    # Parameters at a bound get a unit diagonal, so that one factorisation serves all rows.
     normal = unit.swapaxes(1, 2) @ unit + np.eye(free.shape[1]) * ~free[:, :, None]
     values, vectors = np.linalg.eigh(normal)
     regular = values[:, 0] > 1e-10

@@ -110,9 +110,9 @@ def _search_native(
     images: Images, models: tuple[native.NativeModel, ...], config: FitConfig
 ) -> tuple[Found, ...]:
     usual = native.DEFAULT_EFFORT
-    harder = config.starts / DEFAULT.starts
+    harder = config.effort / DEFAULT.effort
     effort = usual._replace(
-        starts=min(4 * config.starts + 4, native.MAX_STARTS),
+        starts=min(4 * config.effort + 4, native.MAX_STARTS),
         steps=config.steps,
         apart=usual.apart / harder**0.5,
         margin=usual.margin**harder,
@@ -170,8 +170,8 @@ def fused_effort(model: GaussianModel, config: FitConfig) -> Effort:
     """How hard the fused search tries: its starts are taken up one by one while they may win."""
     effort = _effort(model, config, tolerance_of(jnp.float32))
     if model.tied:
-        return effort._replace(starts=5 * config.starts, steps=config.steps)
-    return effort._replace(starts=5 * config.starts // 2, steps=(config.steps + 6) // 2)
+        return effort._replace(starts=5 * config.effort, steps=config.steps)
+    return effort._replace(starts=5 * config.effort // 2, steps=(config.steps + 6) // 2)
 
 
 def _search_xla(images: Images, weights: Images | None, given: Search, config: FitConfig) -> Found:
@@ -225,7 +225,7 @@ _SHARES = {(0, 1): 0.85, (1, 1): 0.75, (2, 1): 0.65, (0, 2): 0.65, (1, 2): 0.6, 
 
 
 def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
-    harder = config.starts / DEFAULT.starts
+    harder = config.effort / DEFAULT.effort
     share, starts = 0.5, 12
     # What has not arrived by half the steps is in a narrow valley; the best of a kernel gets to its end.
     steps, hope, apart, crossings = (config.steps + 1) // 2, 8.0, 0.3, False

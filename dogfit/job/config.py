@@ -9,10 +9,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from dogfit.errors import InputError
-
-FAMILIES = ("gaussian", "dog", "d1", "d2")
-ROUND_FAMILIES = (*FAMILIES, "dog_d1", "dog_d2")
-ALL_FAMILIES = (*ROUND_FAMILIES, *(f"{name}_elliptic" for name in ROUND_FAMILIES))
+from dogfit.fitting.family_names import ALL_FAMILIES, FAMILIES
 
 
 def _listed(metavar: str, item: type) -> PrimitiveConstructorSpec:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-Update = Callable[[int, int], None]
+Update = Callable[[int, int | None], None]
+"""Called with what is done and the total, None where that is unknown."""
 PLAIN_INTERVAL = 15.0
 INTERRUPTED = 130
 
@@ -37,7 +38,7 @@ class Progress:
         start = time.perf_counter()
         with self._shown(title, unit) as update:
 
-            def step(done: int, total: int) -> None:
+            def step(done: int, total: int | None) -> None:
                 update(done, total)
                 self._may_go_on()
 
@@ -68,12 +69,13 @@ class PlainProgress(Progress):
         start = said = time.perf_counter()
         last = 0
 
-        def update(done: int, total: int) -> None:
+        def update(done: int, total: int | None) -> None:
             nonlocal said, last
             last = done
             if (now := time.perf_counter()) - said > PLAIN_INTERVAL:
                 said = now
-                self.say(f"{title}: {done:,} of {total:,} {unit}, {rate(done, now - start, unit)}")
+                whole = "" if total is None else f" of {total:,}"
+                self.say(f"{title}: {done:,}{whole} {unit}, {rate(done, now - start, unit)}")
 
         yield update
         seconds = time.perf_counter() - start
@@ -111,7 +113,7 @@ class BarProgress(Progress):
         with Bars(*self._columns, console=self._console) as bars:
             task = bars.add_task(title, total=None, rate="")
 
-            def update(done: int, total: int) -> None:
+            def update(done: int, total: int | None) -> None:
                 speed = rate(done, time.perf_counter() - start, unit)
                 bars.update(task, completed=done, total=total, rate=speed)
 

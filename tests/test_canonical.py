@@ -1,0 +1,100 @@
+"""The canonical form of a kernel: the same numbers for all its mirror images, undone in the parameters."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dogfit.fitting.canonical import CanonicalTransform, canonical_transform
+from dogfit.fitting.families import BUILTIN_FAMILIES, basis_images, search_bounds
+
+IMAGES_OF_A_SQUARE = [
+    lambda w, turns=turns, swap=swap: np.rot90(w.swapaxes(0, 1) if swap else w, turns)
+    for turns, swap in itertools.product(range(4), (False, True))
+]
+
+
+def in_canonical_form(kernels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    batch = jnp.asarray(kernels, jnp.float32)
+    transform = canonical_transform(batch, None if weights is None else jnp.asarray(weights, jnp.float32))
+    return np.asarray(transform.apply(batch))
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(3, 6))
+def test_canonical_transform_symmetric_images(seed, size):
+    kernels = np.random.default_rng(seed).normal(size=(size, size, 5))
+    wanted = in_canonical_form(kernels)
+    for image in IMAGES_OF_A_SQUARE:
+        np.testing.assert_array_equal(in_canonical_form(image(kernels)), wanted)
+    np.testing.assert_array_equal(in_canonical_form(-kernels), -wanted)
+    np.testing.assert_array_equal(in_canonical_form(wanted), wanted)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_canonical_transform_weights(seed):
+    generator = np.random.default_rng(seed)
+    kernels, weights = generator.normal(size=(5, 5, 4)), generator.uniform(0, 1, (5, 5, 4))
+    weights[0, 3] = 0
+    kernels[0, 3] = np.nan
+    wanted = in_canonical_form(kernels, weights)
+    for image in IMAGES_OF_A_SQUARE:
+        np.testing.assert_array_equal(in_canonical_form(image(kernels), image(weights)), wanted)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_canonical_transform_rectangle(seed):
+    kernels = np.random.default_rng(seed).normal(size=(4, 7, 5))
+    wanted = in_canonical_form(kernels)
+    for down, along in itertools.product((1, -1), (1, -1)):
+        np.testing.assert_array_equal(in_canonical_form(kernels[::down, ::along]), wanted)
+
+
+def test_canonical_transform_constant_or_broken():
+    kernels = np.ones((5, 5, 4))
+    kernels[..., 1] = 0
+    kernels[2, 2, 2] = np.nan
+    assert in_canonical_form(kernels).shape == kernels.shape
+    np.testing.assert_array_equal(in_canonical_form(kernels)[..., :2], kernels[..., :2])
+
+
+@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
+@pytest.mark.parametrize("shape", [(6, 6), (5, 7)])
+def test_undo_point_and_gains_render_the_same(family, shape):
+    """Both draw the same, in the canonical form and out of it."""
+    generator = np.random.default_rng(3)
+    model = BUILTIN_FAMILIES[family].model
+    low, high = (np.array(side)[:, None] for side in search_bounds(model, shape))
+    flags = np.array(list(itertools.product((False, True), repeat=3))).T
+    if shape[0] != shape[1]:
+        flags[2] = False
+    point = generator.uniform(low, high, (len(low), flags.shape[1]))
+    gains = generator.normal(size=(len(model.terms), flags.shape[1]))
+
+    def draw(point, gains):
+        columns = basis_images(model, point, shape)
+        return sum(gain[None, None, :] * c for gain, c in zip(gains, columns, strict=True))
+
+    def both(point, gains, flags):
+        transform = CanonicalTransform(*flags)
+        undone = draw(transform.undo_point(model, point), transform.undo_gains(model, list(gains)))
+        return draw(point, list(gains)), transform.apply(undone)
+
+    with jax.enable_x64(True):
+        run = jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})
+        canonical, undone = run(jnp.asarray(point), jnp.asarray(gains), jnp.asarray(flags))
+    np.testing.assert_allclose(undone, canonical, atol=1e-12)
+
+
+def test_undo_at_bound_turns_with_the_center():
+    at_bound = jnp.array([[True], [False], [True], [False]])
+    for swap in (False, True):
+        transform = CanonicalTransform(*(jnp.array([flag]) for flag in (True, False, swap)))
+        found = transform.undo_at_bound(BUILTIN_FAMILIES["dog"].model, at_bound)[:, 0]
+        np.testing.assert_array_equal(found, [not swap, swap, True, False])
