@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from dogfit.analysis.clustering import _plain
-from dogfit.analysis.results import Clusters, RunResult, Scores, SizeResult, Universal
-from dogfit.clusters import Spectrum, Stretch, UniversalFilters, cluster_evidence
+from dogfit.analysis.results import Clusters, FilterSearch, RunResult, Scores, SizeResult, Universal
+from dogfit.clusters import Spectrum, Stretch, cluster_evidence
 from dogfit.kernelset import Flag, KernelSet, Layer
 from dogfit.labels import LABELS
 
@@ -22,9 +22,10 @@ def unit(kernels: np.ndarray) -> np.ndarray:
 
 
 def universal(filters: np.ndarray) -> Universal:
-    rising = UniversalFilters(filters, np.linspace(0.3, 0.8, len(filters)))
-    found = {"forward, network": rising, "forward, covariance-matched": rising, "code, 6": rising}
-    return Universal(found, {"white noise": np.linspace(0.1, 0.2, 6)}, 2 * filters[:3], 0.5)
+    ways = {"forward, network": "network", "forward, covariance-matched": "null", "code, 6": "code"}
+    rising = np.linspace(0.3, 0.8, len(filters))
+    found = [FilterSearch(name, candidates, filters, rising) for name, candidates in ways.items()]
+    return Universal(tuple(found), {"white noise": np.linspace(0.1, 0.2, 6)}, 2 * filters[:3], 0.5)
 
 
 def evidence(kernels: np.ndarray, code: np.ndarray) -> dict:
@@ -83,6 +84,7 @@ def make_result(
             generator.choice(SHOWN, m),
             generator.uniform(0, 1, m).astype(np.float32) if coded else None,
             generator.uniform(0, 1, m).astype(np.float32) if coded else None,
+            difficulty=len(nulls),
         )
         nulls.append(null)
     found = SizeResult(

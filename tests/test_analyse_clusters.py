@@ -46,14 +46,15 @@ def scored() -> SizeResult:
     )
     group = kernelset.groups[5]
 
-    def scores(name: str, kernels: np.ndarray) -> Scores:
+    def scores(name: str, kernels: np.ndarray, difficulty: int | None = None) -> Scores:
         n, unit = len(kernels), kernels - kernels.mean((1, 2), keepdims=True)
         unit = unit / np.sqrt(np.sum(unit**2, (1, 2), keepdims=True))
-        return Scores(name, unit.astype(np.float32), np.zeros(n, int), np.ones(n), np.resize(["a", "b"], n))
+        unit, label = unit.astype(np.float32), np.resize(["a", "b"], n)
+        return Scores(name, unit, np.zeros(n, int), np.ones(n), label, difficulty=difficulty)
 
     nulls = (
-        scores("white noise", white_noise(150, 5, 0)),
-        scores("covariance-matched", covariance_matched(group, 0, 160)[0]),
+        scores("white noise", white_noise(150, 5, 0), 0),
+        scores("covariance-matched", covariance_matched(group, 0, 160)[0], 1),
     )
     return SizeResult(
         own=scores("network", group.kernels),
@@ -117,18 +118,19 @@ def test_evidence_sets_the_network_beside_nulls_with_autoencoders_of_their_own(s
 def test_universal_filters_are_found_three_ways_beside_controls(scored, trained):
     given = edges(3, 5, 9)[:, 0]
     few = with_universal(scored, trained, given, RunConfig(), progress_for(True)).universal
-    assert set(few.found) == {
+    found = {search.name: search for search in few.found}
+    assert set(found) == {
         "forward, network", "forward, covariance-matched", "code, 50", "code, 25", "code, 10",
     }  # fmt: skip
     # Three shapes up to sign, and the filters given are these.
-    assert few.found["forward, network"].explained[2] > 0.8
+    assert found["forward, network"].explained[2] > 0.8
     assert few.given_explained > 0.8
     for curve in few.controls.values():
-        assert curve[2] < few.found["forward, network"].explained[2]
+        assert curve[2] < found["forward, network"].explained[2]
         assert (np.diff(curve) >= 0).all()
     other = with_universal(scored, None, np.ones((2, 7, 7)), RunConfig(), progress_for(True)).universal
     assert other.given is None
-    assert set(other.found) == {"forward, network", "forward, covariance-matched"}
+    assert [search.candidates for search in other.found] == ["network", "null"]
 
 
 @pytest.mark.slow

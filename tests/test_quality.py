@@ -11,11 +11,9 @@ import pytest
 from scipy import optimize, special
 
 from dogfit.analysis import layer_metrics as quality
+from dogfit.analysis.layer_covariance import GaussianProcess, covariance, fit_gaussian_process
 from dogfit.analysis.layer_metrics import (
-    GaussianProcess,
-    covariance,
     entropy_threshold,
-    fit_gaussian_process,
     layer_quality,
     orthogonality,
     random_entropy,

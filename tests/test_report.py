@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from dogfit.analysis.layer_metrics import layer_quality
 from dogfit.analysis.results import RunResult
-from dogfit.analysis.summary import summarise
+from dogfit.analysis.summary import summarize
+from dogfit.analysis.tables import fitted_tensors, kernel_table, layer_table
 from dogfit.checkpoints import load_kernels
 from dogfit.clusters import paper_dissimilarity, paper_r2
 from dogfit.kernelset import KernelSet
@@ -19,7 +20,6 @@ from dogfit.labels import LABELS
 from dogfit.report.figures.draw import draw_figures
 from dogfit.report.figures.style import label_colours
 from dogfit.report.html import report_page
-from dogfit.report.tables import fitted_tensors, kernel_table, layer_table
 from dogfit.report.text import summary_lines
 from made_results import HOSTILE, K, make_result
 
@@ -44,7 +44,7 @@ def test_paper_thresholds(size, dissimilarity, r2):
 
 def test_shares_are_counts_over_kernels(result):
     found = result.sizes[K]
-    summary = summarise(result)["sizes"][str(K)]
+    summary = summarize(result)["sizes"][str(K)]
     for row in summary["shares"]:
         assert list(row["shares"]) == ["network", "white noise", "covariance-matched"]
         for scores in (found.own, *found.nulls):
@@ -63,7 +63,7 @@ def test_shares_are_counts_over_kernels(result):
 
 
 def test_flagged_kernels_are_counted_apart(result):
-    summary = summarise(result)["sizes"][str(K)]
+    summary = summarize(result)["sizes"][str(K)]
     assert summary["kernels"] == 48
     assert summary["flagged"] == {"zero": 0, "constant": 0, "nonfinite": 1}
     assert summary["fitted"] == 47
@@ -73,7 +73,7 @@ def test_flagged_kernels_are_counted_apart(result):
 
 def test_parts_stand_beside_the_null_drawn_for_them(result):
     found = result.sizes[K]
-    summary = summarise(result)["sizes"][str(K)]
+    summary = summarize(result)["sizes"][str(K)]
     assert [part["name"] for part in summary["by_layer"]] == ["stem", HOSTILE, "body.1", "body.2"]
     for index, part in enumerate(summary["by_layer"]):
         for scores in (found.own, found.nulls[1]):
@@ -87,7 +87,7 @@ def test_parts_stand_beside_the_null_drawn_for_them(result):
 
 
 def test_summary_is_json(result):
-    summary = summarise(result)
+    summary = summarize(result)
     assert json.loads(json.dumps(summary, allow_nan=False)) == json.loads(json.dumps(summary))
 
 
@@ -178,7 +178,7 @@ def test_figures_without_code_or_second_model():
 
 
 def test_page_is_self_contained_and_escapes_names(result, pictures):
-    page = report_page(json.loads(json.dumps(summarise(result))), pictures)
+    page = report_page(json.loads(json.dumps(summarize(result))), pictures)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     loads = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
@@ -199,12 +199,12 @@ def test_page_is_self_contained_and_escapes_names(result, pictures):
 
 def test_page_says_why_there_is_no_autoencoder():
     result = make_result(("a",), coded=False)
-    page = report_page(json.loads(json.dumps(summarise(result))), {})
+    page = report_page(json.loads(json.dumps(summarize(result))), {})
     assert "No autoencoder: left out on request." in page
 
 
 def test_terminal_lines_put_each_share_beside_its_nulls(result):
-    lines = summary_lines(summarise(make_result(("a",))), Path("out"))
+    lines = summary_lines(summarize(make_result(("a",))), Path("out"))
     assert len(lines) <= 12
     header = next(line for line in lines if line.startswith("share of kernels"))
     assert re.findall(r"network|white noise|covariance-matched", header) == [
@@ -216,7 +216,7 @@ def test_terminal_lines_put_each_share_beside_its_nulls(result):
         # A share without its nulls' would be one percentage alone.
         assert line.count("%") != 1
     assert lines[-1] == f"report: {Path('out') / 'report.html'}"
-    several = summary_lines(summarise(result), Path("out"))
+    several = summary_lines(summarize(result), Path("out"))
     assert any(line.startswith("net1") and "its null" in line for line in several)
     # The best and worst layers are those of one network.
     assert not any("layers by median" in line for line in several)
@@ -247,7 +247,7 @@ def test_layers_are_picked_as_a_search_would():
 
 def test_layer_table_holds_what_the_summary_says_of_each_layer():
     result = make_result(("a", "b", "c"))
-    summary = json.loads(json.dumps(summarise(result), allow_nan=False))
+    summary = json.loads(json.dumps(summarize(result), allow_nan=False))
     table = layer_table(summary)
     assert table["layer"].to_list() == ["a", "b", "c"]
     assert table["kernels"].sum() == 35  # one kernel is NaN
@@ -262,7 +262,7 @@ def test_layer_table_holds_what_the_summary_says_of_each_layer():
 
 
 def test_page_shows_the_quality_of_layers():
-    page = report_page(json.loads(json.dumps(summarise(make_result(("a", HOSTILE))))), {})
+    page = report_page(json.loads(json.dumps(summarize(make_result(("a", HOSTILE))))), {})
     rows = re.findall(r"<tr><td><code>(.*?)</code></td><td>[\d.]+ %</td>\s*<td>[\d.]+ <span", page)
     assert len(rows) == 2
     assert HOSTILE not in page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dogfit.analysis.results import RunResult
-from dogfit.analysis.summary import summarise
+from dogfit.analysis.summary import summarize
 from dogfit.labels import LABELS
 from dogfit.report.figures import style
 from dogfit.report.figures.clusters import training_shares
@@ -23,19 +23,19 @@ def result() -> RunResult:
 
 def test_curves_of_both_definitions_go_through_the_shares(result):
     found = result.sizes[K]
-    curves = summarise(result)["sizes"][str(K)]["curves"]
+    curves = summarize(result)["sizes"][str(K)]["curves"]
     assert set(curves) == {"thresholds", "r2", "cosine"}
     for measure in ("r2", "cosine"):
         for scores in (found.usable, *found.nulls):
             values = getattr(scores, measure).astype(float)
             expected = [np.mean(values > t) for t in curves["thresholds"]]
             assert curves[measure][scores.name] == pytest.approx(expected)
-    assert "cosine" not in summarise(make_result(("a",), coded=False))["sizes"][str(K)]["curves"]
+    assert "cosine" not in summarize(make_result(("a",), coded=False))["sizes"][str(K)]["curves"]
 
 
 def test_patterns_are_counted_under_each_definition_alone(result):
     found = result.sizes[K]
-    patterns = summarise(result)["sizes"][str(K)]["patterns"]
+    patterns = summarize(result)["sizes"][str(K)]["patterns"]
     own = found.usable
     names = np.array([found.spectrum.names[i] for i in found.spectrum.assign(own.code)])
     for label in SHOWN:
@@ -50,7 +50,7 @@ def test_patterns_are_counted_under_each_definition_alone(result):
 
 def test_label_shares_have_intervals_and_nulls(result):
     found = result.sizes[K]
-    sections = summarise(result)["sizes"][str(K)]["label_shares"]
+    sections = summarize(result)["sizes"][str(K)]["label_shares"]
     assert [part["model"] for part in sections["by_model"]] == ["net0", "net1"]
     assert [part["layer"] for part in sections["by_layer"]] == ["stem", "body.1", HOSTILE, "body.2"]
     # net1 holds layers 1 and 3.
@@ -68,7 +68,7 @@ def test_label_shares_have_intervals_and_nulls(result):
 def test_checkpoints_of_one_run_are_set_out_over_time():
     result = make_result(("a", "a", "b", "b"), models=("step-200", "step-30"))
     found = result.sizes[K]
-    (run,) = summarise(result)["sizes"][str(K)]["label_shares"]["training"]
+    (run,) = summarize(result)["sizes"][str(K)]["label_shares"]["training"]
     assert (run["run"], run["times"], run["models"]) == ("step-*", [30, 200], ["step-30", "step-200"])
     late = found.usable.of_layers([0, 2])
     for label in SHOWN:
@@ -78,7 +78,7 @@ def test_checkpoints_of_one_run_are_set_out_over_time():
     assert code["network"][1][0] == pytest.approx(np.mean(late.cosine > 0.8))
     null = found.nulls[1].of_layers([1, 3])
     assert fit["covariance-matched"][0] == pytest.approx(np.mean(null.r2 > 0.64))
-    summary = json.loads(json.dumps(summarise(result)))
+    summary = json.loads(json.dumps(summarize(result)))
     with mpl.rc_context(style.RC):
         figure = training_shares(summary["sizes"][str(K)]["label_shares"], K, LABELS)
         pictures = {(str(K), "training"): style.png(figure)}
@@ -95,7 +95,7 @@ def test_a_layer_that_stands_out_is_named_and_escaped():
     label = np.where(found.own.layer == 3, "d1-N", np.resize(SHOWN, len(found.own.label)))
     found = replace(found, own=replace(found.own, label=label))
     result = replace(result, sizes={K: found})
-    summary = summarise(result)
+    summary = summarize(result)
     named = summary["sizes"][str(K)]["label_shares"]["outlying"]["layers"]
     assert named
     assert all(row["p"] <= 0.05 for row in named)
@@ -108,8 +108,8 @@ def test_a_layer_that_stands_out_is_named_and_escaped():
 
 def test_universal_filters_are_summed_up_and_compared(result):
     few = result.sizes[K].universal
-    summary = summarise(result)["sizes"][str(K)]["universal"]
-    assert summary["found"]["code, 6"]["explained"] == few.found["code, 6"].explained.tolist()
+    summary = summarize(result)["sizes"][str(K)]["universal"]
+    assert summary["found"]["code, 6"]["explained"] == few.found[2].explained.tolist()
     assert summary["given"]["filters"] == 3
     # The filters given are the first three of these.
     assert summary["given"]["nearest_cosine"]["code, 6"] == pytest.approx([1, 1, 1], abs=1e-5)

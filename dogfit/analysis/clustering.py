@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from dogfit.analysis.results import SizeResult, Universal
+from dogfit.analysis.results import (
+    CODE_NAMES,
+    FIT_LABELS,
+    NETWORK,
+    Candidates,
+    FilterSearch,
+    SizeResult,
+    Universal,
+)
 from dogfit.job.config import RunConfig
 from dogfit.runtime.progress import Progress
 from dogfit.runtime.tasks import Rows, read_by_all, train_together
@@ -17,7 +25,7 @@ from dogfit.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder
-    from dogfit.clusters import Spectrum
+    from dogfit.clusters import Spectrum, UniversalFilters
 
 CANDIDATES = (50, 25, 10)
 """Candidate filters decoded from evenly spaced codes, as many as in Babaiee et al. (NeurIPS 2025)."""
@@ -46,14 +54,19 @@ def with_universal(
     if len(kernels) < 2:
         return result
     with progress.stage(f"universal {size}×{size} filters", "kernels"):
-        found = {f"forward, {result.own.name}": forward_filters(kernels, most, seed=config.seed)}
-        null = result.nearest_null
-        found[f"forward, {null.name}"] = forward_filters(null.kernels, most, seed=config.seed)
+        null = result.hardest_null
+        found: list[FilterSearch] = []
+
+        def add(name: str, candidates: Candidates, chosen: "UniversalFilters") -> None:
+            found.append(FilterSearch(name, candidates, chosen.filters, chosen.explained))
+
+        add(f"forward, {NETWORK}", "network", forward_filters(kernels, most, seed=config.seed))
+        add(f"forward, {null.name}", "null", forward_filters(null.kernels, most, seed=config.seed))
         if autoencoder is not None and autoencoder.config.code_dim == 1:
             decoded = {m: autoencoder.decode((np.arange(m) + 0.5) / m) for m in CANDIDATES}
             for m, candidates in decoded.items():
                 if np.ptp(candidates, axis=(1, 2)).any():
-                    found[f"code, {m}"] = universal_filters(candidates, kernels, seed=config.seed)
+                    add(f"code, {m}", "code", universal_filters(candidates, kernels, seed=config.seed))
         rng = np.random.default_rng(config.seed)
         orders = [rng.permutation(len(kernels))[:most] for _ in range(_RANDOM_ORDERS)]
         noise = rng.standard_normal((_RANDOM_ORDERS, most, size, size))
@@ -67,7 +80,7 @@ def with_universal(
             progress.say(f"filters of {k}×{k} are not compared with kernels of {size}×{size}")
             given = None
         share = None if given is None else float(np.nanmean(explained_by(given, kernels)))
-    return replace(result, universal=Universal(found, controls, given, share))
+    return replace(result, universal=Universal(tuple(found), controls, given, share))
 
 
 def _covered(filters: np.ndarray, kernels: np.ndarray) -> Float[np.ndarray, "m"]:
@@ -120,7 +133,7 @@ def _evidence(
     size, n = own.kernels.shape[-1], len(own.kernels)
     rng = np.random.default_rng(config.seed)
     sets = {own.name: own}
-    for null in (result.nulls[0], result.nearest_null):
+    for null in (result.easiest_null, result.hardest_null):
         # Nulls come in the order of layers; as many as there are kernels, so that scores can be compared.
         usable = null.select(np.isfinite(null.r2))
         sets[null.name] = usable.select(rng.permutation(len(usable.r2))[:n])
@@ -128,7 +141,7 @@ def _evidence(
     found: dict[str, Any] = {"clusters": count, "sets": {}}
     for title, scores in sets.items():
         part: dict[str, Any] = {}
-        parts = {"label of the fit": scores.label}
+        parts = {FIT_LABELS: scores.label}
         code = None
         if autoencoder is not None:
             trained = autoencoder
@@ -137,7 +150,7 @@ def _evidence(
             spectrum = name(trained)
             code, cosine = trained.encode_and_score(scores.kernels)
             named = np.asarray(spectrum.names)[spectrum.assign(code)]
-            parts = {"name along the code": named, **parts}
+            parts = {CODE_NAMES: named, **parts}
             part["autoencoder"] = _about_code(trained, spectrum, named, cosine)
             if title == own.name:
                 rows = read_by_all(scores.kernels, result.good)
@@ -156,7 +169,7 @@ def _evidence(
         part["scores"] = [asdict(score) for score in evidence.scores]
         part["curves"] = [{**asdict(curve), "supported": curve.supported} for curve in evidence.curves]
         found["sets"][title] = part
-    null = result.nearest_null
+    null = result.hardest_null
     order = rng.permutation(len(null.kernels))
     references = [null.kernels[rows] for rows in np.array_split(order, _GAP_REFERENCES)]
     counts = [k for k in (1, *COUNTS) if k < min(n, len(references[-1])) / 4]

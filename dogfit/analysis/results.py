@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,21 +14,26 @@ from dogfit.kernelset.kernelset import KernelSet
 if TYPE_CHECKING:
     import polars as pl
 
-    from dogfit.clusters import Spectrum, UniversalFilters
+    from dogfit.clusters import Spectrum
+
+NETWORK = "network"
+CODE_NAMES, FIT_LABELS, K_MEANS = "name along the code", "label of the fit", "k-means"
+"""Names of the partitions of the kernels of one size."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How one set of kernels of one size fared: the network's own, or a null.
+    """Fits and codes of one set of kernels of one size: the network's own, or a null.
 
     Attributes:
-      name: "network", or the name of the null.
+      name: `NETWORK`, or the name of the null.
       kernels: centred, unit norm `[n, k, k]`; a row without a fit may be zero.
       layer: index into `KernelSet.layers`, -1 for a null that stands for no layer `[n]`.
       r2: of the best family `[n]`, NaN without a fit.
       label: `[n]`.
       cosine: similarity to the autoencoder's reconstruction `[n]`, NaN without one; None if none was trained.
       code: place on the autoencoder's code `[n]`, NaN where there is none; None if none was trained.
+      difficulty: rank of a null, larger for one that is harder to beat; None for the network.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Scores:
     label: np.ndarray
     cosine: Float[np.ndarray, " n"] | None = None
     code: Float[np.ndarray, " n"] | None = None
+    difficulty: int | None = None
 
     def select(self, rows: np.ndarray | slice) -> "Scores":
         """The scores of some rows, by mask, index or slice."""
@@ -100,18 +106,38 @@ class Clusters:
     centres: Float[np.ndarray, "m k k"]
 
 
+Candidates = Literal["network", "null", "code"]
+
+
+@dataclass(frozen=True)
+class FilterSearch:
+    """Universal filters found in one way.
+
+    Attributes:
+      name: "forward, network", "code, 25", ...
+      candidates: what they were chosen from: kernels of the network or of its hardest null, by forward
+        selection and judged on those kernels; or decoded codes, by backward elimination.
+      filters: in the order of their worth `[m, k, k]`.
+      explained: mean share of the kernels' energy that the first 1, 2, ... explain `[m]`.
+    """
+
+    name: str
+    candidates: Candidates
+    filters: Float[np.ndarray, "m k k"]
+    explained: Float[np.ndarray, " m"]
+
+
 @dataclass(frozen=True)
 class Universal:
     """Few filters that stand for all kernels, and controls.
 
     Attributes:
-      found: by how they were found: forward selection among the network's kernels or a null's (judged on
-        those), backward elimination from as many decoded codes.
+      found: the filters, once for each way of finding them.
       controls: explained energy of the network's kernels by 1, 2, ... filters taken at random.
       given: filters to compare with, and the share of energy they explain; None if none has this size.
     """
 
-    found: Mapping[str, "UniversalFilters"]
+    found: tuple[FilterSearch, ...]
     controls: Mapping[str, Float[np.ndarray, " m"]]
     given: Float[np.ndarray, "r k k"] | None = None
     given_explained: float | None = None
@@ -119,7 +145,7 @@ class Universal:
 
 @dataclass(frozen=True)
 class SizeResult:
-    """Everything about the kernels of one size.
+    """All findings about the kernels of one size.
 
     Attributes:
       own: the network's kernels, in the order of the `KernelSet` group.
@@ -174,9 +200,14 @@ class SizeResult:
         return self.stretches or self.kmeans
 
     @property
-    def nearest_null(self) -> Scores:
-        """The null that is hardest to beat: the last that has kernels."""
-        return [null for null in self.nulls if len(null.r2)][-1]
+    def easiest_null(self) -> Scores:
+        """The null that is easiest to beat."""
+        return min(self.nulls, key=lambda null: null.difficulty or 0)
+
+    @property
+    def hardest_null(self) -> Scores:
+        """The null that is hardest to beat, among those that have kernels."""
+        return max((null for null in self.nulls if len(null.r2)), key=lambda null: null.difficulty or 0)
 
 
 @dataclass(frozen=True)

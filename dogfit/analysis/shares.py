@@ -96,7 +96,7 @@ def share_sections(kernelset: KernelSet, size: int, found: SizeResult) -> dict[s
     """Label shares with intervals for models, stages and layers, and what follows from them."""
     from dogfit.labels import LABELS
 
-    own, null = found.usable, found.nearest_null
+    own, null = found.usable, found.hardest_null
     used = [label for label in LABELS if own.label_counts[label]]
     present = np.unique(own.layer).tolist()
     models = {model: [i for i in present if kernelset.layers[i].model == model] for model in kernelset.models}
@@ -208,7 +208,7 @@ def _over_time(
     used: Sequence[str],
 ) -> dict[str, Any]:
     """Shares of one run's checkpoints, in order, each as [share, low, high]; of the null the share alone."""
-    null = found.nearest_null
+    null = found.hardest_null
     mine = [found.usable.of_layers(models[model]) for model in run.models]
     beside = [null.of_layers(models[model]) for model in run.models]
     labels = [label_shares(scores.label, used, draws=_DRAWS, level=LEVEL) for scores in mine]
@@ -248,8 +248,12 @@ def universal(found: SizeResult) -> dict[str, Any] | None:
     few = found.universal
     summary: dict[str, Any] = {
         "found": {
-            name: {"explained": filters.explained.tolist(), "elbow": elbow(filters.explained)}
-            for name, filters in few.found.items()
+            search.name: {
+                "candidates": search.candidates,
+                "explained": search.explained.tolist(),
+                "elbow": elbow(search.explained),
+            }
+            for search in few.found
         },
         "controls": {name: curve.tolist() for name, curve in few.controls.items()},
         "given": None,
@@ -257,8 +261,8 @@ def universal(found: SizeResult) -> dict[str, Any] | None:
     if few.given is not None:
         count = len(few.given)
         matches = {
-            name: match_filters(filters.filters[:count], few.given).cosine.tolist()
-            for name, filters in few.found.items()
+            search.name: match_filters(search.filters[:count], few.given).cosine.tolist()
+            for search in few.found
         }
         summary["given"] = {"filters": count, "explained": few.given_explained, "nearest_cosine": matches}
     return summary

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dogfit.analysis.clustering import with_evidence, with_universal
-from dogfit.analysis.results import Clusters, Scores, SizeResult
+from dogfit.analysis.results import CODE_NAMES, FIT_LABELS, K_MEANS, NETWORK, Clusters, Scores, SizeResult
+from dogfit.analysis.tables import parquet
 from dogfit.clusters import paper_r2, read_filters
 from dogfit.job.config import RunConfig
 from dogfit.kernelset.groups import Flag, KernelGroup
 from dogfit.nulls import covariance_matched, untrained, white_noise
-from dogfit.report.tables import parquet
 from dogfit.runtime.progress import Progress, Update
 from dogfit.runtime.tasks import (
     Rows,
@@ -107,7 +107,7 @@ def why_not_fitted(size: int, families: Sequence[str]) -> str | None:
     return None if len(reasons) < len(set(families)) else "; ".join(reasons.values())
 
 
-def analyse_size(
+def analyze_size(
     group: KernelGroup,
     config: RunConfig,
     work: Workspace,
@@ -124,15 +124,15 @@ def analyse_size(
     def fits(name: str, rows: Rows) -> Fits:
         def make(path: Path) -> None:
             with progress.stage(f"fit {size}×{size} {name}", "kernels") as update:
-                Fits.of(rows, config, update, whole=name == "network").save(path)
+                Fits.of(rows, config, update, whole=name == NETWORK).save(path)
 
         return Fits.load(work.stage_file(f"fit-{size}-{name.replace(' ', '-')}.safetensors", make))
 
-    found = fits("network", read_by_all(group.kernels))
-    own = found.scores("network", group.normalized(), group.layer)
+    found = fits(NETWORK, read_by_all(group.kernels))
+    own = found.scores(NETWORK, group.normalized(), group.layer)
     nulls = [
-        fits(name, Rows(kernels)).scores(name, _normalised(kernels), layer)
-        for name, (kernels, layer) in null_kernels(group, config.seed).items()
+        replace(fits(name, Rows(kernels)).scores(name, _normalised(kernels), layer), difficulty=difficulty)
+        for difficulty, (name, (kernels, layer)) in enumerate(null_kernels(group, config.seed).items())
     ]
     result = SizeResult(
         own=own,
@@ -278,9 +278,9 @@ def _with_baseline(result: SizeResult, config: RunConfig, progress: Progress) ->
         names.append(f"{cluster} {common[0][0]}" if common else str(cluster))
     index = np.full(len(result.own.r2), -1, np.int32)
     index[result.good] = labels
-    partitions = {"k-means": labels, "label of the fit": result.usable.label}
+    partitions = {K_MEANS: labels, FIT_LABELS: result.usable.label}
     if result.stretches:
-        partitions = {"name along the code": result.stretches.index[result.good], **partitions}
+        partitions = {CODE_NAMES: result.stretches.index[result.good], **partitions}
     pairs = [(a, b) for i, a in enumerate(partitions) for b in list(partitions)[i + 1 :]]
     numbered = {name: np.unique(partition, return_inverse=True)[1] for name, partition in partitions.items()}
     some = _sample(len(kernels), SILHOUETTE_SAMPLE, config.seed)

@@ -21,7 +21,7 @@ from dogfit.nulls import threshold_at_rate
 HIGH_R2 = 0.8
 
 
-def summarise(result: RunResult) -> dict[str, Any]:
+def summarize(result: RunResult) -> dict[str, Any]:
     """Everything a reader is told, ready for JSON; the same for the same inputs, seed and device."""
     kernelset = result.kernelset
     return {
@@ -58,6 +58,7 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
         "flagged": {flag.name.lower(): int(np.sum(group.flag == flag)) for flag in Flag if flag != Flag.OK},
         "fitted": int(np.sum(np.isfinite(own.r2))),
         "null_kernels": {null.name: len(null.r2) for null in found.nulls},
+        "hardest_null": found.hardest_null.name,
         "families": _counts(found.fits["family"].to_list(), found.families),
         "omitted_families": dict(found.unidentifiable),
         "r2": {scores.name: scores.r2_quantiles for scores in everyone},
@@ -100,23 +101,28 @@ def _shares(
     r2_rates: Mapping[str, float],
     cosine_rates: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """Share of kernels and of every null above each threshold; our definition first, then the paper's."""
+    """Share of kernels and of every null above each threshold; our definition first, then the paper's.
+
+    The `kind` of a threshold is "paper", "close" (`HIGH_R2`) or "null_rate", with the name of its `null`.
+    """
     similarity = 1 - paper_dissimilarity(size)
     asked = [
-        ("r2", paper_r2(size), "the paper's threshold"),
-        ("r2", HIGH_R2, "a close fit"),
-        *(("r2", threshold, f"null rate of {name}") for name, threshold in r2_rates.items()),
-        ("cosine", similarity, "the paper's criterion"),
-        *(("cosine", threshold, f"null rate of {name}") for name, threshold in cosine_rates.items()),
+        ("r2", paper_r2(size), "paper", None, "the paper's threshold"),
+        ("r2", HIGH_R2, "close", None, "a close fit"),
+        *(("r2", at, "null_rate", name, f"null rate of {name}") for name, at in r2_rates.items()),
+        ("cosine", similarity, "paper", None, "the paper's criterion"),
+        *(("cosine", at, "null_rate", name, f"null rate of {name}") for name, at in cosine_rates.items()),
     ]
     return [
         {
             "measure": measure,
             "threshold": threshold,
+            "kind": kind,
+            "null": null,
             "meaning": meaning,
             "shares": {scores.name: share_above(getattr(scores, measure), threshold) for scores in everyone},
         }
-        for measure, threshold, meaning in asked
+        for measure, threshold, kind, null, meaning in asked
         if getattr(everyone[0], measure) is not None
     ]
 

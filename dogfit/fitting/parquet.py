@@ -124,7 +124,7 @@ def fit_parquet(
             done += len(part)
             if progress is not None:
                 progress(done, total)
-    summary = _summarise(out, done, continued, time.perf_counter() - start)
+    summary = _summarize(out, done, continued, time.perf_counter() - start)
     counted = {"kernels": done, "families": summary.families, "statuses": summary.statuses}
     write_atomically(out / _SUMMARY, json.dumps(counted, indent=1).encode())
     return summary
@@ -205,7 +205,7 @@ def _rows_done(out: Path) -> int:
     return done
 
 
-def _summarise(out: Path, rows: int, continued: int, seconds: float) -> ParquetFits:
+def _summarize(out: Path, rows: int, continued: int, seconds: float) -> ParquetFits:
     import polars
 
     table = polars.scan_parquet(out / "*.parquet")

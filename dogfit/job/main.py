@@ -17,8 +17,8 @@ import numpy as np
 
 import dogfit
 from dogfit.analysis.results import RunResult
-from dogfit.analysis.size import analyse_size, why_not_fitted
-from dogfit.analysis.summary import summarise
+from dogfit.analysis.size import analyze_size, why_not_fitted
+from dogfit.analysis.summary import summarize
 from dogfit.distributed import announce, process_count, process_index, rows_of
 from dogfit.errors import InputError
 from dogfit.job.config import RunConfig
@@ -72,7 +72,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
         else:
             _begin(kernelset, config, layers)
             sizes = {
-                size: analyse_size(group, config, work, progress, given.get(size))
+                size: analyze_size(group, config, work, progress, given.get(size))
                 for size, group in kernelset.groups.items()
                 if left_out[size] is None
             }
@@ -186,12 +186,12 @@ def _write(work: Workspace, result: RunResult) -> None:
     """Gather every result but `run.json`."""
     from safetensors.numpy import save_file
 
+    from dogfit.analysis.tables import fitted_tensors, kernel_table, layer_table, parquet
     from dogfit.report.figures.draw import draw_figures
     from dogfit.report.html import report_page
-    from dogfit.report.tables import fitted_tensors, kernel_table, layer_table, parquet
 
     shutil.rmtree(work.results, ignore_errors=True)
-    text = _json(summarise(result))
+    text = _json(summarize(result))
     summary = json.loads(text)
     work.write("summary.json", text)
     work.write_file("kernels.parquet", lambda path: kernel_table(result).write_parquet(path))
@@ -247,7 +247,7 @@ def _replacements(config: RunConfig, kernelset: KernelSet) -> Callable[[str], Ma
     if config.replace == "fits":
         from safetensors.numpy import load_file
 
-        from dogfit.report.tables import tensor_name
+        from dogfit.analysis.tables import tensor_name
 
         tensors = load_file(config.out / "fits.safetensors")
         names = {layer: tensor_name(kernelset, layer) for layer in kernelset.layers}

@@ -42,7 +42,7 @@ def report_page(summary: Mapping[str, Any], pictures: Mapping[tuple[str, str], b
     """The report of a run.
 
     Args:
-      summary: as `summarise` makes it.
+      summary: as `summarize` makes it.
       pictures: PNG files by kernel size (as the summary spells it) and name, one of `CAPTIONS`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -52,7 +52,7 @@ def distribution(found: SizeResult, size: int, measure: str) -> "Figure | None":
         xlim=(0, 1), ylim=(0, 104), xlabel=what, ylabel=f"kernels above that {short} (%)",
         title=f"Share of {size}×{size} kernels above a threshold",
     )  # fmt: skip
-    hardest = found.nearest_null
+    hardest = found.hardest_null
     if measure == "r2":
         thresholds = {paper_r2(size): "paper", HIGH_R2: "close fit"}
     else:
@@ -132,7 +132,7 @@ def models_side_by_side(
     present = np.unique(found.usable.layer).tolist()
     layers = {m: [i for i in present if kernelset.layers[i].model == m] for m in kernelset.models}
     parts: dict[str, tuple[Scores, Scores]] = {
-        model: (found.usable.of_layers(indices), found.nearest_null.of_layers(indices))
+        model: (found.usable.of_layers(indices), found.hardest_null.of_layers(indices))
         for model, indices in _largest({m: indices for m, indices in layers.items() if indices}).items()
     }
     fig = style.figure(7.2, 4.3)
@@ -152,7 +152,7 @@ def models_side_by_side(
         color="#444444",
         linestyle=(0, (2, 2)),
         linewidth=1.0,
-        label=f"its {found.nearest_null.name} null",
+        label=f"its {found.hardest_null.name} null",
     )
     left.set(
         xlim=(0, 1), ylim=(0, 102), xlabel="R² of the best fit", ylabel="kernels above that R² (%)",

@@ -100,12 +100,12 @@ def universal_filters(found: SizeResult, size: int) -> "Figure | None":
     rows = _filter_rows(few)
     fig = style.figure(7.2, 3.0 + 0.36 * len(rows))
     curves, strip = fig.subplots(2, 1, height_ratios=(3.0, 0.36 * len(rows)))
-    for place, (name, filters) in enumerate(few.found.items()):
+    for place, search in enumerate(few.found):
         colour = style.MODEL_COLOURS[place % len(style.MODEL_COLOURS)]
-        x = np.arange(1, len(filters.explained) + 1)
-        curves.plot(x, 100 * filters.explained, color=colour, linewidth=1.6, label=name)
-        at = elbow(filters.explained)
-        curves.plot([at], [100 * filters.explained[at - 1]], "o", color=colour, markersize=5)
+        x = np.arange(1, len(search.explained) + 1)
+        curves.plot(x, 100 * search.explained, color=colour, linewidth=1.6, label=search.name)
+        at = elbow(search.explained)
+        curves.plot([at], [100 * search.explained[at - 1]], "o", color=colour, markersize=5)
     for (name, curve), dash in zip(few.controls.items(), ((0, (4, 2)), (0, (1, 1))), strict=False):
         x = np.arange(1, len(curve) + 1)
         curves.plot(x, 100 * curve, color="#777777", linestyle=dash, linewidth=1.2, label=name)
@@ -129,7 +129,7 @@ def universal_filters(found: SizeResult, size: int) -> "Figure | None":
 
 def _filter_rows(few: Universal) -> list[tuple[str, np.ndarray]]:
     """Filters to be shown, of unit norm: the first of each way, and those given."""
-    rows = [(name, filters.filters[:FILTERS_SHOWN]) for name, filters in few.found.items()]
+    rows = [(search.name, search.filters[:FILTERS_SHOWN]) for search in few.found]
     if few.given is not None:
         given = few.given - few.given.mean(axis=(1, 2), keepdims=True)
         norm = np.sqrt(np.sum(given**2, axis=(1, 2), keepdims=True))
