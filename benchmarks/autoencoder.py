@@ -90,13 +90,17 @@ def ours(training: np.ndarray, heldout: np.ndarray, config, name: str) -> Contes
     import jax
 
     from dogfit.autoencoder import training_step as steps
-    from dogfit.devices import data_mesh, deal, rows
+    from dogfit.devices import data_mesh, row_layout, row_sharding
 
     mesh = data_mesh(jax.devices()[:1])
     n, taps = training.shape
-    data = jax.device_put(training, rows(mesh))
+    data = jax.device_put(training, row_sharding(mesh))
     compiled = steps.train_chunk.lower(
-        steps.initial_state(config, taps), data, config=config, dealt=deal([n], mesh), rows=rows(mesh)
+        steps.initial_state(config, taps),
+        data,
+        config=config,
+        dealt=row_layout([n], mesh),
+        rows=row_sharding(mesh),
     ).compile()
     state = steps.initial_state(config, taps)
 

@@ -93,7 +93,7 @@ def curve_from_order(kernels: np.ndarray, ordered: bool) -> tuple[float, float, 
     from flax import nnx
 
     from dogfit.clusters import kmeans
-    from dogfit.devices import data_mesh, deal, rows
+    from dogfit.devices import data_mesh, row_layout, row_sharding
 
     config = dataclasses.replace(DEFAULT, steps=400, curve_share=1.0, temperatures=(0.02, 0.02))
     taps = unit_rows(kernels)[0]
@@ -117,8 +117,8 @@ def curve_from_order(kernels: np.ndarray, ordered: bool) -> tuple[float, float, 
         return jax.lax.scan(step, (params["decoder"], optimiser.init(params["decoder"])), length=400)[0][0]
 
     mesh = data_mesh(jax.devices()[:1])
-    data = jax.device_put(taps, rows(mesh))
-    arguments = {"config": config, "dealt": deal([len(taps)], mesh), "rows": rows(mesh)}
+    data = jax.device_put(taps, row_sharding(mesh))
+    arguments = {"config": config, "dealt": row_layout([len(taps)], mesh), "rows": row_sharding(mesh)}
     train = steps.train_chunk.lower(state, data, **arguments).compile()
     first = jax.tree.map(lambda a: a[0], state["params"])
     fit = fitted.lower(first).compile()

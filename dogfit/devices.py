@@ -1,4 +1,4 @@
-"""One mesh over all devices of all processes, its two shardings, and padding of uneven row counts."""
+"""One mesh over all devices of all processes, its two shardings, and the layout of uneven rows on it."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,56 +10,96 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
 DATA = "data"
+"""Name of the mesh's axis."""
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A one-axis mesh, named "data", over `devices` (all devices of all processes when None)."""
+    """Make a mesh of one axis, named "data".
+
+    Args:
+      devices: the devices of the mesh; all devices of all processes when None.
+
+    Returns:
+      The mesh.
+
+    Example:
+      >>> from dogfit.devices import data_mesh
+      >>> data_mesh().axis_names
+      ('data',)
+    """
     chosen = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(chosen),), (DATA,), devices=chosen, axis_types=(AxisType.Auto,))
 
 
-def rows(mesh: Mesh) -> NamedSharding:
-    """Sharding that splits the first axis over the mesh; its length must be a multiple of `mesh.size`."""
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Make the sharding that splits the first axis over the mesh.
+
+    Args:
+      mesh: see `data_mesh`. The length of the axis must be a multiple of `mesh.size`.
+
+    Returns:
+      The sharding.
+    """
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
-    """Sharding that keeps a full copy on every device."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Make the sharding that keeps a full copy on every device.
+
+    Args:
+      mesh: see `data_mesh`.
+
+    Returns:
+      The sharding.
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place(array: Shaped[np.ndarray, "..."], sharding: NamedSharding) -> Shaped[Array, "..."]:
     """Put an array of the host on the devices of a mesh that may span processes.
 
-    Every process gives the same array, and copies no more of it than its own devices hold.
+    Args:
+      array: the same in every process; each copies no more of it than its own devices hold.
+      sharding: where its parts go.
+
+    Returns:
+      The array over the mesh.
     """
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-class Deal(NamedTuple):
-    """Where rows lie that the processes of a mesh hold in uneven shares, each on its own devices.
+class RowLayout(NamedTuple):
+    """Places of rows that the processes of a mesh hold in uneven shards, each on its own devices.
 
-    All devices have room for `block` rows, so that one array can span them; what a device does not fill is
-    zero. The devices are listed in the order of their rows.
+    All devices have room for `block` rows, so that one array can span them; room that a device does not fill
+    is zero. The devices are listed in the order of their rows.
     """
 
     first: tuple[int, ...]
-    """The first row that lies on each device."""
+    """First row on each device."""
     place: tuple[int, ...]
-    """Where in the array each device's room begins."""
+    """Position in the array at which each device's room begins."""
     block: int
+    """Rows that each device has room for."""
     n: int
     """Rows in all."""
 
     @property
     def even(self) -> bool:
-        """Whether every row lies at its own number."""
+        """True if every row lies at the position of its own number."""
         after = (*self.first[1:], self.n)
-        dealt = zip(self.first, after, self.place, strict=True)
-        return all(row in (stop, place) for row, stop, place in dealt)
+        placed = zip(self.first, after, self.place, strict=True)
+        return all(row in (stop, place) for row, stop, place in placed)
 
     def places(self, row: Int[Array, " b"]) -> Int[Array, " b"]:
-        """Where in the array rows lie, by their numbers."""
+        """Find the positions of rows in the array.
+
+        Args:
+          row: numbers of rows.
+
+        Returns:
+          Their positions on the first axis of what `place_rows` makes.
+        """
         if self.even:
             return row
         first, place = jnp.asarray(self.first), jnp.asarray(self.place)
@@ -67,49 +107,72 @@ class Deal(NamedTuple):
         return row - first[device] + place[device]
 
 
-def members(mesh: Mesh) -> list[int]:
-    """Numbers of the processes whose devices are in the mesh, ascending."""
+def mesh_processes(mesh: Mesh) -> list[int]:
+    """List the numbers of the processes whose devices are in the mesh, ascending."""
     return sorted({device.process_index for device in mesh.devices.flat})
 
 
-def deal(counts: Sequence[int], mesh: Mesh) -> Deal:
-    """Deal `counts[i]` rows of the mesh's i-th process to its devices, numbered process by process."""
+def row_layout(counts: Sequence[int], mesh: Mesh) -> RowLayout:
+    """Spread the rows of each process over its own devices, numbered process by process.
+
+    Args:
+      counts: rows of the mesh's first, second, ... process.
+      mesh: the devices.
+
+    Returns:
+      The layout.
+    """
     processes = [device.process_index for device in mesh.devices.flat]
-    of_process = [[at for at, p in enumerate(processes) if p == one] for one in members(mesh)]
-    shares = list(zip(counts, of_process, strict=True))
-    block = max(1, *(-(-count // len(devices)) for count, devices in shares))
+    of_process = [[at for at, p in enumerate(processes) if p == one] for one in mesh_processes(mesh)]
+    shards = list(zip(counts, of_process, strict=True))
+    block = max(1, *(-(-count // len(devices)) for count, devices in shards))
     first: list[int] = []
     start = 0
-    for count, devices in shares:
+    for count, devices in shards:
         first += [start + min(number * block, count) for number in range(len(devices))]
         start += count
-    return Deal(tuple(first), tuple(at * block for devices in of_process for at in devices), block, start)
+    places = tuple(at * block for devices in of_process for at in devices)
+    return RowLayout(tuple(first), places, block, start)
 
 
-def place_dealt(
-    own: Shaped[np.ndarray, "c ..."], start: int, dealt: Deal, mesh: Mesh
+def place_rows(
+    own: Shaped[np.ndarray, "c ..."], start: int, layout: RowLayout, mesh: Mesh
 ) -> Shaped[Array, "m ..."]:
-    """One array over the mesh; each process gives its own rows, of which the first has number `start`."""
+    """Make one array over the mesh of the rows that its processes hold.
+
+    Args:
+      own: this process's rows `[c, ...]`.
+      start: number of the first of them.
+      layout: see `row_layout`.
+      mesh: the devices.
+
+    Returns:
+      The array `[mesh.size * layout.block, ...]`.
+    """
 
     def on_device(index: Any) -> np.ndarray:
-        device = dealt.place.index(index[0].start or 0)
-        begin = dealt.first[device] - start
-        here = own[begin : begin + dealt.block]
-        if len(here) == dealt.block:
+        device = layout.place.index(index[0].start or 0)
+        begin = layout.first[device] - start
+        here = own[begin : begin + layout.block]
+        if len(here) == layout.block:
             return here
-        return np.concatenate([here, np.zeros((dealt.block - len(here), *own.shape[1:]), own.dtype)])
+        return np.concatenate([here, np.zeros((layout.block - len(here), *own.shape[1:]), own.dtype)])
 
-    shape = (mesh.size * dealt.block, *own.shape[1:])
-    return jax.make_array_from_callback(shape, rows(mesh), on_device)
+    shape = (mesh.size * layout.block, *own.shape[1:])
+    return jax.make_array_from_callback(shape, row_sharding(mesh), on_device)
 
 
 def pad_rows(
     array: Shaped[np.ndarray, "n ..."], multiple: int
 ) -> tuple[Shaped[np.ndarray, "m ..."], Bool[np.ndarray, " m"]]:
-    """Append zero rows until the row count is a multiple of `multiple`; at least `multiple` rows result.
+    """Append zero rows until the number of rows is a multiple of `multiple`.
+
+    Args:
+      array: rows `[n, ...]`.
+      multiple: at least 1; the result has at least as many rows.
 
     Returns:
-      The padded array and a mask that is True on the rows of the input.
+      The padded array, and a mask that is True on the rows of the input.
 
     Raises:
       ValueError: if `multiple` is below 1.

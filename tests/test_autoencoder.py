@@ -19,7 +19,7 @@ from dogfit.autoencoder import (
 )
 from dogfit.autoencoder.autoencoder import FILE, collapsed, entropy_share, unit_rows
 from dogfit.autoencoder.network import Network, code_grid
-from dogfit.devices import data_mesh, deal, everywhere, place_dealt, rows
+from dogfit.devices import data_mesh, place_rows, replicated, row_layout, row_sharding
 from dogfit.errors import DogfitError, InputError
 
 SMALL = AutoencoderConfig(
@@ -128,12 +128,14 @@ def test_no_device_ever_holds_more_than_its_rows():
     """A batch is gathered from all devices; it must not bring all kernels along."""
     mesh = data_mesh()
     taps = unit_rows(edges(801))[0]
-    dealt = deal([len(taps)], mesh)
-    state = jax.device_put(jax.device_get(steps.initial_state(SMALL, 25)), everywhere(mesh))
-    data = place_dealt(taps, 0, dealt, mesh)
+    dealt = row_layout([len(taps)], mesh)
+    state = jax.device_put(jax.device_get(steps.initial_state(SMALL, 25)), replicated(mesh))
+    data = place_rows(taps, 0, dealt, mesh)
     assert {shard.data.shape for shard in data.addressable_shards} == {(101, 25)}
     np.testing.assert_array_equal(np.asarray(data)[:801], taps)
-    program = steps.train_chunk.lower(state, data, config=SMALL, dealt=dealt, rows=rows(mesh)).compile()
+    program = steps.train_chunk.lower(
+        state, data, config=SMALL, dealt=dealt, rows=row_sharding(mesh)
+    ).compile()
     assert "[101,25]" in program.as_text()
     assert "[808,25]" not in program.as_text()
 

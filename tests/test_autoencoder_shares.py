@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dogfit.autoencoder import AutoencoderConfig, TooFewKernels
 from dogfit.autoencoder import sharding as shares
 from dogfit.autoencoder.sharding import Shares, digest_share, share_kernels
-from dogfit.devices import data_mesh, deal
+from dogfit.devices import data_mesh, row_layout
 from dogfit.errors import DogfitError, InputError
 
 CONFIG = AutoencoderConfig()
@@ -52,7 +52,7 @@ def test_rows_are_dealt_to_the_devices_of_their_process_each_once(data):
     names = sorted(set(processes))
     counts = data.draw(st.lists(st.integers(0, 20), min_size=len(names), max_size=len(names)))
     n = sum(counts)
-    dealt = deal(counts, fake_mesh(processes))
+    dealt = row_layout(counts, fake_mesh(processes))
     # Of one length, so that JAX compiles little.
     row = np.arange(n)
     place = np.asarray(dealt.places(np.arange(100)))[:n]
@@ -68,7 +68,7 @@ def test_rows_are_dealt_to_the_devices_of_their_process_each_once(data):
 
 def test_one_process_deals_its_rows_in_order():
     for n in (1, 7, 8, 9, 203):
-        assert deal([n], data_mesh()).even
+        assert row_layout([n], data_mesh()).even
 
 
 def of_two(monkeypatch, taps, counts, index, every):

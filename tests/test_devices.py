@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dogfit.devices import data_mesh, everywhere, pad_rows, rows
+from dogfit.devices import data_mesh, pad_rows, replicated, row_sharding
 
 
 def test_a_mesh_takes_all_devices_or_those_given():
@@ -17,9 +17,9 @@ def test_a_mesh_takes_all_devices_or_those_given():
 
 def test_rows_are_split_and_constants_copied():
     mesh = data_mesh()
-    x = jax.device_put(jnp.arange(16.0).reshape(16, 1), rows(mesh))
+    x = jax.device_put(jnp.arange(16.0).reshape(16, 1), row_sharding(mesh))
     assert sorted(shard.data.shape for shard in x.addressable_shards) == [(2, 1)] * 8
-    y = jax.device_put(jnp.arange(5.0), everywhere(mesh))
+    y = jax.device_put(jnp.arange(5.0), replicated(mesh))
     assert [shard.data.shape for shard in y.addressable_shards] == [(5,)] * 8
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from scipy.optimize import least_squares
 
-from dogfit.devices import data_mesh, rows
+from dogfit.devices import data_mesh, row_sharding
 from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES, render
@@ -139,7 +139,7 @@ def test_fit_kernels_over_a_mesh(kernels, plain, config):
     many = np.zeros((mesh.size * 64, SIZE, SIZE), np.float32)
     program = fit_sharded.lower(many, None, {}, plain.families, (), config, mesh).compile()
     assert_no_collectives(program)
-    assert program.output_shardings.r2.is_equivalent_to(rows(mesh), 1)
+    assert program.output_shardings.r2.is_equivalent_to(row_sharding(mesh), 1)
 
 
 def test_weights_and_bounds_over_a_mesh(kernels):

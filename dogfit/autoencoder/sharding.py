@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike, Float, UInt64
 
 from dogfit.autoencoder.autoencoder import unit_rows
 from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig
-from dogfit.devices import members
+from dogfit.devices import mesh_processes
 from dogfit.distributed import gather_rows, process_count, process_index
 from dogfit.errors import DogfitError, InputError
 
@@ -41,7 +41,7 @@ class Shares:
     @property
     def place(self) -> int:
         """Which of the mesh's processes this one is."""
-        return members(self.mesh).index(process_index())
+        return mesh_processes(self.mesh).index(process_index())
 
     @property
     def start(self) -> int:
@@ -94,7 +94,7 @@ def share_kernels(kernels: ArrayLike, config: AutoencoderConfig, mesh: Mesh) -> 
 
 def check_mesh(mesh: Mesh, *, checkpoints: bool) -> None:
     """Refuse a mesh on which the processes could not train together, nor this one alone."""
-    among = len(members(mesh))
+    among = len(mesh_processes(mesh))
     if among < process_count() and (among > 1 or checkpoints):
         raise ValueError(
             f"the mesh spans {among} of {process_count()} processes; give one that spans all, or the devices "

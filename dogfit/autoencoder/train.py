@@ -17,7 +17,7 @@ from dogfit.autoencoder import training_step as steps
 from dogfit.autoencoder.autoencoder import Autoencoder, collapsed, entropy_share
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.sharding import Shares, check_mesh, share_kernels
-from dogfit.devices import data_mesh, deal, everywhere, pad_rows, place, place_dealt, rows
+from dogfit.devices import data_mesh, pad_rows, place, place_rows, replicated, row_layout, row_sharding
 from dogfit.distributed import broadcast, wait_for_all
 from dogfit.errors import DogfitError
 
@@ -62,7 +62,7 @@ def train_autoencoder(
     shares = share_kernels(kernels, config, mesh)
     width = shares.taps.shape[1]
     fresh = jax.device_get(steps.initial_state(config, width))
-    state = jax.tree.map(lambda array: place(array, everywhere(mesh)), fresh)
+    state = jax.tree.map(lambda array: place(array, replicated(mesh)), fresh)
     with contextlib.ExitStack() as held:
         checkpoints = None
         if checkpoint_dir is not None:
@@ -81,10 +81,10 @@ def train_autoencoder(
 
 def _train(state, training: Shares, config, checkpoints, every_s, progress) -> steps.State:
     mesh = training.mesh
-    dealt = deal(training.counts, mesh)
-    data = place_dealt(training.taps, training.start, dealt, mesh)
+    dealt = row_layout(training.counts, mesh)
+    data = place_rows(training.taps, training.start, dealt, mesh)
     # The seed is in the state, and another one needs no other program.
-    how = {"config": replace(config, seed=0), "dealt": dealt, "rows": rows(mesh)}
+    how = {"config": replace(config, seed=0), "dealt": dealt, "rows": row_sharding(mesh)}
     train_chunk = partial(steps.train_chunk, **how)
     if mesh.is_multi_process:
         # Gloo, which does the collectives of CPUs, gives up on a process that comes half a minute after the

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.network import Network, Params, code_grid
 from dogfit.autoencoder.shuffle import shuffled_rows
-from dogfit.devices import Deal
+from dogfit.devices import RowLayout
 
 # Points of the decoder's curve that training compares each kernel with, and that encoding searches.
 TRAINING_POINTS = 128
@@ -95,7 +95,7 @@ def train_chunk(
     kernels: Float[Array, "m taps"],
     *,
     config: AutoencoderConfig,
-    dealt: Deal,
+    dealt: RowLayout,
     rows: NamedSharding,
 ) -> State:
     """Run one chunk of steps on kernels that lie where `dealt` says."""
@@ -131,7 +131,7 @@ def _step(
     state: State,
     kernels: Float[Array, "m taps"],
     config: AutoencoderConfig,
-    dealt: Deal,
+    dealt: RowLayout,
     rows: NamedSharding,
     *,
     whole: bool,
