@@ -13,7 +13,7 @@ from dogfit.autoencoder.autoencoder import unit_rows
 from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig
 from dogfit.devices import mesh_processes
 from dogfit.distributed import gather_rows, process_count, process_index
-from dogfit.errors import DogfitError, InputError
+from dogfit.errors import DogfitError, InputError, TooFewKernels
 
 HELDOUT_MOST = 4096
 # Rows that tell shares apart, and rows at once where a step makes copies.
