@@ -89,20 +89,20 @@ class Contestant:
 def ours(training: np.ndarray, heldout: np.ndarray, config, name: str) -> Contestant:
     import jax
 
-    from dogfit.autoencoder import training_step as steps
+    from dogfit.autoencoder import training_step
     from dogfit.devices import data_mesh, row_layout, row_sharding
 
     mesh = data_mesh(jax.devices()[:1])
     n, taps = training.shape
     data = jax.device_put(training, row_sharding(mesh))
-    compiled = steps.train_chunk.lower(
-        steps.initial_state(config, taps),
+    compiled = training_step.train_chunk.lower(
+        training_step.initial_state(config, taps),
         data,
         config=config,
-        dealt=row_layout([n], mesh),
-        rows=row_sharding(mesh),
+        layout=row_layout([n], mesh),
+        sharding=row_sharding(mesh),
     ).compile()
-    state = steps.initial_state(config, taps)
+    state = training_step.initial_state(config, taps)
 
     def advance() -> None:
         nonlocal state
@@ -110,7 +110,7 @@ def ours(training: np.ndarray, heldout: np.ndarray, config, name: str) -> Contes
 
     def score() -> float:
         first = jax.tree.map(lambda a: a[0], state["params"])
-        return float(1 - steps.encode_block(first, heldout, config)[1].mean())
+        return float(1 - training_step.encode_block(first, heldout, config)[1].mean())
 
     return Contestant(name, advance, score, config.restarts)
 
@@ -121,9 +121,11 @@ def theirs(training: np.ndarray, heldout: np.ndarray, config, *, compiled: bool)
     from dogfit.autoencoder.training_step import SEARCH_POINTS
 
     if compiled:  # on another one, so that training starts at its beginning
-        for curve_share in (1.0, 0.0):
+        for decoder_only_fraction in (1.0, 0.0):
             TorchAutoencoder(
-                training, dataclasses.replace(config, curve_share=curve_share), compiled=True
+                training,
+                dataclasses.replace(config, decoder_only_fraction=decoder_only_fraction),
+                compiled=True,
             ).step()
     peer = TorchAutoencoder(training, config, compiled=compiled)
 
@@ -137,10 +139,10 @@ def theirs(training: np.ndarray, heldout: np.ndarray, config, *, compiled: bool)
 
 def race(kernels: np.ndarray, cores: int, restarts: int) -> None:
     from dogfit.autoencoder import AutoencoderConfig
-    from dogfit.autoencoder.autoencoder import unit_rows
-    from dogfit.autoencoder.training_step import parts
+    from dogfit.autoencoder.autoencoder import normalize_rows
+    from dogfit.autoencoder.training_step import training_schedule
 
-    taps = np.random.default_rng(0).permutation(unit_rows(kernels)[0])
+    taps = np.random.default_rng(0).permutation(normalize_rows(kernels)[0])
     heldout, training = taps[:HELD], taps[HELD:]
     config = AutoencoderConfig(restarts=1)
     many = dataclasses.replace(config, restarts=restarts)
@@ -153,8 +155,8 @@ def race(kernels: np.ndarray, cores: int, restarts: int) -> None:
 
         torch.set_num_threads(cores)
         entrants += [theirs(training, heldout, config, compiled=c) for c in (False, True)]
-    curve, joint = parts(config)
-    for number in range((curve + joint) // 50):
+    schedule = training_schedule(config)
+    for number in range(schedule.total // 50):
         for entrant in entrants if number % 2 else entrants[::-1]:
             entrant.turn()
 
@@ -163,8 +165,8 @@ def race(kernels: np.ndarray, cores: int, restarts: int) -> None:
     for entrant in entrants:
         cells = []
         for size, chosen in (
-            (config.curve_batch_size, slice(0, curve // 50)),
-            (config.batch_size, slice(-(-curve // 50), None)),
+            (config.decoder_only_batch_size, slice(0, schedule.decoder_only // 50)),
+            (config.batch_size, slice(-(-schedule.decoder_only // 50), None)),
         ):
             kernels_a_turn = 50 * size * entrant.per_step
             cells += [
@@ -208,9 +210,9 @@ def reached(kernels: np.ndarray, noise: np.ndarray, step_counts: list[int]) -> N
 
 def covariance_matched(kernels: np.ndarray, n: int) -> np.ndarray:
     """Gaussian kernels with the mean and covariance of all kernels, each brought to unit norm first."""
-    from dogfit.autoencoder.autoencoder import unit_rows
+    from dogfit.autoencoder.autoencoder import normalize_rows
 
-    taps = unit_rows(kernels)[0].astype(np.float64)
+    taps = normalize_rows(kernels)[0].astype(np.float64)
     rng = np.random.default_rng(1)
     drawn = rng.multivariate_normal(taps.mean(axis=0), np.cov(taps.T), n, method="eigh")
     return drawn.reshape(n, *kernels.shape[1:]).astype(np.float32)

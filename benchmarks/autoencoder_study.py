@@ -8,7 +8,7 @@ best of 1,024 points of the decoder's curve, "encoder" at the encoder's own code
 curve on the unit sphere, in radians: the shorter, the simpler the code. CPU seconds are without compilation.
 One restart each, unless said otherwise.
 
-"labels" sets tied signs beside untied ones: the names of stretches of the code, and how far 64 bins of the
+"labels" sets tied signs beside untied ones: the names of segments of the code, and how far 64 bins of the
 code and the labels of the kernels' own fits agree (normalised mutual information).
 """
 
@@ -19,14 +19,18 @@ import itertools
 import numpy as np
 from autoencoder import SHARED, cpu_seconds, real, synthetic
 
-from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
-from dogfit.autoencoder import training_step as steps
-from dogfit.autoencoder.autoencoder import unit_rows
+from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder, training_step
+from dogfit.autoencoder.autoencoder import normalize_rows
 from dogfit.autoencoder.network import code_grid
 
 DEFAULT = AutoencoderConfig(restarts=1)
 PLAIN = dataclasses.replace(
-    DEFAULT, curve_share=0.0, curve_weight=0.0, target_weight=0.0, yield_weight=1.0, frequencies=0
+    DEFAULT,
+    decoder_only_fraction=0.0,
+    curve_weight=0.0,
+    target_weight=0.0,
+    decoder_feedback=1.0,
+    frequencies=0,
 )
 VARIANTS = {
     "plain": ("the loss through the code alone, bare scalar into the decoder", PLAIN),
@@ -37,17 +41,20 @@ VARIANTS = {
     ),
     "together": (
         "... with the loss to the curve, all from the start",
-        dataclasses.replace(DEFAULT, curve_share=0.0, yield_weight=1.0),
+        dataclasses.replace(DEFAULT, decoder_only_fraction=0.0, decoder_feedback=1.0),
     ),
     "default": ("the curve first, then the encoder: the default", DEFAULT),
     "four": ("default, best of 4 restarts", dataclasses.replace(DEFAULT, restarts=4)),
-    "yielding": ("default, the curve yields wholly", dataclasses.replace(DEFAULT, yield_weight=1.0)),
+    "yielding": ("default, the curve yields wholly", dataclasses.replace(DEFAULT, decoder_feedback=1.0)),
     "cold": ("default, cold from the start", dataclasses.replace(DEFAULT, temperatures=(0.02, 0.02))),
     "hotter": ("default, never below 0.05", dataclasses.replace(DEFAULT, temperatures=(0.2, 0.05))),
     "few": ("default, 6 frequencies", dataclasses.replace(DEFAULT, frequencies=6)),
-    "curve": ("the curve alone, no encoder", dataclasses.replace(DEFAULT, steps=400, curve_share=1.0)),
+    "curve": (
+        "the curve alone, no encoder",
+        dataclasses.replace(DEFAULT, steps=400, decoder_only_fraction=1.0),
+    ),
     "tied": ("default, tied signs (absolute cosine)", dataclasses.replace(DEFAULT, tie_sign=True)),
-    "bfloat16": ("default, bfloat16 arithmetic", dataclasses.replace(DEFAULT, compute="bfloat16")),
+    "bfloat16": ("default, bfloat16 arithmetic", dataclasses.replace(DEFAULT, compute_dtype="bfloat16")),
     "conv": (
         "default, convolutions of 16 and 32 channels",
         dataclasses.replace(DEFAULT, channels=(16, 32), widths=(128, 64)),
@@ -55,7 +62,12 @@ VARIANTS = {
     "long": (
         "for the encoder: 5000 steps, 6 frequencies, a tenth for the curve",
         dataclasses.replace(
-            DEFAULT, steps=5000, curve_share=0.1, frequencies=6, curve_weight=0.0, yield_weight=1.0
+            DEFAULT,
+            steps=5000,
+            decoder_only_fraction=0.1,
+            frequencies=6,
+            curve_weight=0.0,
+            decoder_feedback=1.0,
         ),
     ),
 }
@@ -95,14 +107,14 @@ def curve_from_order(kernels: np.ndarray, ordered: bool) -> tuple[float, float, 
     from dogfit.clusters import kmeans
     from dogfit.devices import data_mesh, row_layout, row_sharding
 
-    config = dataclasses.replace(DEFAULT, steps=400, curve_share=1.0, temperatures=(0.02, 0.02))
-    taps = unit_rows(kernels)[0]
+    config = dataclasses.replace(DEFAULT, steps=400, decoder_only_fraction=1.0, temperatures=(0.02, 0.02))
+    taps = normalize_rows(kernels)[0]
     size = kernels.shape[1]
-    centroids = unit_rows(kmeans(kernels, 64).centroids.reshape(-1, size, size))[0]
+    centroids = normalize_rows(kmeans(kernels, 64).centroids.reshape(-1, size, size))[0]
     path = jnp.asarray(seriated(centroids) if ordered else centroids)
     codes = jnp.asarray(code_grid(len(path), 1))
-    state = steps.initial_state(config, taps.shape[1])
-    graph, optimiser = steps.graph(config, taps.shape[1]), optax.adamw(3e-3)
+    state = training_step.initial_state(config, taps.shape[1])
+    graph, optimizer = training_step.network_graph(config, taps.shape[1]), optax.adamw(3e-3)
 
     @jax.jit
     def fitted(params):
@@ -111,42 +123,45 @@ def curve_from_order(kernels: np.ndarray, ordered: bool) -> tuple[float, float, 
             gradient = jax.grad(
                 lambda d: -jnp.sum(nnx.merge(graph, {**params, "decoder": d}).decode(codes) * path)
             )(decoder)
-            updates, memory = optimiser.update(gradient, memory, decoder)
+            updates, memory = optimizer.update(gradient, memory, decoder)
             return (optax.apply_updates(decoder, updates), memory), None
 
-        return jax.lax.scan(step, (params["decoder"], optimiser.init(params["decoder"])), length=400)[0][0]
+        return jax.lax.scan(step, (params["decoder"], optimizer.init(params["decoder"])), length=400)[0][0]
 
     mesh = data_mesh(jax.devices()[:1])
     data = jax.device_put(taps, row_sharding(mesh))
-    arguments = {"config": config, "dealt": row_layout([len(taps)], mesh), "rows": row_sharding(mesh)}
-    train = steps.train_chunk.lower(state, data, **arguments).compile()
+    arguments = {"config": config, "layout": row_layout([len(taps)], mesh), "sharding": row_sharding(mesh)}
+    train = training_step.train_chunk.lower(state, data, **arguments).compile()
     first = jax.tree.map(lambda a: a[0], state["params"])
     fit = fitted.lower(first).compile()
     cpu = cpu_seconds()
     state["params"]["decoder"] = jax.tree.map(lambda a: a[None], fit(first))
-    for _ in range(steps.chunks(config)[0]):
+    schedule = training_step.training_schedule(config)
+    for _ in range(schedule.total // schedule.chunk):
         state = jax.block_until_ready(train(state, data))
     cpu = cpu_seconds() - cpu
     params = jax.tree.map(lambda a: a[0], state["params"])
-    curve = np.asarray(steps.decode_block(params, code_grid(steps.SEARCH_POINTS, 1), config, taps.shape[1]))
+    curve = np.asarray(
+        training_step.decode_block(params, code_grid(training_step.SEARCH_POINTS, 1), config, taps.shape[1])
+    )
     return float(1 - (taps @ curve.T).max(axis=1).mean()), length(curve), cpu
 
 
 def labels(kernels: np.ndarray) -> None:
-    from dogfit.clusters import agreement, name_spectrum
+    from dogfit.clusters import agreement, segment_code
     from dogfit.fitting.api import fit_kernels
     from dogfit.labels import label_fits
 
     chosen = np.random.default_rng(0).permutation(kernels)[:2048]
     own = label_fits(fit_kernels(chosen), 0.49)
-    print("| | stretches | names along the code | NMI of code and label |\n|---|---|---|---|")
+    print("| | segments | names along the code | NMI of code and label |\n|---|---|---|---|")
     for says, config in (VARIANTS["default"], VARIANTS["tied"]):
         model = train_autoencoder(kernels, config)
-        spectrum = name_spectrum(model, fit_kernels, lambda fit: label_fits(fit, 0.49))
+        segmented = segment_code(model, fit_kernels, lambda fit: label_fits(fit, 0.49))
         bins = np.minimum(model.encode(chosen) * 64, 63).astype(int)
         nmi = agreement(bins, own).nmi
-        names = ", ".join(spectrum.names)
-        print(f"| {says} | {len(spectrum.stretches)} | {names} | {nmi:.3f} |", flush=True)
+        names = ", ".join(segmented.names)
+        print(f"| {says} | {len(segmented.segments)} | {names} | {nmi:.3f} |", flush=True)
 
 
 def length(curve: np.ndarray) -> float:
@@ -157,11 +172,11 @@ def trained(kernels: np.ndarray, config: AutoencoderConfig) -> tuple[Autoencoder
     """The autoencoder, and the CPU seconds of its chunks but the first, scaled to all."""
     times: list[float] = []
     model = train_autoencoder(kernels, config, progress=lambda *_: times.append(cpu_seconds()))
-    curve, _ = steps.parts(config)
-    count, size = steps.chunks(config)
-    # Chunks of the two parts cost differently; the first holds the compilation and counts as the second.
+    schedule = training_step.training_schedule(config)
+    # Chunks of the two phases cost differently; the first holds the compilation and counts as the second.
     spent = np.diff(times)
-    return model, float(spent.sum() + (spent[0] if curve >= size or count == 1 else spent.mean()))
+    alike = schedule.decoder_only >= schedule.chunk or schedule.total == schedule.chunk
+    return model, float(spent.sum() + (spent[0] if alike else spent.mean()))
 
 
 def main() -> None:
@@ -186,8 +201,10 @@ def main() -> None:
         says, config = VARIANTS[name]
         model, cpu = trained(kernels, config)
         nearest, own = (1 - model.reconstruction_cosine(kernels, search=s).mean() for s in (True, False))
-        far = length(model.decode(code_grid(steps.SEARCH_POINTS, 1)).reshape(steps.SEARCH_POINTS, -1))
-        through = "" if config.curve_share == 1 else f"{own:.3f}"
+        far = length(
+            model.decode(code_grid(training_step.SEARCH_POINTS, 1)).reshape(training_step.SEARCH_POINTS, -1)
+        )
+        through = "" if config.decoder_only_fraction == 1 else f"{own:.3f}"
         print(f"| {says} | {nearest:.3f} | {through} | {far:.0f} | {cpu:.1f} |", flush=True)
 
 

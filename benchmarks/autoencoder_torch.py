@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dogfit.autoencoder import AutoencoderConfig
-from dogfit.autoencoder.training_step import TRAINING_POINTS, parts
+from dogfit.autoencoder.training_step import TRAINING_POINTS, training_schedule
 
 
 def mlp(widths: list[int]) -> nn.Sequential:
@@ -38,7 +38,7 @@ class TorchAutoencoder:
         self.decoder = mlp([1 + 2 * config.frequencies, *reversed(config.widths), taps])
         self.multiples = math.pi * torch.arange(1, config.frequencies + 1, dtype=torch.float32)
         self.grid = (torch.arange(TRAINING_POINTS, dtype=torch.float32)[:, None] + 0.5) / TRAINING_POINTS
-        self.curve, self.joint = parts(config)
+        self.curve, self.joint, _ = training_schedule(config)
         self.optimisers = [
             torch.optim.AdamW(part.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
             for part in (self.encoder, self.decoder)
@@ -88,7 +88,7 @@ class TorchAutoencoder:
         whole = self.number >= self.curve
         number = self.number - self.curve if whole else self.number
         total = self.joint if whole else self.curve
-        size = self.config.batch_size if whole else self.config.curve_batch_size
+        size = self.config.batch_size if whole else self.config.decoder_only_batch_size
         if self.place + size > len(self.order):
             self.order, self.place = torch.randperm(len(self.data)), 0
         batch = self.data[self.order[self.place : self.place + size]]
@@ -99,7 +99,7 @@ class TorchAutoencoder:
         temperature = torch.tensor(hot * (cold / hot) ** min(2 * warming, 1.0))
         progress = min(2 * number / total, 1.0)
         if whole:
-            yields = torch.tensor(self.config.yield_weight * (progress if self.curve else 1.0))
+            yields = torch.tensor(self.config.decoder_feedback * (progress if self.curve else 1.0))
             fading = torch.tensor(self.config.target_weight * (1 - progress))
             loss = self.whole_loss(batch, grid, temperature, yields, fading)
         else:

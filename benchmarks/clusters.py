@@ -57,8 +57,8 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         "held-out dissimilarity of their own autoencoder",
         [f"{own['heldout_dissimilarity']:.3f}" for own in trained],
     )
-    yield "names / stretches along its code", [f"{own['names']} / {own['stretches']}" for own in trained]
-    yield "kernels in named stretches", [percent(own["named"]) for own in trained]
+    yield "names / segments along its code", [f"{own['names']} / {own['segments']}" for own in trained]
+    yield "kernels in named segments", [percent(own["named"]) for own in trained]
     again = trained[0]["retrained"]
     yield (
         "names from two trainings, ARI (NMI)",

@@ -10,7 +10,7 @@ from dogfit import run
 from dogfit.job.config import RunConfig
 
 KERNELS = np.random.default_rng(0).normal(size=(203, 5, 5)).astype(np.float32)
-TRAINING = {"batch_size": 64, "curve_batch_size": 64, "restarts": 2, "widths": (32,), "frequencies": 4}
+TRAINING = {"batch_size": 64, "decoder_only_batch_size": 64, "restarts": 2, "widths": (32,), "frequencies": 4}
 
 
 def small(config: RunConfig) -> int:

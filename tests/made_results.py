@@ -7,7 +7,7 @@ import polars as pl
 
 from dogfit.analysis.clustering import _plain
 from dogfit.analysis.results import Clusters, FilterSearch, RunResult, Scores, SizeResult, Universal
-from dogfit.clusters import Spectrum, Stretch, cluster_evidence
+from dogfit.clusters import LatentSegments, Segment, validate_clusters
 from dogfit.kernelset import Flag, KernelSet, Layer
 from dogfit.labels import LABELS
 
@@ -31,8 +31,8 @@ def universal(filters: np.ndarray) -> Universal:
 def evidence(kernels: np.ndarray, code: np.ndarray) -> dict:
     """As `with_evidence` leaves it; its sets are all the same here."""
     given = {"name along the code": np.floor(3 * code), "label of the fit": np.arange(len(code)) % 2}
-    made = cluster_evidence(kernels, code, clusters=3, given=given, counts=(2, 3), repeats=2)
-    trained = {"heldout_dissimilarity": 0.3, "stretches": 5, "names": 3, "named": 0.9, "classified": 0.6}
+    made = validate_clusters(kernels, code, clusters=3, given=given, counts=(2, 3), repeats=2)
+    trained = {"heldout_dissimilarity": 0.3, "segments": 5, "names": 3, "named": 0.9, "classified": 0.6}
     part = {
         "autoencoder": {**trained, "retrained": {"heldout_dissimilarity": 0.3, "ari": 0.5, "nmi": 0.6}},
         "kernels": made.kernels,
@@ -105,15 +105,15 @@ def make_result(
     if coded:
         code = np.where(group.flag == Flag.OK, generator.uniform(0, 1, n), np.nan).astype(np.float32)
         samples = np.linspace(0, 1, 64)
-        stretches = tuple(Stretch(i / 3, (i + 1) / 3, SHOWN[i]) for i in range(3))
+        segments = tuple(Segment(i / 3, (i + 1) / 3, SHOWN[i]) for i in range(3))
         drawn = unit(generator.standard_normal((64, K, K)))
-        spectrum = Spectrum(samples, drawn, np.repeat(SHOWN[0], 64), samples, stretches)
-        names_of = Clusters(spectrum.assign(code), spectrum.names, drawn[:3])
+        latent = LatentSegments(samples, drawn, np.repeat(SHOWN[0], 64), samples, segments)
+        names_of = Clusters(latent.assign(code), latent.names, drawn[:3])
         found = replace(
             found,
             own=replace(own, code=code),
-            spectrum=spectrum,
-            stretches=names_of,
+            latent_segments=latent,
+            code_clusters=names_of,
             heldout_loss=0.25,
             universal=universal(unit(generator.standard_normal((6, K, K)))),
             evidence=evidence(own.kernels[found.good], code[found.good]),

@@ -12,7 +12,7 @@ from dogfit.analysis import clustering as analyse_clusters
 from dogfit.analysis.clustering import with_evidence, with_universal
 from dogfit.analysis.results import Scores, SizeResult
 from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
-from dogfit.clusters import Spectrum, name_spectrum
+from dogfit.clusters import LatentSegments, segment_code
 from dogfit.job.config import RunConfig
 from dogfit.kernelset import KernelSet, Layer
 from dogfit.nulls import covariance_matched, white_noise
@@ -76,8 +76,8 @@ def trained(scored) -> Autoencoder:
 
 @pytest.mark.slow
 def test_evidence_sets_the_network_beside_nulls_with_autoencoders_of_their_own(scored, trained, tmp_path):
-    def name(autoencoder: Autoencoder) -> Spectrum:
-        return name_spectrum(
+    def name(autoencoder: Autoencoder) -> LatentSegments:
+        return segment_code(
             autoencoder,
             lambda kernels: SimpleNamespace(r2=np.ones(len(kernels)), kernels=kernels),
             lambda fit: np.where(fit.kernels[:, 2, 2] > 0, "on-centre", "off-centre"),

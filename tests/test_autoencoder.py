@@ -14,16 +14,16 @@ from dogfit.autoencoder import (
     AutoencoderConfig,
     TooFewKernels,
     load_autoencoders,
-    steps,
     train_autoencoder,
+    training_step,
 )
-from dogfit.autoencoder.autoencoder import FILE, collapsed, entropy_share, unit_rows
+from dogfit.autoencoder.autoencoder import FILE, code_entropy, is_collapsed, normalize_rows
 from dogfit.autoencoder.network import Network, code_grid
 from dogfit.devices import data_mesh, place_rows, replicated, row_layout, row_sharding
 from dogfit.errors import DogfitError, InputError
 
 SMALL = AutoencoderConfig(
-    steps=150, batch_size=64, curve_batch_size=64, restarts=2, widths=(64,), frequencies=4
+    steps=150, batch_size=64, decoder_only_batch_size=64, restarts=2, widths=(64,), frequencies=4
 )
 
 
@@ -53,8 +53,7 @@ def trained():
 
 
 def test_progress_counts_to_the_end(trained):
-    assert [call[:2] for call in PROGRESS] == [(50, 150), (100, 150), (150, 150)]
-    assert PROGRESS[-1][2] == pytest.approx(float(trained.history[-1].min()))
+    assert PROGRESS == [(50, 150), (100, 150), (150, 150)]
     assert trained.history.shape == (150, 2)
 
 
@@ -74,7 +73,9 @@ def test_the_search_never_loses_to_the_encoder_and_equals_brute_force(trained):
     own = trained.reconstruction_cosine(fresh, search=False)
     decoded = trained.decode(trained.encode(fresh, search=False)).reshape(200, -1)
     np.testing.assert_allclose(own, np.sum(unit_numpy(fresh) * decoded, axis=1), atol=1e-5)
-    curve = trained.decode(code_grid(steps.SEARCH_POINTS, 1)[:, 0]).reshape(steps.SEARCH_POINTS, -1)
+    curve = trained.decode(code_grid(training_step.SEARCH_POINTS, 1)[:, 0]).reshape(
+        training_step.SEARCH_POINTS, -1
+    )
     brute = np.maximum((unit_numpy(fresh) @ curve.T.astype(np.float64)).max(axis=1), own)
     np.testing.assert_allclose(trained.reconstruction_cosine(fresh), brute, atol=1e-5)
 
@@ -117,7 +118,7 @@ def test_blocks_do_not_change_answers(trained, monkeypatch):
 def test_the_loss_curve_is_the_same_on_one_two_and_eight_devices():
     # 203 rows in batches of 50 and 70: neither the data nor a batch divides by the devices.
     kernels = edges(225, noise=0.3)
-    config = dataclasses.replace(SMALL, steps=24, batch_size=50, curve_batch_size=70)
+    config = dataclasses.replace(SMALL, steps=24, batch_size=50, decoder_only_batch_size=70)
     runs = [train_autoencoder(kernels, config, mesh=data_mesh(jax.devices()[:d])) for d in (1, 2, 8)]
     for run in runs[1:]:
         np.testing.assert_allclose(run.history, runs[0].history, atol=2e-5)
@@ -127,14 +128,14 @@ def test_the_loss_curve_is_the_same_on_one_two_and_eight_devices():
 def test_no_device_ever_holds_more_than_its_rows():
     """A batch is gathered from all devices; it must not bring all kernels along."""
     mesh = data_mesh()
-    taps = unit_rows(edges(801))[0]
-    dealt = row_layout([len(taps)], mesh)
-    state = jax.device_put(jax.device_get(steps.initial_state(SMALL, 25)), replicated(mesh))
-    data = place_rows(taps, 0, dealt, mesh)
+    taps = normalize_rows(edges(801))[0]
+    layout = row_layout([len(taps)], mesh)
+    state = jax.device_put(jax.device_get(training_step.initial_state(SMALL, 25)), replicated(mesh))
+    data = place_rows(taps, 0, layout, mesh)
     assert {shard.data.shape for shard in data.addressable_shards} == {(101, 25)}
     np.testing.assert_array_equal(np.asarray(data)[:801], taps)
-    program = steps.train_chunk.lower(
-        state, data, config=SMALL, dealt=dealt, rows=row_sharding(mesh)
+    program = training_step.train_chunk.lower(
+        state, data, config=SMALL, layout=layout, sharding=row_sharding(mesh)
     ).compile()
     assert "[101,25]" in program.as_text()
     assert "[808,25]" not in program.as_text()
@@ -142,9 +143,9 @@ def test_no_device_ever_holds_more_than_its_rows():
 
 def test_every_kernel_is_seen_once_an_epoch_on_an_uneven_mesh():
     n, size, epochs = 203, 50, 4
-    state = {"epoch": jnp.int32(0), "place": jnp.int32(0), "key": jnp.array([1, 2], jnp.uint32)}
+    state = {"epoch": jnp.int32(0), "position": jnp.int32(0), "key": jnp.array([1, 2], jnp.uint32)}
     seen = []
-    batch = jax.jit(lambda s: steps.next_batch(s, size, n, devices=8))
+    batch = jax.jit(lambda s: training_step.next_batch(s, size, n, devices=8))
     for _ in range(-(-epochs * n // size)):
         index, valid, after = batch(state)
         state |= after
@@ -157,17 +158,22 @@ def test_every_kernel_is_seen_once_an_epoch_on_an_uneven_mesh():
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "tie_sign", "compute"),
+    ("size", "channels", "tie_sign", "compute_dtype"),
     [(7, (), True, "bfloat16"), (3, (4, 6), False, "float32"), (12, (4, 6), True, "float32")],
 )
-def test_networks_of_other_kinds(size, channels, tie_sign, compute):
+def test_networks_of_other_kinds(size, channels, tie_sign, compute_dtype):
     config = AutoencoderConfig(
-        widths=(64, 32), channels=channels, tie_sign=tie_sign, compute=compute, frequencies=0, code_dim=2
+        widths=(64, 32),
+        channels=channels,
+        tie_sign=tie_sign,
+        compute_dtype=compute_dtype,
+        frequencies=0,
+        code_dim=2,
     )
     network = Network(size**2, config, rngs=nnx.Rngs(0))
     graph, weights = nnx.split(network)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(weights))
-    kernels = unit_rows(np.random.default_rng(0).normal(size=(6, size, size)))[0]
+    kernels = normalize_rows(np.random.default_rng(0).normal(size=(6, size, size)))[0]
 
     @jax.jit
     def apply(weights, kernels):
@@ -199,7 +205,7 @@ def test_tied_signs_and_convolutions_learn_and_travel(tmp_path):
 
 
 def test_bfloat16_arithmetic_holds_the_loss(trained):
-    model = train_autoencoder(edges(500), dataclasses.replace(SMALL, compute="bfloat16"))
+    model = train_autoencoder(edges(500), dataclasses.replace(SMALL, compute_dtype="bfloat16"))
     assert not np.array_equal(model.history, trained.history)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(model.params))
     assert model.heldout_loss == pytest.approx(trained.heldout_loss, abs=0.01)
@@ -240,7 +246,7 @@ def test_damaged_or_foreign_files_are_refused(trained, tmp_path):
     whole = path.read_bytes()
     for broken in (b"", b"junk", whole[: len(whole) // 2]):
         path.write_bytes(broken)
-        with pytest.raises(InputError, match="not a dogfit autoencoder"):
+        with pytest.raises(InputError, match="cannot be read as a dogfit autoencoder"):
             Autoencoder.load(tmp_path)
     save_file({"params.a": np.zeros(3)}, path)
     with pytest.raises(InputError, match="expected format"):
@@ -249,7 +255,7 @@ def test_damaged_or_foreign_files_are_refused(trained, tmp_path):
     with pytest.raises(InputError, match="shape"):
         Autoencoder.load(tmp_path)
     path.write_bytes(whole.replace(b"divided by its Frobenius norm", b"divided by its largest tap   "))
-    with pytest.raises(InputError, match="normalised otherwise"):
+    with pytest.raises(InputError, match="normalized in another way"):
         Autoencoder.load(tmp_path)
     with pytest.raises(InputError, match="no autoencoder"):
         Autoencoder.load(tmp_path / "absent")
@@ -297,10 +303,10 @@ def test_wrong_shapes_are_refused(shape, trained):
         {"holdout": 1.0},
         {"learning_rate": 0.0},
         {"channels": (0,)},
-        {"curve_share": 1.5},
+        {"decoder_only_fraction": 1.5},
         {"temperatures": (0.1, 0.0)},
-        {"yield_weight": -1.0},
-        {"compute": "float16"},
+        {"decoder_feedback": -1.0},
+        {"compute_dtype": "float16"},
     ],
 )
 def test_impossible_settings_are_refused(change):
@@ -309,28 +315,28 @@ def test_impossible_settings_are_refused(change):
 
 
 def test_a_curve_without_an_encoder_is_no_dead_code():
-    model = train_autoencoder(edges(300), dataclasses.replace(SMALL, curve_share=1.0))
+    model = train_autoencoder(edges(300), dataclasses.replace(SMALL, decoder_only_fraction=1.0))
     assert not model.notes
     assert model.heldout_loss < 0.02 < 0.2 < model.encoder_loss
 
 
 def test_a_run_that_diverges_everywhere_says_so():
-    config = dataclasses.replace(SMALL, steps=20, curve_share=1.0, learning_rate=1e30)
+    config = dataclasses.replace(SMALL, steps=20, decoder_only_fraction=1.0, learning_rate=1e30)
     with pytest.raises(DogfitError, match="diverged in all 2 restarts"):
         train_autoencoder(edges(100), config)
 
 
 def test_dead_codes_are_told_from_live_ones(trained):
     even = code_grid(640, 1)
-    assert entropy_share(even) == pytest.approx(1.0)
-    assert entropy_share(np.full((50, 1), 0.3)) == 0.0
-    assert entropy_share(np.array([[0.0], [1.0]] * 20)) == pytest.approx(np.log(2) / np.log(64))
+    assert code_entropy(even) == pytest.approx(1.0)
+    assert code_entropy(np.full((50, 1), 0.3)) == 0.0
+    assert code_entropy(np.array([[0.0], [1.0]] * 20)) == pytest.approx(np.log(2) / np.log(64))
     use, shape = np.array([0.0, 0.9, 0.9]), np.array([0.9, 0.0, 0.9])
-    np.testing.assert_array_equal(collapsed(use, shape), [True, True, False])
+    np.testing.assert_array_equal(is_collapsed(use, shape), [True, True, False])
     assert not trained.collapsed
-    one_dead = dataclasses.replace(trained, code_use=np.array([0.0, 0.9]), restart=1)
+    one_dead = dataclasses.replace(trained, code_entropies=np.array([0.0, 0.9]), restart=1)
     assert "collapsed in 1 of 2" in one_dead.notes[0]
-    all_dead = dataclasses.replace(trained, code_use=np.zeros(2))
+    all_dead = dataclasses.replace(trained, code_entropies=np.zeros(2))
     assert all_dead.collapsed and "all 2 restarts" in all_dead.notes[0]
     lost = dataclasses.replace(trained, heldout_losses=np.array([np.nan, 0.1]), restart=1)
     assert "1 of 2 restarts diverged" in lost.notes[0]
@@ -340,7 +346,7 @@ def test_an_encoder_that_cannot_learn_is_reported():
     # Steps far too small to leave the start, and kernels of two kinds only: the codes fall in a few bins.
     kernels = np.concatenate([edges(1), -edges(1)] * 60)
     model = train_autoencoder(
-        kernels, dataclasses.replace(SMALL, steps=2, curve_share=0.0, learning_rate=1e-12)
+        kernels, dataclasses.replace(SMALL, steps=2, decoder_only_fraction=0.0, learning_rate=1e-12)
     )
     assert model.collapsed
     assert "collapsed in all" in model.notes[0]
@@ -349,6 +355,6 @@ def test_an_encoder_that_cannot_learn_is_reported():
 def test_unit_rows_agrees_with_float64_and_is_unmoved_by_scale():
     kernels = np.random.default_rng(0).normal(size=(30, 7, 7)) + 3
     for scale in (1e-30, 1.0, 1e30):
-        rows, good = unit_rows((kernels * scale).astype(np.float32))
+        rows, good = normalize_rows((kernels * scale).astype(np.float32))
         assert good.all()
         np.testing.assert_allclose(rows, unit_numpy(kernels), atol=3e-6)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dogfit.autoencoder import AutoencoderConfig, TooFewKernels
-from dogfit.autoencoder import sharding as shares
-from dogfit.autoencoder.sharding import Shares, digest_share, share_kernels
+from dogfit.autoencoder import AutoencoderConfig, TooFewKernels, sharding
+from dogfit.autoencoder.sharding import KernelShard, digest_shard, shard_kernels
 from dogfit.devices import data_mesh, row_layout
 from dogfit.errors import DogfitError, InputError
 
@@ -22,17 +21,17 @@ TAPS = np.random.default_rng(0).normal(size=(5000, 9)).astype(np.float32)
 @settings(max_examples=20, deadline=None)
 def test_digests_of_shares_add_up_wherever_the_whole_is_cut(cuts):
     ends = [0, *cuts, len(TAPS)]
-    parts = [digest_share(TAPS[a:b], a) for a, b in pairwise(ends)]
-    assert sum(parts) % 2**64 == digest_share(TAPS, 0)
+    parts = [digest_shard(TAPS[a:b], a) for a, b in pairwise(ends)]
+    assert sum(parts) % 2**64 == digest_shard(TAPS, 0)
 
 
 def test_a_digest_notices_a_bit_a_swap_and_a_shift():
-    whole = digest_share(TAPS, 0)
+    whole = digest_shard(TAPS, 0)
     one_bit, swapped = TAPS.copy(), TAPS.copy()
     one_bit.view(np.uint32)[4321, 5] ^= 1
     swapped[[17, 4500]] = swapped[[4500, 17]]
-    others = [digest_share(TAPS, 1), digest_share(one_bit, 0), digest_share(swapped, 0)]
-    others += [digest_share(TAPS[:-1], 0), digest_share(TAPS[:, ::-1], 0)]
+    others = [digest_shard(TAPS, 1), digest_shard(one_bit, 0), digest_shard(swapped, 0)]
+    others += [digest_shard(TAPS[:-1], 0), digest_shard(TAPS[:, ::-1], 0)]
     assert len({whole, *others}) == 6
 
 
@@ -52,18 +51,18 @@ def test_rows_are_dealt_to_the_devices_of_their_process_each_once(data):
     names = sorted(set(processes))
     counts = data.draw(st.lists(st.integers(0, 20), min_size=len(names), max_size=len(names)))
     n = sum(counts)
-    dealt = row_layout(counts, fake_mesh(processes))
+    layout = row_layout(counts, fake_mesh(processes))
     # Of one length, so that JAX compiles little.
     row = np.arange(n)
-    place = np.asarray(dealt.places(np.arange(100)))[:n]
+    place = np.asarray(layout.places(np.arange(100)))[:n]
     assert len(set(place.tolist())) == n
     owner = np.repeat(names, counts)
-    assert [processes[at // dealt.block] for at in place] == owner.tolist()
+    assert [processes[at // layout.block] for at in place] == owner.tolist()
     # What a device begins with is what `places` says lies there.
-    begins = {at: first for first, at in zip(dealt.first, dealt.place, strict=True)}
+    begins = {at: first for first, at in zip(layout.first, layout.place, strict=True)}
     for at, number in zip(place.tolist(), row.tolist(), strict=True):
-        assert begins[at - at % dealt.block] + at % dealt.block == number
-    assert dealt.even == (place == row).all()
+        assert begins[at - at % layout.block] + at % layout.block == number
+    assert layout.even == (place == row).all()
 
 
 def test_one_process_deals_its_rows_in_order():
@@ -73,16 +72,16 @@ def test_one_process_deals_its_rows_in_order():
 
 def of_two(monkeypatch, taps, counts, index, every):
     """The share of one of two processes, where gathering gives `every`."""
-    monkeypatch.setattr(shares, "process_index", lambda: index)
-    monkeypatch.setattr(shares, "gather_rows", every)
+    monkeypatch.setattr(sharding, "process_index", lambda: index)
+    monkeypatch.setattr(sharding, "gather_rows", every)
     ends = np.cumsum([0, *counts])
-    return Shares(taps[ends[index] : ends[index + 1]], tuple(counts), fake_mesh([0, 1]))
+    return KernelShard(taps[ends[index] : ends[index + 1]], tuple(counts), fake_mesh([0, 1]))
 
 
 @pytest.mark.parametrize("counts", [(100, 103), (0, 203), (203, 0), (20, 183)])
 def test_the_held_out_kernels_are_the_same_however_they_are_shared(counts, monkeypatch):
     taps = TAPS[:203]
-    heldout, training = Shares(taps, (203,), data_mesh()).split(CONFIG)
+    heldout, training = KernelShard(taps, (203,), data_mesh()).split(CONFIG)
     parts = [of_two(monkeypatch, taps, counts, index, lambda rows: rows).split(CONFIG) for index in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([held for held, _ in parts]), heldout)
     np.testing.assert_array_equal(np.concatenate([left.taps for _, left in parts]), training.taps)
@@ -101,8 +100,8 @@ def test_what_does_not_fit_together_is_refused_in_all_processes(monkeypatch):
             said |= {name: mine[name][0] if value is None else value for name, value in change.items()}
             return {name: np.array([mine[name][0], said[name]]) for name in mine}
 
-        monkeypatch.setattr(shares, "gather_rows", every)
-        return share_kernels(own, CONFIG, mesh)
+        monkeypatch.setattr(sharding, "gather_rows", every)
+        return shard_kernels(own, CONFIG, mesh)
 
     assert share({}).counts == (50, 40)
     with pytest.raises(ValueError, match=r"one size in all processes, got \[3, 5\]"):

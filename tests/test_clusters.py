@@ -9,14 +9,14 @@ from sklearn.metrics import silhouette_samples
 
 from dogfit.clusters import (
     UNNAMED,
-    Stretch,
+    Segment,
     agreement,
-    join_short,
+    backward_elimination,
     kmeans,
-    name_spectrum,
+    merge_short_runs,
     paper_share,
+    segment_code,
     silhouette,
-    universal_filters,
 )
 
 
@@ -36,8 +36,8 @@ class Curve:
         return np.broadcast_to(np.asarray(code)[:, None, None], (len(code), 3, 3))
 
 
-def spectrum_of(names, r2=None, **kwargs):
-    """Run `name_spectrum` with a fit that reads the code back out of the kernels."""
+def segments_of(names, r2=None, **kwargs):
+    """Run `segment_code` with a fit that reads the code back out of the kernels."""
     names = np.asarray(names)
     r2 = np.ones(len(names)) if r2 is None else np.asarray(r2)
 
@@ -45,52 +45,52 @@ def spectrum_of(names, r2=None, **kwargs):
         place = np.floor(kernels[:, 1, 1] * len(names)).astype(int)
         return SimpleNamespace(r2=r2[place], place=place)
 
-    return name_spectrum(Curve(), fit, lambda result: names[result.place], samples=len(names), **kwargs)
+    return segment_code(Curve(), fit, lambda result: names[result.place], samples=len(names), **kwargs)
 
 
 def test_equal_names_join_into_stretches_that_cover_the_code():
-    spectrum = spectrum_of(["on"] * 8 + ["d1"] * 4 + ["on"] * 4)
-    assert spectrum.stretches == (
-        Stretch(0.0, 0.5, "on"),
-        Stretch(0.5, 0.75, "d1"),
-        Stretch(0.75, 1.0, "on"),
+    segmented = segments_of(["on"] * 8 + ["d1"] * 4 + ["on"] * 4)
+    assert segmented.segments == (
+        Segment(0.0, 0.5, "on"),
+        Segment(0.5, 0.75, "d1"),
+        Segment(0.75, 1.0, "on"),
     )
-    assert spectrum.names == ("on", "d1")
-    np.testing.assert_allclose(spectrum.code, (np.arange(16) + 0.5) / 16)
-    assert spectrum.kernels.shape == (16, 3, 3)
+    assert segmented.names == ("on", "d1")
+    np.testing.assert_allclose(segmented.code, (np.arange(16) + 0.5) / 16)
+    assert segmented.kernels.shape == (16, 3, 3)
 
 
 def test_codes_go_to_the_stretch_they_lie_in():
-    spectrum = spectrum_of(["on"] * 8 + ["d1"] * 4 + ["on"] * 4)
+    segmented = segments_of(["on"] * 8 + ["d1"] * 4 + ["on"] * 4)
     codes = [0.0, 0.499, 0.5, 0.7499, 0.75, 1.0, np.nan]
-    np.testing.assert_array_equal(spectrum.assign(codes), [0, 0, 1, 1, 0, 0, -1])
+    np.testing.assert_array_equal(segmented.assign(codes), [0, 0, 1, 1, 0, 0, -1])
     # Every sample is in the cluster its own name says.
-    for name, code in zip(["on"] * 8 + ["d1"] * 4 + ["on"] * 4, spectrum.code, strict=True):
-        assert spectrum.names[spectrum.assign([code])[0]] == name
+    for name, code in zip(["on"] * 8 + ["d1"] * 4 + ["on"] * 4, segmented.code, strict=True):
+        assert segmented.names[segmented.assign([code])[0]] == name
 
 
 def test_poor_fits_are_unnamed_and_keep_their_own_label():
     r2 = np.ones(16)
     r2[4:8], r2[8:12] = 0.69, np.nan
-    spectrum = spectrum_of(["on"] * 16, r2, min_r2=0.7)
-    assert [s.name for s in spectrum.stretches] == ["on", UNNAMED, "on"]
-    assert spectrum.stretches[1][:2] == (0.25, 0.75)
-    assert set(spectrum.label) == {"on"}
+    segmented = segments_of(["on"] * 16, r2, min_r2=0.7)
+    assert [s.name for s in segmented.segments] == ["on", UNNAMED, "on"]
+    assert segmented.segments[1][:2] == (0.25, 0.75)
+    assert set(segmented.label) == {"on"}
 
 
 def test_short_stretches_join_the_longer_neighbour():
     names = ["on"] * 6 + ["x"] * 3 + ["off"] * 7
-    assert spectrum_of(names, min_samples=4).stretches == (
-        Stretch(0.0, 6 / 16, "on"),
-        Stretch(6 / 16, 1.0, "off"),
+    assert segments_of(names, min_samples=4).segments == (
+        Segment(0.0, 6 / 16, "on"),
+        Segment(6 / 16, 1.0, "off"),
     )
-    assert len(spectrum_of(names, min_samples=3).stretches) == 3
+    assert len(segments_of(names, min_samples=3).segments) == 3
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(1, 9))
 @settings(max_examples=100, deadline=None)
 def test_joined_runs_keep_the_length_and_are_long_enough(names, shortest):
-    runs = join_short(names, shortest)
+    runs = merge_short_runs(names, shortest)
     assert sum(length for _, length in runs) == len(names)
     assert all(a[0] != b[0] for a, b in itertools.pairwise(runs))
     assert len(runs) == 1 or min(length for _, length in runs) >= shortest
@@ -101,7 +101,7 @@ def test_joined_runs_keep_the_length_and_are_long_enough(names, shortest):
 
 def test_a_code_of_several_numbers_has_no_spectrum():
     with pytest.raises(ValueError, match="one number"):
-        name_spectrum(Curve(code_dim=2), lambda k: k, lambda r: r)
+        segment_code(Curve(code_dim=2), lambda k: k, lambda r: r)
 
 
 def test_shares_use_the_papers_thresholds_and_only_those():
@@ -194,7 +194,7 @@ def explained_energy(filters, kernels):
 def test_universal_filters_are_dropped_greedily_by_explained_energy():
     rng = np.random.default_rng(0)
     candidates, (kernels, _) = rng.normal(size=(6, 5, 5)), groups(40)
-    result = universal_filters(candidates, kernels)
+    result = backward_elimination(candidates, kernels)
     for count in range(1, 7):
         assert result.explained[count - 1] == pytest.approx(
             explained_energy(result.filters[:count], kernels), abs=1e-4
@@ -209,7 +209,7 @@ def test_universal_filters_are_dropped_greedily_by_explained_energy():
 def test_one_filter_stands_for_its_negative():
     kernels, _ = groups(40)
     shapes = np.stack([kernels[i] for i in range(3)])
-    result = universal_filters(shapes, kernels)
+    result = backward_elimination(shapes, kernels)
     assert result.explained[-1] > 0.9
     assert (np.diff(result.explained) > 0).all()
 
@@ -217,6 +217,6 @@ def test_one_filter_stands_for_its_negative():
 def test_universal_filters_need_something_to_work_on():
     kernels, _ = groups(8)
     with pytest.raises(ValueError, match="at least one"):
-        universal_filters(np.ones((3, 5, 5)), kernels)
+        backward_elimination(np.ones((3, 5, 5)), kernels)
     with pytest.raises(ValueError, match=r"\[n, 5, 5\]"):
-        universal_filters(kernels, np.ones((3, 7, 7)))
+        backward_elimination(kernels, np.ones((3, 7, 7)))

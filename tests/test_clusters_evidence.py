@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dogfit.clusters import cluster_evidence, gap_statistic, mixture, representations, stability
+from dogfit.clusters import gap_statistic, mixture, representations, stability, validate_clusters
 from dogfit.nulls import white_noise
 
 
@@ -59,7 +59,7 @@ def test_evidence_tells_groups_from_noise(groups):
     kernels = np.concatenate([kernels, np.ones((1, 5, 5))])
     code = np.append((member + 0.5) / 4 + 0.001 * np.arange(200) / 200, np.nan)
     truth = np.append(member, 0)
-    found = cluster_evidence(
+    found = validate_clusters(
         kernels, code, clusters=4, given={"truth": truth}, counts=(2, 4, 6, 99), repeats=3
     )
     assert found.kernels == 200
@@ -79,7 +79,7 @@ def test_evidence_tells_groups_from_noise(groups):
         assert curve.counts == (2, 4, 6)
     assert found.curves[0].supported["silhouette"] == 4
     assert found.curves[1].supported["bic"] == 4
-    noise = cluster_evidence(white_noise(200, 5, 1), clusters=4, counts=(), repeats=3)
+    noise = validate_clusters(white_noise(200, 5, 1), clusters=4, counts=(), repeats=3)
     assert noise.curves == ()
     assert {score.space for score in noise.scores} == {"kernels", "PCA"}
     for score in noise.scores:
@@ -90,7 +90,7 @@ def test_evidence_tells_groups_from_noise(groups):
 
 def test_evidence_needs_some_kernels():
     with pytest.raises(ValueError, match="7 kernels are too few"):
-        cluster_evidence(white_noise(7, 5, 0))
+        validate_clusters(white_noise(7, 5, 0))
 
 
 def test_the_gap_counts_groups_and_sees_none_in_noise(groups):

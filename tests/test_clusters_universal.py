@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogfit.clusters import elbow, explained_by, forward_filters, match_filters, read_filters
+from dogfit.clusters import elbow, explained_energy, forward_selection, match_filters, read_filters
 from dogfit.errors import InputError
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "master_key_filters.json"
@@ -33,7 +33,7 @@ def test_lazy_selection_is_plain_greedy(kernels):
         gains = np.maximum(table - covered, 0).sum(axis=1)
         taken.append(int(gains.argmax()))
         covered = np.maximum(covered, table[taken[-1]])
-    found = forward_filters(kernels, 12)
+    found = forward_selection(kernels, 12)
     assert match_filters(kernels[taken], found.filters).index.tolist() == list(range(12))
     np.testing.assert_allclose(
         found.explained, [table[taken[:m]].max(axis=0).mean() for m in range(1, 13)], atol=1e-5
@@ -43,29 +43,29 @@ def test_lazy_selection_is_plain_greedy(kernels):
 def test_selection_comes_near_the_best_set(kernels):
     table = energy(kernels, kernels)
     best = max(table[list(chosen)].max(axis=0).mean() for chosen in itertools.combinations(range(40), 3))
-    found = forward_filters(kernels, 3).explained[-1]
+    found = forward_selection(kernels, 3).explained[-1]
     assert (1 - 1 / np.e) * best <= found <= best + 1e-6
 
 
 def test_selection_stops_when_nothing_is_left_to_explain():
     shapes = np.random.default_rng(1).normal(size=(3, 5, 5))
-    found = forward_filters(np.concatenate([shapes, -2 * shapes, shapes + 1]), 9)
+    found = forward_selection(np.concatenate([shapes, -2 * shapes, shapes + 1]), 9)
     assert len(found.filters) == 3
     assert found.explained[-1] == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="at least one"):
-        forward_filters(np.ones((4, 5, 5)))
+        forward_selection(np.ones((4, 5, 5)))
 
 
 def test_explained_energy_is_that_of_least_squares(kernels):
     filters = kernels[:3]
-    found = explained_by(filters, kernels)
+    found = explained_energy(filters, kernels)
     for kernel, share in zip(kernels.reshape(40, -1), found, strict=True):
         best = min(
             np.linalg.lstsq(np.stack([f, np.ones_like(f)], axis=1), kernel, rcond=None)[1][0]
             for f in filters.reshape(3, -1)
         )
         assert share == pytest.approx(1 - best / np.sum((kernel - kernel.mean()) ** 2), abs=1e-5)
-    assert np.isnan(explained_by(filters, np.ones((1, 4, 4)))).all()
+    assert np.isnan(explained_energy(filters, np.ones((1, 4, 4)))).all()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,6 @@ def test_a_missing_or_pickled_file_is_refused(tmp_path):
 def test_the_published_eight_stand_for_themselves():
     filters = read_filters(PUBLISHED)
     assert filters.shape == (8, 7, 7)
-    np.testing.assert_allclose(explained_by(filters, filters), 1, atol=1e-5)
-    found = forward_filters(filters, 8)
+    np.testing.assert_allclose(explained_energy(filters, filters), 1, atol=1e-5)
+    found = forward_selection(filters, 8)
     np.testing.assert_allclose(match_filters(found.filters, filters).cosine, 1, atol=1e-5)

@@ -312,7 +312,7 @@ def test_named_methods_train_what_they_need(tiny, tmp_path, monkeypatch):
     np.testing.assert_allclose(np.concatenate(list(done.r2.values())), cosine**2, atol=1e-4)
     done = replace_kernels(tiny, tmp_path / "u.safetensors", "universal")
     new = load_kernels(done.path).groups[7].kernels
-    shapes = np.round(np.abs(dogfit.autoencoder.trained.unit_rows(new)[0]), 3)
+    shapes = np.round(np.abs(dogfit.autoencoder.autoencoder.normalize_rows(new)[0]), 3)
     assert len(np.unique(shapes, axis=0)) <= 8
     few = replace_kernels(tiny, tmp_path / "f.safetensors", "universal", exclude=["stages.1.*"])
     assert few.count == 0

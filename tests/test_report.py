@@ -97,8 +97,8 @@ def test_kernel_table_has_a_row_for_each_kernel(result):
     assert table.height == result.kernelset.n
     assert table["layer"].to_list()[12:24] == [HOSTILE] * 12
     assert np.allclose(table["r2"].to_numpy()[:-1], found.own.r2[:-1])
-    assert found.stretches is not None
-    names = [found.stretches.names[i] for i in found.stretches.index[:-1]]
+    assert found.code_clusters is not None
+    names = [found.code_clusters.names[i] for i in found.code_clusters.index[:-1]]
     assert table["cluster_name"].to_list()[:-1] == names
     last = table.row(-1, named=True)
     assert last["flag"] == "NONFINITE"
@@ -162,7 +162,9 @@ def test_fitted_tensors_have_the_layout_of_the_file(tmp_path, shape):
 def test_every_figure_is_drawn(pictures):
     assert set(pictures) == {
         (str(K), name)
-        for name in "r2 cosine gallery labels spectrum clusters models intervals universal evidence".split()
+        for name in (
+            "r2 cosine gallery labels latent_segments clusters models intervals universal evidence".split()
+        )
     }
     for png in pictures.values():
         assert png.startswith(b"\x89PNG\r\n")

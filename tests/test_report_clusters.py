@@ -37,7 +37,7 @@ def test_patterns_are_counted_under_each_definition_alone(result):
     found = result.sizes[K]
     patterns = summarize(result)["sizes"][str(K)]["patterns"]
     own = found.usable
-    names = np.array([found.spectrum.names[i] for i in found.spectrum.assign(own.code)])
+    names = np.array([found.latent_segments.names[i] for i in found.latent_segments.assign(own.code)])
     for label in SHOWN:
         by_fit = np.mean((own.label == label) & (own.r2 > 0.64))
         by_code = np.mean((names == label) & (own.cosine > 0.8))

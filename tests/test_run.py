@@ -31,7 +31,7 @@ def test_every_output_is_there(finished):
     figures = {path.name for path in (finished / "figures").iterdir()}
     drawn = "r2 gallery labels clusters intervals universal".split()
     both = {f"{name}_{k}x{k}.png" for name in drawn for k in (5, 7)}
-    assert figures == {*both, "spectrum_7x7.png", "cosine_7x7.png"}
+    assert figures == {*both, "latent_segments_7x7.png", "cosine_7x7.png"}
     assert {path.name for path in (finished / "autoencoder").iterdir()} == {"7x7"}
 
 

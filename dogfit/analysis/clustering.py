@@ -25,7 +25,7 @@ from dogfit.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
     from dogfit.autoencoder import Autoencoder
-    from dogfit.clusters import Spectrum, UniversalFilters
+    from dogfit.clusters import LatentSegments, UniversalFilters
 
 CANDIDATES = (50, 25, 10)
 """Candidate filters decoded from evenly spaced codes, as many as in Babaiee et al. (NeurIPS 2025)."""
@@ -47,7 +47,7 @@ def with_universal(
     Args:
       given: filters to compare with; those of another size are left out.
     """
-    from dogfit.clusters import explained_by, forward_filters, universal_filters
+    from dogfit.clusters import backward_elimination, explained_energy, forward_selection
 
     kernels, most = result.usable.kernels, CANDIDATES[0]
     size = kernels.shape[-1]
@@ -60,13 +60,13 @@ def with_universal(
         def add(name: str, candidates: Candidates, chosen: "UniversalFilters") -> None:
             found.append(FilterSearch(name, candidates, chosen.filters, chosen.explained))
 
-        add(f"forward, {NETWORK}", "network", forward_filters(kernels, most, seed=config.seed))
-        add(f"forward, {null.name}", "null", forward_filters(null.kernels, most, seed=config.seed))
+        add(f"forward, {NETWORK}", "network", forward_selection(kernels, most, seed=config.seed))
+        add(f"forward, {null.name}", "null", forward_selection(null.kernels, most, seed=config.seed))
         if autoencoder is not None and autoencoder.config.code_dim == 1:
             decoded = {m: autoencoder.decode((np.arange(m) + 0.5) / m) for m in CANDIDATES}
             for m, candidates in decoded.items():
                 if np.ptp(candidates, axis=(1, 2)).any():
-                    add(f"code, {m}", "code", universal_filters(candidates, kernels, seed=config.seed))
+                    add(f"code, {m}", "code", backward_elimination(candidates, kernels, seed=config.seed))
         rng = np.random.default_rng(config.seed)
         orders = [rng.permutation(len(kernels))[:most] for _ in range(_RANDOM_ORDERS)]
         noise = rng.standard_normal((_RANDOM_ORDERS, most, size, size))
@@ -79,22 +79,22 @@ def with_universal(
             k = given.shape[1]
             progress.say(f"filters of {k}×{k} are not compared with kernels of {size}×{size}")
             given = None
-        share = None if given is None else float(np.nanmean(explained_by(given, kernels)))
+        share = None if given is None else float(np.nanmean(explained_energy(given, kernels)))
     return replace(result, universal=Universal(tuple(found), controls, given, share))
 
 
 def _covered(filters: np.ndarray, kernels: np.ndarray) -> Float[np.ndarray, "m"]:
     """Explained energy of the first 1, 2, ... filters, in the order given."""
-    from dogfit.autoencoder.autoencoder import unit_rows
+    from dogfit.autoencoder.autoencoder import normalize_rows
 
-    tried, rows = unit_rows(filters)[0], unit_rows(kernels)[0]
+    tried, rows = normalize_rows(filters)[0], normalize_rows(kernels)[0]
     return np.maximum.accumulate((rows @ tried.T) ** 2, axis=1).mean(axis=0)
 
 
 def with_evidence(
     result: SizeResult,
     autoencoder: "Autoencoder | None",
-    name: Callable[["Autoencoder"], "Spectrum"],
+    name: Callable[["Autoencoder"], "LatentSegments"],
     config: RunConfig,
     work: Workspace,
     progress: Progress,
@@ -106,7 +106,7 @@ def with_evidence(
     two of the network is chance.
 
     Args:
-      name: cuts an autoencoder's code into named stretches.
+      name: cuts an autoencoder's code into named segments.
     """
     size = result.own.kernels.shape[-1]
     if len(result.usable.kernels) < 32:
@@ -122,12 +122,12 @@ def with_evidence(
 def _evidence(
     result: SizeResult,
     autoencoder: "Autoencoder | None",
-    name: Callable[["Autoencoder"], "Spectrum"],
+    name: Callable[["Autoencoder"], "LatentSegments"],
     config: RunConfig,
     work: Workspace,
     progress: Progress,
 ) -> dict[str, Any]:
-    from dogfit.clusters import agreement, cluster_evidence, gap_statistic
+    from dogfit.clusters import agreement, gap_statistic, validate_clusters
 
     own = result.usable
     size, n = own.kernels.shape[-1], len(own.kernels)
@@ -137,7 +137,7 @@ def _evidence(
         # Nulls come in the order of layers; as many as there are kernels, so that scores can be compared.
         usable = null.select(np.isfinite(null.r2))
         sets[null.name] = usable.select(rng.permutation(len(usable.r2))[:n])
-    count = len(result.stretches.names) if result.stretches else 10
+    count = len(result.code_clusters.names) if result.code_clusters else 10
     found: dict[str, Any] = {"clusters": count, "sets": {}}
     for title, scores in sets.items():
         part: dict[str, Any] = {}
@@ -147,11 +147,11 @@ def _evidence(
             trained = autoencoder
             if title != own.name:
                 trained = _train(Rows(scores.kernels), autoencoder, config.seed, title, work, progress)
-            spectrum = name(trained)
+            segments = name(trained)
             code, cosine = trained.encode_and_score(scores.kernels)
-            named = np.asarray(spectrum.names)[spectrum.assign(code)]
+            named = np.asarray(segments.names)[segments.assign(code)]
             parts = {CODE_NAMES: named, **parts}
-            part["autoencoder"] = _about_code(trained, spectrum, named, cosine)
+            part["autoencoder"] = _about_code(trained, segments, named, cosine)
             if title == own.name:
                 rows = read_by_all(scores.kernels, result.good)
                 again = _train(rows, trained, config.seed + 1, "network again", work, progress)
@@ -162,7 +162,7 @@ def _evidence(
                     **agreement(named, renamed)._asdict(),
                 }
         with progress.stage(f"evidence for {size}×{size} clusters, {title}", "kernels"):
-            evidence = cluster_evidence(
+            evidence = validate_clusters(
                 scores.kernels, code, clusters=count, given=parts, counts=COUNTS, seed=config.seed
             )
         part["kernels"] = evidence.kernels
@@ -181,15 +181,15 @@ def _evidence(
 
 
 def _about_code(
-    trained: "Autoencoder", spectrum: "Spectrum", named: np.ndarray, cosine: np.ndarray
+    trained: "Autoencoder", segments: "LatentSegments", named: np.ndarray, cosine: np.ndarray
 ) -> dict[str, Any]:
     """What an autoencoder makes of the kernels it was trained on."""
     from dogfit.clusters import UNNAMED, paper_dissimilarity
 
     return {
         "heldout_dissimilarity": float(trained.heldout_loss),
-        "stretches": len(spectrum.stretches),
-        "names": len([name for name in spectrum.names if name != UNNAMED]),
+        "segments": len(segments.segments),
+        "names": len([name for name in segments.names if name != UNNAMED]),
         "named": float(np.mean(named != UNNAMED)),
         "classified": float(np.mean(cosine > 1 - paper_dissimilarity(trained.size))),
     }

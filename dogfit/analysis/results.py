@@ -14,7 +14,7 @@ from dogfit.kernelset.kernelset import KernelSet
 if TYPE_CHECKING:
     import polars as pl
 
-    from dogfit.clusters import Spectrum
+    from dogfit.clusters import LatentSegments
 
 NETWORK = "network"
 CODE_NAMES, FIT_LABELS, K_MEANS = "name along the code", "label of the fit", "k-means"
@@ -156,8 +156,9 @@ class SizeResult:
       families: those fitted; `unidentifiable` those this size cannot identify, with the reason.
       kmeans: the baseline partition; None with fewer kernels than clusters.
       agreement: ARI and NMI between partitions, by the pair's name.
-      spectrum: decoder spectrum; None if no autoencoder was trained, `no_autoencoder` says why.
-      stretches: partition of the kernels by the names of the stretches of the code.
+      latent_segments: the code cut into named segments; None if no autoencoder was trained, `no_autoencoder`
+        says why.
+      code_clusters: partition of the kernels by the names of those segments.
       heldout_loss: mean cosine dissimilarity on kernels the autoencoder did not see.
       autoencoder_notes: what a reader must know about the training.
       silhouette: of the partitions, by name.
@@ -176,8 +177,8 @@ class SizeResult:
     kmeans: Clusters | None = None
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     silhouette: Mapping[str, float] = field(default_factory=dict)
-    spectrum: "Spectrum | None" = None
-    stretches: Clusters | None = None
+    latent_segments: "LatentSegments | None" = None
+    code_clusters: Clusters | None = None
     heldout_loss: float | None = None
     no_autoencoder: str | None = None
     autoencoder_notes: tuple[str, ...] = ()
@@ -196,8 +197,8 @@ class SizeResult:
 
     @property
     def clusters(self) -> Clusters | None:
-        """The named stretches of the code, or the k-means baseline where there is no code."""
-        return self.stretches or self.kmeans
+        """The named segments of the code, or the k-means baseline where there is no code."""
+        return self.code_clusters or self.kmeans
 
     @property
     def easiest_null(self) -> Scores:

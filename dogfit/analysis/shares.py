@@ -57,12 +57,12 @@ def threshold_curves(everyone: Sequence[Scores]) -> dict[str, Any]:
 def patterns(found: SizeResult, size: int) -> dict[str, dict[str, dict[str, float]]]:
     """Shares of the paper's patterns under each definition, for the network and every null.
 
-    By fit: the label of a kernel whose fit passes the R² threshold. By code: the name of the stretch that a
+    By fit: the label of a kernel whose fit passes the R² threshold. By code: the name of the segment that a
     kernel's code lies in, if its reconstruction passes the paper's threshold. "none" is what is left.
     """
     everyone = [scores for scores in (found.usable, *found.nulls) if len(scores.r2)]
     ways = {"by fit": {scores.name: _by_fit(scores, size) for scores in everyone}}
-    if found.spectrum is not None and found.code is not None:
+    if found.latent_segments is not None and found.code is not None:
         ways["by code"] = {scores.name: _by_code(scores, found, size) for scores in everyone}
     shares = {
         way: {
@@ -85,11 +85,11 @@ def _by_fit(scores: Scores, size: int) -> np.ndarray:
 
 
 def _by_code(scores: Scores, found: SizeResult, size: int) -> np.ndarray:
-    if found.spectrum is None or scores.code is None or scores.cosine is None:
+    if found.latent_segments is None or scores.code is None or scores.cosine is None:
         return np.full(len(scores.r2), "none", dtype=object)
-    names = np.array([*map(paper_pattern, found.spectrum.names), "none"], dtype=object)
+    names = np.array([*map(paper_pattern, found.latent_segments.names), "none"], dtype=object)
     passed = scores.cosine > 1 - paper_dissimilarity(size)
-    return np.where(passed, names[found.spectrum.assign(scores.code)], "none")
+    return np.where(passed, names[found.latent_segments.assign(scores.code)], "none")
 
 
 def share_sections(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from dogfit.autoencoder import Autoencoder
-    from dogfit.clusters import Spectrum
+    from dogfit.clusters import LatentSegments
 
 # As many nulls as kernels, within these: enough for a threshold at 1 %, and no more than shares need.
 NULL_KERNELS = (8_192, 32_768)
-# The paper names about ten patterns; used where no stretches of a code say how many there are.
+# The paper names about ten patterns; used where no segments of a code say how many there are.
 KMEANS_CLUSTERS = 10
 # Of more kernels than these a random sample finds the centres, and scores the partitions.
 KMEANS_SAMPLE, SILHOUETTE_SAMPLE = 200_000, 20_000
@@ -210,12 +210,12 @@ def _autoencoder(
     return autoencoder
 
 
-def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":
-    """The autoencoder's code, cut into stretches named by the fits of what is decoded there."""
-    from dogfit.clusters import name_spectrum
+def _named(autoencoder: "Autoencoder", config: RunConfig) -> "LatentSegments":
+    """The autoencoder's code, cut into segments named by the fits of what is decoded there."""
+    from dogfit.clusters import segment_code
     from dogfit.labels import label_fits
 
-    return name_spectrum(
+    return segment_code(
         autoencoder,
         lambda k: fit_kernels_of_job(k, config),
         lambda fit: label_fits(fit, paper_r2(autoencoder.size)),
@@ -225,7 +225,7 @@ def _named(autoencoder: "Autoencoder", config: RunConfig) -> "Spectrum":
 def _with_code(
     result: SizeResult, autoencoder: "Autoencoder", config: RunConfig, progress: Progress
 ) -> SizeResult:
-    """The result with the autoencoder's code, stretches and reconstructions."""
+    """The result with the autoencoder's code, segments and reconstructions."""
 
     def spread(values: np.ndarray, empty: float, dtype: type) -> np.ndarray:
         """Values of the good kernels, in the rows of all."""
@@ -234,19 +234,19 @@ def _with_code(
         return full
 
     size = autoencoder.size
-    with progress.stage(f"name {size}×{size} stretches of the code", "kernels"):
+    with progress.stage(f"name {size}×{size} segments of the code", "kernels"):
         kernels = result.usable.kernels
         code, cosine = encode_together(read_by_all(kernels, result.good), autoencoder)
-        spectrum = _named(autoencoder, config)
-        index = np.asarray(spectrum.assign(code))
+        segments = _named(autoencoder, config)
+        index = np.asarray(segments.assign(code))
         nulls = [
             replace(null, code=null_code, cosine=null_cosine)
             for null in result.nulls
             for null_code, null_cosine in [autoencoder.encode_and_score(null.kernels)]
         ]
     centres = []
-    for name in spectrum.names:
-        longest = max((s for s in spectrum.stretches if s.name == name), key=lambda s: s.stop - s.start)
+    for name in segments.names:
+        longest = max((s for s in segments.segments if s.name == name), key=lambda s: s.stop - s.start)
         centres.append(autoencoder.decode(np.array([(longest.start + longest.stop) / 2]))[0])
     return replace(
         result,
@@ -254,8 +254,8 @@ def _with_code(
             result.own, cosine=spread(cosine, np.nan, np.float32), code=spread(code, np.nan, np.float32)
         ),
         nulls=tuple(nulls),
-        spectrum=spectrum,
-        stretches=Clusters(spread(index, -1, np.int32), tuple(spectrum.names), np.stack(centres)),
+        latent_segments=segments,
+        code_clusters=Clusters(spread(index, -1, np.int32), segments.names, np.stack(centres)),
         heldout_loss=float(autoencoder.heldout_loss),
         autoencoder_notes=autoencoder.notes,
     )
@@ -266,7 +266,7 @@ def _with_baseline(result: SizeResult, config: RunConfig, progress: Progress) ->
     from dogfit.clusters import agreement, silhouette
 
     kernels = result.usable.kernels
-    count = len(result.stretches.names) if result.stretches else KMEANS_CLUSTERS
+    count = len(result.code_clusters.names) if result.code_clusters else KMEANS_CLUSTERS
     if len(kernels) < 2 * count:
         return result
     size = kernels.shape[-1]
@@ -279,8 +279,8 @@ def _with_baseline(result: SizeResult, config: RunConfig, progress: Progress) ->
     index = np.full(len(result.own.r2), -1, np.int32)
     index[result.good] = labels
     partitions = {K_MEANS: labels, FIT_LABELS: result.usable.label}
-    if result.stretches:
-        partitions = {CODE_NAMES: result.stretches.index[result.good], **partitions}
+    if result.code_clusters:
+        partitions = {CODE_NAMES: result.code_clusters.index[result.good], **partitions}
     pairs = [(a, b) for i, a in enumerate(partitions) for b in list(partitions)[i + 1 :]]
     numbered = {name: np.unique(partition, return_inverse=True)[1] for name, partition in partitions.items()}
     some = _sample(len(kernels), SILHOUETTE_SAMPLE, config.seed)

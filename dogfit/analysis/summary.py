@@ -156,17 +156,19 @@ def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
 
 
 def _autoencoder(found: SizeResult) -> dict[str, Any]:
-    if found.stretches is None or found.spectrum is None:
+    if found.code_clusters is None or found.latent_segments is None:
         return {"left_out": found.no_autoencoder}
-    counts = [int(np.sum(found.stretches.index == index)) for index in range(len(found.stretches.names))]
+    counts = [
+        int(np.sum(found.code_clusters.index == index)) for index in range(len(found.code_clusters.names))
+    ]
     return {
         "left_out": None,
         "notes": list(found.autoencoder_notes),
         "heldout_dissimilarity": found.heldout_loss,
-        "clusters": dict(zip(found.stretches.names, counts, strict=True)),
-        "stretches": [
+        "clusters": dict(zip(found.code_clusters.names, counts, strict=True)),
+        "segments": [
             {"name": name, "start": float(start), "stop": float(stop)}
-            for start, stop, name in found.spectrum.stretches
+            for start, stop, name in found.latent_segments.segments
         ],
     }
 

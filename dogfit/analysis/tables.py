@@ -68,14 +68,14 @@ def _size_columns(found: SizeResult) -> "pl.DataFrame":
 
     n = len(found.own.r2)
     nothing = np.full(n, np.nan, np.float32)
-    stretches, kmeans = found.stretches, found.kmeans
+    segments, kmeans = found.code_clusters, found.kmeans
     names = (
-        [None] * n if stretches is None else [stretches.names[i] if i >= 0 else None for i in stretches.index]
+        [None] * n if segments is None else [segments.names[i] if i >= 0 else None for i in segments.index]
     )
     own = pl.DataFrame(
         {
             "code": nothing if found.code is None else found.code,
-            "cluster": _index(None if stretches is None else stretches.index, n),
+            "cluster": _index(None if segments is None else segments.index, n),
             "cluster_name": pl.Series(names, dtype=pl.String),
             "kmeans": _index(None if kmeans is None else kmeans.index, n),
             "reconstruction_cosine": nothing if found.own.cosine is None else found.own.cosine,

@@ -1,4 +1,4 @@
-"""A trained autoencoder: apply it, save it, load it."""
+"""The trained autoencoder: encoding, decoding, saving and loading."""
 
 import dataclasses
 import json
@@ -14,25 +14,27 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dogfit.atomic_write import write_atomically
-from dogfit.autoencoder import training_step as steps
 from dogfit.autoencoder.config import AutoencoderConfig
 from dogfit.autoencoder.network import Params
+from dogfit.autoencoder.training_step import decode_block, encode_block, initial_state
 from dogfit.devices import pad_rows
 from dogfit.errors import InputError
 
 FILE = "autoencoder.safetensors"
-FORMAT = "dogfit-autoencoder-1"
-NORMALISATION = "each kernel minus its mean, divided by its Frobenius norm"
+FORMAT = "dogfit-autoencoder-2"
+NORMALIZATION = "each kernel minus its mean, divided by its Frobenius norm"
 BLOCK = 4096
-NORMALISED_AT_ONCE = 65_536
-# The encoder is dead when its codes fill fewer than about three of 64 equal bins (entropy as a share of
-# log 64); the decoder when its reconstructions vary less than a tenth as much as the kernels do.
-BINS, DEAD_ENCODER, DEAD_DECODER = 64, 0.25, 0.1
+NORMALIZED_AT_ONCE = 65_536
+# The encoder has collapsed when its codes fill fewer than about three of 64 equal bins (entropy as a fraction
+# of log 64); the decoder when its reconstructions vary less than a tenth as much as the kernels do.
+BINS, COLLAPSED_ENTROPY, COLLAPSED_VARIANCE = 64, 0.25, 0.1
+
+_ARRAYS = ("history", "heldout_losses", "encoder_losses", "code_entropies", "reconstruction_variances")
 
 
 @dataclass(frozen=True, eq=False)
 class Autoencoder:
-    """Kernels of one size on a code in [0, 1], and back.
+    """A trained autoencoder: kernels of one size to a code in [0, 1], and back.
 
     A kernel and its negative are different shapes here, on and off, and get different codes, unless
     `config.tie_sign` ties them: then both have one code, cosines are absolute, and the decoded kernel stands
@@ -40,15 +42,16 @@ class Autoencoder:
 
     Attributes:
       params: weights of the kept restart, a nested dict of arrays.
-      config: what it was trained with.
+      config: settings it was trained with.
       size: taps per side of its kernels.
       history: float32 `[steps, restarts]`, mean cosine loss of each training batch at the nearest of 128
         points of the decoder's curve.
       heldout_losses: float32 `[restarts]`, mean cosine dissimilarity (1 - cosine) of the held-out kernels.
       encoder_losses: float32 `[restarts]`, the same when the encoder's own code is used without a search.
-      code_use: float32 `[restarts]`, 0 when the encoder gives all kernels one code, 1 when its codes fill
-        [0, 1] evenly.
-      shape_use: float32 `[restarts]`, variance of the reconstructions as a share of the kernels' own.
+      code_entropies: float32 `[restarts]`, 0 when the encoder gives all kernels one code, 1 when its codes
+        fill [0, 1] evenly.
+      reconstruction_variances: float32 `[restarts]`, variance of the reconstructions as a fraction of the
+        kernels' own.
       restart: index of the kept restart.
     """
 
@@ -58,94 +61,151 @@ class Autoencoder:
     history: Float[np.ndarray, "steps restarts"]
     heldout_losses: Float[np.ndarray, "restarts"]
     encoder_losses: Float[np.ndarray, "restarts"]
-    code_use: Float[np.ndarray, "restarts"]
-    shape_use: Float[np.ndarray, "restarts"]
+    code_entropies: Float[np.ndarray, "restarts"]
+    reconstruction_variances: Float[np.ndarray, "restarts"]
     restart: int
 
     @property
     def heldout_loss(self) -> float:
+        """Mean cosine dissimilarity of the held-out kernels, for the kept restart."""
         return float(self.heldout_losses[self.restart])
 
     @property
     def encoder_loss(self) -> float:
+        """Mean cosine dissimilarity of the held-out kernels at the encoder's own codes, without a search."""
         return float(self.encoder_losses[self.restart])
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the results must know: collapsed or diverged restarts; empty when all is well."""
-        lost = int(np.sum(~np.isfinite(self.heldout_losses)))
-        dead = int(np.sum(collapsed(self.code_use, self.shape_use)))
+        """Warnings for a reader of the results: collapsed or diverged restarts; empty if all is well."""
+        diverged = int(np.sum(~np.isfinite(self.heldout_losses)))
+        collapsed = int(np.sum(is_collapsed(self.code_entropies, self.reconstruction_variances)))
         total = len(self.heldout_losses)
         notes = []
-        if lost:
-            notes.append(f"{lost} of {total} restarts diverged and were left out")
+        if diverged:
+            notes.append(f"{diverged} of {total} restarts diverged and were left out")
         if self.collapsed:
             notes.append(f"the code collapsed in all {total} restarts: clusters from it mean nothing")
-        elif dead:
-            notes.append(f"the code collapsed in {dead} of {total} restarts; a sound one was kept")
+        elif collapsed:
+            notes.append(f"the code collapsed in {collapsed} of {total} restarts; one that did not was kept")
         return tuple(notes)
 
     @property
     def collapsed(self) -> bool:
         """True when the kept restart gives nearly all kernels one code, or one reconstruction."""
-        return bool(collapsed(self.code_use, self.shape_use)[self.restart])
+        return bool(is_collapsed(self.code_entropies, self.reconstruction_variances)[self.restart])
 
     def encode(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
-        """Code of each kernel `[n, k, k]`, in [0, 1]; `[n, code_dim]` when the code has several numbers.
+        """Find the code of each kernel.
 
-        Kernels are centred and scaled here; constant and non-finite ones get NaN. The encoder is continuous
-        and must err where similar kernels belong on far parts of the curve; so its code is compared with a
-        search over the decoder's curve, and the better is returned. `search=False` gives the encoder's own.
+        The encoder is continuous and must err where similar kernels belong on far parts of the curve; so its
+        code is compared with a search over the decoder's curve, and the better is returned.
+
+        Args:
+          kernels: `[n, k, k]`; centered and scaled to unit norm here.
+          search: False gives the encoder's own code.
+
+        Returns:
+          Codes in [0, 1] `[n]`, or `[n, code_dim]` when the code has several numbers; NaN for constant and
+          non-finite kernels.
+
+        Raises:
+          ValueError: the kernels are not `[n, k, k]` with k = `size`.
+
+        Example:
+          >>> codes = autoencoder.encode(kernels)
+          >>> codes.shape == (len(kernels),)
+          True
+          >>> bool(0 <= codes.min() <= codes.max() <= 1)
+          True
         """
         return self.encode_and_score(kernels, search=search)[0]
 
     def decode(self, code: ArrayLike) -> Float[np.ndarray, "m k k"]:
-        """Centred unit-norm kernels at codes `[m]` (`[m, code_dim]` when the code has several numbers)."""
+        """Draw the kernels at given codes.
+
+        Args:
+          code: in [0, 1] `[m]`, or `[m, code_dim]` when the code has several numbers.
+
+        Returns:
+          Kernels `[m, k, k]`, centered and of unit norm.
+
+        Example:
+          >>> curve = autoencoder.decode([0.25, 0.5, 0.75])
+          >>> curve.shape == (3, autoencoder.size, autoencoder.size)
+          True
+        """
         codes = np.asarray(code, np.float32).reshape(-1, self.config.code_dim)
-        taps = steps.decode_block(self.params, codes, self.config, self.size**2)
+        taps = decode_block(self.params, codes, self.config, self.size**2)
         return np.asarray(taps).reshape(-1, self.size, self.size)
 
     def reconstruction_cosine(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
-        """Cosine of each centred kernel `[n, k, k]` with its reconstruction; NaN where there is no shape."""
+        """Cosine of each centered kernel `[n, k, k]` with its reconstruction.
+
+        Returns:
+          Cosines `[n]`; NaN for constant and non-finite kernels.
+
+        Raises:
+          ValueError: the kernels are not `[n, k, k]` with k = `size`.
+        """
         return self.encode_and_score(kernels, search=search)[1]
 
     def encode_and_score(
-        self, kernels: ArrayLike, *, search: bool = True
+        self, kernels: ArrayLike, *, search: bool = True, block: int = BLOCK
     ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-        """What `encode` and `reconstruction_cosine` return, for the work of one of them."""
+        """Compute what `encode` and `reconstruction_cosine` return, for the work of one of them.
+
+        Args:
+          kernels: `[n, k, k]`; centered and scaled to unit norm here.
+          search: False uses the encoder's own code.
+          block: kernels at once.
+
+        Returns:
+          Codes `[n]` (or `[n, code_dim]`) and cosines `[n]`.
+
+        Raises:
+          ValueError: the kernels are not `[n, k, k]` with k = `size`.
+        """
         array = _square(kernels, self.size)
         code = np.empty((len(array), self.config.code_dim), np.float32)
         cosine = np.empty(len(array), np.float32)
-        for start in range(0, len(array), BLOCK):
-            taps, good = unit_rows(array[start : start + BLOCK])
+        for start in range(0, len(array), block):
+            taps, good = normalize_rows(array[start : start + block])
             here = slice(start, start + len(taps))
             # Small inputs are padded to a power of two, so that few programs are compiled.
-            padded, _ = pad_rows(taps, BLOCK if len(array) > BLOCK else 1 << (len(taps) - 1).bit_length())
-            out = steps.encode_block(self.params, padded, self.config)
-            best, fit = out[:2] if search else out[2:]
+            padded, _ = pad_rows(taps, block if len(array) > block else 1 << (len(taps) - 1).bit_length())
+            found = encode_block(self.params, padded, self.config)
+            best, similarity = found[:2] if search else found[2:]
             code[here] = np.where(good[:, None], np.asarray(best)[: len(taps)], np.nan)
-            cosine[here] = np.where(good, np.asarray(fit)[: len(taps)], np.nan)
+            cosine[here] = np.where(good, np.asarray(similarity)[: len(taps)], np.nan)
         return (code[:, 0] if self.config.code_dim == 1 else code), cosine
 
     def to_bytes(self) -> bytes:
-        """As one safetensors file: weights, settings, input normalisation, and how training went."""
+        """Serialize to one safetensors file: weights, settings, normalization, and how training went."""
         tensors = {
             f"params.{k}": np.array(v) for k, v in flatten_dict(_text_keys(self.params), sep=".").items()
         }
         tensors |= {name: getattr(self, name) for name in _ARRAYS}
-        # safetensors writes the memory of an array as it lies, strides unseen.
+        # safetensors writes the memory of an array as it lies and ignores strides.
         tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         about = {
             "format": FORMAT,
             "size": self.size,
             "restart": self.restart,
-            "normalisation": NORMALISATION,
+            "normalization": NORMALIZATION,
             "config": dataclasses.asdict(self.config),
         }
         return save(tensors, metadata={"dogfit": json.dumps(about)})
 
     def save(self, directory: str | Path) -> Path:
-        """Write the autoencoder as one safetensors file into `directory`; whole, or not at all."""
+        """Write the autoencoder as one safetensors file into `directory`; whole, or not at all.
+
+        Returns:
+          The path of the file.
+
+        Raises:
+          OSError: it cannot be written.
+        """
         path = Path(directory) / FILE
         write_atomically(path, self.to_bytes())
         return path
@@ -164,11 +224,11 @@ class Autoencoder:
         try:
             return cls.from_bytes(path.read_bytes())
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not a dogfit autoencoder, or is damaged: {error}") from error
+            raise InputError(f"{path} cannot be read as a dogfit autoencoder: {error}") from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Autoencoder":
-        """What `to_bytes` gave.
+        """Restore what `to_bytes` gave.
 
         Raises:
           SafetensorError, KeyError, TypeError, ValueError: it is no autoencoder of this format, or damaged.
@@ -178,19 +238,15 @@ class Autoencoder:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about = json.loads(header.get("__metadata__", {}).get("dogfit", "{}"))
         if about.get("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT}, found {about.get('format')}")
-        if about["normalisation"] != NORMALISATION:
-            raise ValueError(f"its kernels are normalised otherwise: {about['normalisation']}")
+            raise ValueError(
+                f"expected format {FORMAT}, found {about.get('format')}; train it with this version of dogfit"
+            )
+        if about["normalization"] != NORMALIZATION:
+            raise ValueError(f"its kernels are normalized in another way: {about['normalization']}")
         config = AutoencoderConfig.from_json(about["config"])
         flat = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
         params = _layer_numbers(unflatten_dict(flat, sep="."))
-        one = dataclasses.replace(config, restarts=1)
-        wanted = jax.eval_shape(lambda: steps.initial_state(one, about["size"] ** 2)["params"])
-        if jax.tree.structure(wanted) != jax.tree.structure(params):
-            raise ValueError("its tensors are not those of its configuration")
-        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(params), strict=True):
-            if a.shape[1:] != b.shape:
-                raise ValueError(f"a weight has shape {b.shape}, its configuration asks for {a.shape[1:]}")
+        _check_shapes(params, config, about["size"])
         return cls(
             params=params,
             config=config,
@@ -201,11 +257,14 @@ class Autoencoder:
 
 
 def load_autoencoders(path: str | Path) -> dict[int, Autoencoder]:
-    """The autoencoders at `path`, by kernel size.
+    """Read the autoencoders at `path`.
 
     Args:
       path: a file that `Autoencoder.save` wrote, its folder, a folder of such folders, or a results folder
         of the main job.
+
+    Returns:
+      Autoencoders by kernel size.
 
     Raises:
       InputError: there is none, two are for one size, or one is damaged.
@@ -228,13 +287,10 @@ def load_autoencoders(path: str | Path) -> dict[int, Autoencoder]:
     return found
 
 
-_ARRAYS = ("history", "heldout_losses", "encoder_losses", "code_use", "shape_use")
-
-
-def unit_rows(
+def normalize_rows(
     kernels: ArrayLike, size: int | None = None
 ) -> tuple[Float[np.ndarray, "n taps"], Bool[np.ndarray, "n"]]:
-    """Flatten kernels `[n, k, k]`, remove their means and scale them to unit norm.
+    """Flatten kernels `[n, k, k]`, subtract their means and scale them to unit norm.
 
     Returns:
       float32 rows, all zero where a kernel is constant or not finite, and a mask that is False on those.
@@ -246,13 +302,15 @@ def unit_rows(
     unit = np.empty((len(array), array.shape[1] ** 2), np.float32)
     good = np.empty(len(array), bool)
     # In blocks, because each step below makes a copy, and of millions of kernels one copy is enough.
-    for start in range(0, len(array), NORMALISED_AT_ONCE):
-        here = slice(start, start + NORMALISED_AT_ONCE)
-        unit[here], good[here] = _unit_block(array[here].reshape(len(array[here]), -1).astype(np.float32))
+    for start in range(0, len(array), NORMALIZED_AT_ONCE):
+        here = slice(start, start + NORMALIZED_AT_ONCE)
+        unit[here], good[here] = _normalize_block(
+            array[here].reshape(len(array[here]), -1).astype(np.float32)
+        )
     return unit, good
 
 
-def _unit_block(
+def _normalize_block(
     rows: Float[np.ndarray, "b taps"],
 ) -> tuple[Float[np.ndarray, "b taps"], Bool[np.ndarray, "b"]]:
     finite = np.asarray(np.isfinite(rows).all(axis=1))
@@ -274,15 +332,32 @@ def _square(kernels: ArrayLike, size: int | None = None) -> Float[np.ndarray, "n
     return array
 
 
-def entropy_share(codes: Float[np.ndarray, "n code"]) -> float:
-    """Entropy of the codes over 64 equal bins, as a share of the most it can be; of the busiest number."""
-    shares = [np.histogram(c, bins=BINS, range=(0, 1))[0] / len(codes) for c in codes.T]
-    return float(max(-np.sum(p[p > 0] * np.log(p[p > 0])) for p in shares) / np.log(BINS))
+def code_entropy(codes: Float[np.ndarray, "n code"]) -> float:
+    """Entropy of codes over 64 equal bins, as a fraction of the most it can be.
+
+    Args:
+      codes: in [0, 1] `[n, code_dim]`; of several numbers the one with the most entropy counts.
+    """
+    fractions = [np.histogram(c, bins=BINS, range=(0, 1))[0] / len(codes) for c in codes.T]
+    return float(max(-np.sum(p[p > 0] * np.log(p[p > 0])) for p in fractions) / np.log(BINS))
 
 
-def collapsed(code_use: Float[np.ndarray, "r"], shape_use: Float[np.ndarray, "r"]) -> Bool[np.ndarray, "r"]:
-    """Restarts whose encoder or decoder is dead."""
-    return (code_use < DEAD_ENCODER) | (shape_use < DEAD_DECODER)
+def is_collapsed(
+    code_entropies: Float[np.ndarray, "r"], reconstruction_variances: Float[np.ndarray, "r"]
+) -> Bool[np.ndarray, "r"]:
+    """Mask of restarts whose encoder or decoder has collapsed."""
+    return (code_entropies < COLLAPSED_ENTROPY) | (reconstruction_variances < COLLAPSED_VARIANCE)
+
+
+def _check_shapes(params: Params, config: AutoencoderConfig, size: int) -> None:
+    """Compare loaded weights with those that a configuration asks for."""
+    one = dataclasses.replace(config, restarts=1)
+    wanted = jax.eval_shape(lambda: initial_state(one, size**2)["params"])
+    if jax.tree.structure(wanted) != jax.tree.structure(params):
+        raise ValueError("its tensors are not those of its configuration")
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(params), strict=True):
+        if a.shape[1:] != b.shape:
+            raise ValueError(f"a weight has shape {b.shape}, its configuration asks for {a.shape[1:]}")
 
 
 def _text_keys(tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The network: a sigmoid code, and a decoder that reads the code through Fourier features."""
+"""The network: an encoder to a sigmoid code, and a decoder that reads it through Fourier features."""
 
 import math
 from collections.abc import Sequence
@@ -95,16 +95,16 @@ class ConvDecoder(nnx.Module):
 
 
 class Network(nnx.Module):
-    """Kernel of `taps` numbers -> code in [0, 1]^code_dim -> centred kernel of unit norm.
+    """Autoencoder of kernels of `taps` numbers, by a code in [0, 1]^code_dim, to centered unit-norm kernels.
 
     A bare scalar is a poor input for an MLP, which then learns slowly varying curves only; sines and cosines
     of `frequencies` multiples of half a turn let the decoder's curve bend as often as the kernels ask for.
-    Weights are float32 whatever `config.compute`, and so are codes and kernels.
+    Weights, codes and kernels are float32 for every `config.compute_dtype`.
     """
 
     def __init__(self, taps: int, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         self.frequencies = config.frequencies
-        dtype = jnp.dtype(config.compute)
+        dtype = jnp.dtype(config.compute_dtype)
         features = config.code_dim * (1 + 2 * config.frequencies)
         if config.channels:
             sides = [math.isqrt(taps)]
@@ -118,33 +118,36 @@ class Network(nnx.Module):
             self.decoder = Mlp((features, *reversed(widths), taps), dtype, rngs=rngs)
 
     def logit(self, kernels: Float[Array, "n taps"]) -> Float[Array, "n code"]:
+        """Codes before the sigmoid, of kernels `[n, taps]`."""
         # A unit-norm kernel has taps of size 1/sqrt(taps); the layers want inputs of size one.
         return self.encoder(kernels * np.sqrt(kernels.shape[-1])).astype(jnp.float32)
 
     def encode(self, kernels: Float[Array, "n taps"]) -> Float[Array, "n code"]:
+        """Codes in [0, 1] of kernels `[n, taps]`, centered and of unit norm."""
         return nnx.sigmoid(self.logit(kernels))
 
     def decode(self, code: Float[Array, "m code"]) -> Float[Array, "m taps"]:
+        """Centered unit-norm kernels at codes `[m, code]`."""
         multiples = np.pi * np.arange(1, self.frequencies + 1, dtype=np.float32)
         angle = code[..., None] * multiples[None, None, :]
         waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         features = jnp.concatenate([2 * code - 1, waves.reshape(len(code), -1)], axis=-1)
-        return unit(self.decoder(features).astype(jnp.float32))
+        return normalize(self.decoder(features).astype(jnp.float32))
 
 
-def unit(kernels: Float[Array, "n taps"]) -> Float[Array, "n taps"]:
+def normalize(kernels: Float[Array, "n taps"]) -> Float[Array, "n taps"]:
     """Remove each row's mean and scale it to unit norm."""
-    centred = kernels - jnp.mean(kernels, axis=-1, keepdims=True)
+    centered = kernels - jnp.mean(kernels, axis=-1, keepdims=True)
     # The floor keeps the gradient finite for a row that is constant.
-    return centred * jax.lax.rsqrt(jnp.sum(centred**2, axis=-1, keepdims=True) + 1e-12)
+    return centered * jax.lax.rsqrt(jnp.sum(centered**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def code_grid(m: int, code_dim: int) -> Float[np.ndarray, "m code"]:
-    """`m` codes spread evenly over [0, 1]^code_dim: equal steps in one dimension, a lattice above."""
+    """Spread `m` codes evenly over [0, 1]^code_dim: equal steps in one dimension, a lattice above."""
     index = np.arange(m)[:, None] + 0.5
     if code_dim == 1:
         return (index / m).astype(np.float32)
-    # Roberts' R_d sequence: steps are powers of 1/g with g^(d+1) = g + 1, the golden ratio generalised.
+    # Roberts' R_d sequence: steps are powers of 1/g with g^(d+1) = g + 1, the golden ratio generalized.
     g = 2.0
     for _ in range(50):
         g = (1 + g) ** (1 / (code_dim + 1))

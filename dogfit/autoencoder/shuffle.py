@@ -1,4 +1,4 @@
-"""The order of the data: a shuffle per epoch that is computed where it is wanted and stored nowhere."""
+"""Epoch shuffles that are computed where they are needed and stored nowhere."""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,22 @@ ROUNDS = 8
 
 
 def shuffled_rows(
-    epoch: Int[Array, " b"], place: Int[Array, " b"], key: UInt32[Array, "2"], n: int
+    epoch: Int[Array, " b"], position: Int[Array, " b"], key: UInt32[Array, "2"], n: int
 ) -> Int[Array, " b"]:
-    """Rows at some places of the shuffles of `n` rows: in each epoch every row stands at exactly one place.
+    """Rows at some positions of the shuffles of `n` rows; each epoch holds every row at exactly one position.
 
     A Feistel network permutes the numbers below the next power of two; those that land at `n` or above are
     sent through again until they fall below (cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite
-    Domains, 2002). A batch costs its own length, whatever `n`: no sort, no array of all rows to carry along.
+    Domains, 2002). A batch costs its own length, for any `n`: no sort, no array of all rows to carry along.
 
     Args:
-      epoch: number of the shuffle, for each entry of the batch.
-      place: place in that shuffle, in [0, n).
+      epoch: number of the shuffle, for each entry of the batch `[b]`.
+      position: position in that shuffle, in [0, n) `[b]`.
       key: two random words.
       n: rows; at most 2^31.
+
+    Returns:
+      Row numbers in [0, n), int32 `[b]`.
     """
     bits = max((n - 1).bit_length(), 2)
     low = bits // 2
@@ -40,12 +43,12 @@ def shuffled_rows(
     return jax.lax.while_loop(
         lambda x: jnp.any(x >= n),
         lambda x: jnp.where(x >= n, permute(x), x),
-        permute(place.astype(jnp.uint32)),
+        permute(position.astype(jnp.uint32)),
     ).astype(jnp.int32)
 
 
 def _mix(x: UInt[Array, " b"]) -> UInt[Array, " b"]:
-    """The finaliser of MurmurHash3: every bit of the input sways every bit of the output."""
+    """Hash words with the finalizer of MurmurHash3: each bit of the input changes each of the output."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""The decoder's curve over its code, cut into stretches that are named by our own fits."""
+"""The decoder's curve over its code, cut into segments that are named by our own fits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dogfit.autoencoder import Autoencoder
 UNNAMED = "unnamed"
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """An interval `[start, stop)` of the code and the name of the kernels decoded from it."""
 
     start: float
@@ -21,40 +21,40 @@ class Stretch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
-    """The decoder's curve, sampled evenly over the code and cut into named stretches.
+class LatentSegments:
+    """The decoder's curve, sampled evenly over the code and cut into named segments.
 
-    A name may hold several stretches; together they are one cluster.
+    A name may hold several segments; together they are one cluster.
 
     Attributes:
       code: `[m]`, sampled codes.
       kernels: `[m, k, k]`, decoded there; centred, unit norm.
-      label: `[m]`, the name each sample's own fit gave it, before stretches were formed.
+      label: `[m]`, the name each sample's own fit gave it, before segments were formed.
       r2: `[m]`, how well that fit describes it.
-      stretches: in the order of the code; they cover [0, 1].
+      segments: in the order of the code; they cover [0, 1].
     """
 
     code: Float[np.ndarray, "m"]
     kernels: Float[np.ndarray, "m k k"]
     label: Shaped[np.ndarray, "m"]
     r2: Float[np.ndarray, "m"]
-    stretches: tuple[Stretch, ...]
+    segments: tuple[Segment, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the clusters, in order of first appearance along the code."""
-        return tuple(dict.fromkeys(stretch.name for stretch in self.stretches))
+        return tuple(dict.fromkeys(segment.name for segment in self.segments))
 
     def assign(self, code: ArrayLike) -> Int[np.ndarray, "n"]:
         """Cluster of each code, as an index into `names`; -1 where the code is NaN."""
         codes = np.asarray(code, float)
-        starts = np.array([stretch.start for stretch in self.stretches])
-        cluster = np.array([self.names.index(stretch.name) for stretch in self.stretches])
+        starts = np.array([segment.start for segment in self.segments])
+        cluster = np.array([self.names.index(segment.name) for segment in self.segments])
         place = np.clip(np.searchsorted(starts, codes, side="right") - 1, 0, None)
         return np.where(np.isnan(codes), -1, cluster[place]).astype(np.int32)
 
 
-def name_spectrum(
+def segment_code(
     autoencoder: Autoencoder,
     fit: Callable[[np.ndarray], Any],
     label: Callable[[Any], np.ndarray],
@@ -62,8 +62,8 @@ def name_spectrum(
     samples: int = 256,
     min_r2: float = 0.7,
     min_samples: int = 4,
-) -> Spectrum:
-    """Decode evenly spaced codes, fit each decoded kernel, and join equal names into stretches.
+) -> LatentSegments:
+    """Decode evenly spaced codes, fit each decoded kernel, and join equal names into segments.
 
     Args:
       autoencoder: one with a single-number code.
@@ -71,28 +71,30 @@ def name_spectrum(
       label: that result to names `[m]`, as `dogfit.labels.label_fits` does.
       samples: number of codes.
       min_r2: a sample whose fit explains less is called "unnamed".
-      min_samples: a stretch of fewer samples joins its longer neighbour.
+      min_samples: a segment of fewer samples joins its longer neighbour.
 
     Raises:
       ValueError: the code has several numbers, so that there is no order to cut.
     """
     if autoencoder.config.code_dim != 1:
-        raise ValueError(f"a spectrum needs a code of one number, this one has {autoencoder.config.code_dim}")
+        raise ValueError(
+            f"only a code of one number can be cut into segments, this one has {autoencoder.config.code_dim}"
+        )
     code = (np.arange(samples, dtype=np.float32) + 0.5) / samples
     kernels = autoencoder.decode(code)
     result = fit(kernels)
     r2 = np.asarray(result.r2)
     names = np.asarray(label(result)).astype(str)
     good = np.nan_to_num(r2, nan=-np.inf) >= min_r2
-    runs = join_short(np.where(good, names, UNNAMED).tolist(), min_samples)
+    runs = merge_short_runs(np.where(good, names, UNNAMED).tolist(), min_samples)
     edges = np.cumsum([0, *(length for _, length in runs)]) / samples
-    stretches = tuple(
-        Stretch(float(a), float(b), name) for (name, _), a, b in zip(runs, edges[:-1], edges[1:], strict=True)
+    segments = tuple(
+        Segment(float(a), float(b), name) for (name, _), a, b in zip(runs, edges[:-1], edges[1:], strict=True)
     )
-    return Spectrum(code, kernels, names, r2, stretches)
+    return LatentSegments(code, kernels, names, r2, segments)
 
 
-def join_short(names: Sequence[str], shortest: int) -> list[tuple[str, int]]:
+def merge_short_runs(names: Sequence[str], shortest: int) -> list[tuple[str, int]]:
     """Run-length encode `names`; runs below `shortest` join their longer neighbour, shortest runs first."""
     runs: list[tuple[str, int]] = []
     for name in names:

@@ -58,11 +58,11 @@ def threshold_curve(values: ArrayLike, thresholds: ArrayLike) -> Float[np.ndarra
 
 
 def paper_pattern(name: str) -> str:
-    """The pattern of the paper that a label of `dogfit.labels`, or a stretch's name, belongs to.
+    """The pattern of the paper that a label of `dogfit.labels`, or a segment's name, belongs to.
 
     The paper names on- and off-centre, on- and off-square, crosses, first and second derivatives. Bars, rings
     and saddles are second derivatives. What has no counterpart there (a blob cut off by the margin, your own
-    families) is "other"; "unclear" and "unfitted" kernels and "unnamed" stretches are "none".
+    families) is "other"; "unclear" and "unfitted" kernels and "unnamed" segments are "none".
     """
     first, _, rest = name.partition("-")
     if name in ("unclear", "unfitted", "unnamed"):

@@ -1,4 +1,4 @@
-"""Partitions of kernels to set beside the named stretches: k-means and Gaussian mixtures, and their scores.
+"""Partitions of kernels to set beside the named segments: k-means and Gaussian mixtures, and their scores.
 
 Kernels are centred and scaled to unit norm here, so that Euclidean distance ranks as cosine does. Each
 estimator (scikit-learn's) can run on the kernels, on their principal components and on an autoencoder's code.
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from dogfit.autoencoder.autoencoder import unit_rows
+from dogfit.autoencoder.autoencoder import normalize_rows
 
 Method = Literal["k-means", "mixture"]
 METHODS: tuple[Method, ...] = ("k-means", "mixture")
@@ -76,7 +76,7 @@ def mixture(kernels: ArrayLike, k: int, seed: int = 0) -> Mixture:
 
 
 def _enough(kernels: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, good = unit_rows(kernels)
+    rows, good = normalize_rows(kernels)
     if not 1 <= k <= good.sum():
         raise ValueError(f"k must lie between 1 and the {good.sum()} usable kernels, got {k}")
     return rows, good
@@ -96,7 +96,7 @@ def representations(
     """
     from sklearn.decomposition import PCA
 
-    rows = unit_rows(kernels)[0].astype(np.float64)
+    rows = normalize_rows(kernels)[0].astype(np.float64)
     most = min(PCA_MOST, *rows.shape)
     found = PCA(most, svd_solver="full").fit(rows)
     held = np.cumsum(found.explained_variance_ratio_)
@@ -177,7 +177,7 @@ def silhouette(kernels: ArrayLike, labels: ArrayLike, *, sample: int = 2000, see
     Kernels without a shape and those labelled below 0 are left out. NaN when the sample has fewer than two
     clusters, or a cluster for every kernel.
     """
-    rows, good = unit_rows(kernels)
+    rows, good = normalize_rows(kernels)
     partition = np.asarray(labels)
     chosen = np.flatnonzero(good & (partition >= 0))
     chosen = np.random.default_rng(seed).permutation(chosen)[:sample]

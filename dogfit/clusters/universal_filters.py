@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from dogfit.autoencoder.autoencoder import unit_rows
+from dogfit.autoencoder.autoencoder import normalize_rows
 from dogfit.errors import InputError
 
 
@@ -35,7 +35,7 @@ class UniversalFilters:
     explained: Float[np.ndarray, "m"]
 
 
-def universal_filters(
+def backward_elimination(
     candidates: ArrayLike, kernels: ArrayLike, *, sample: int = 20_000, seed: int = 0
 ) -> UniversalFilters:
     """Greedy backward elimination: candidates are dropped one by one, the cheapest first.
@@ -65,7 +65,7 @@ def universal_filters(
     return UniversalFilters(tried[dropped[::-1]].reshape(-1, k, k), np.array(explained[::-1]))
 
 
-def forward_filters(
+def forward_selection(
     kernels: ArrayLike,
     count: int = 50,
     *,
@@ -111,15 +111,15 @@ def forward_filters(
     return UniversalFilters(tried[taken].reshape(-1, k, k), np.array(explained))
 
 
-def explained_by(filters: ArrayLike, kernels: ArrayLike) -> Float[np.ndarray, "n"]:
+def explained_energy(filters: ArrayLike, kernels: ArrayLike) -> Float[np.ndarray, "n"]:
     """Share of each kernel's energy about its mean that its best a·x + b explains, x out of the filters.
 
     Args:
       filters: `[m, k, k]`, any scale; constant ones explain nothing.
       kernels: `[n, k, k]`. Kernels without a shape get NaN.
     """
-    tried, _ = unit_rows(filters)
-    rows, good = unit_rows(kernels, np.asarray(filters).shape[1])
+    tried, _ = normalize_rows(filters)
+    rows, good = normalize_rows(kernels, np.asarray(filters).shape[1])
     return np.where(good, ((rows @ tried.T) ** 2).max(axis=1, initial=0.0), np.nan)
 
 
@@ -148,8 +148,8 @@ def match_filters(filters: ArrayLike, references: ArrayLike) -> Matches:
     Raises:
       ValueError: the two differ in kernel size.
     """
-    tried, _ = unit_rows(filters)
-    wanted, _ = unit_rows(references, np.asarray(filters).shape[1])
+    tried, _ = normalize_rows(filters)
+    wanted, _ = normalize_rows(references, np.asarray(filters).shape[1])
     cosine = np.abs(wanted @ tried.T)
     return Matches(cosine.argmax(axis=1), cosine.max(axis=1))
 
@@ -183,11 +183,11 @@ def read_filters(path: str | Path) -> Float[np.ndarray, "m k k"]:
 
 def _usable(candidates: ArrayLike, kernels: ArrayLike, sample: int, seed: int) -> tuple[np.ndarray, ...]:
     """Unit rows of the candidates that have a shape, and of a sample of such kernels."""
-    tried, usable = unit_rows(candidates)
+    tried, usable = normalize_rows(candidates)
     array = np.asarray(kernels)
     # Some to spare for kernels without a shape, and no copy of millions.
     drawn = np.random.default_rng(seed).permutation(len(array))[: 2 * sample]
-    rows, good = unit_rows(array[drawn], np.asarray(candidates).shape[1])
+    rows, good = normalize_rows(array[drawn], np.asarray(candidates).shape[1])
     if not usable.any() or not good.any():
         raise ValueError("universal filters need at least one candidate and one kernel that are not constant")
     return tried[usable], rows[good][:sample]

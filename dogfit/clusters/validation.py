@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
 
-from dogfit.autoencoder.autoencoder import unit_rows
+from dogfit.autoencoder.autoencoder import normalize_rows
 from dogfit.clusters.partitions import (
     METHODS,
     Method,
@@ -79,7 +79,7 @@ class CountCurve:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClusterValidation:
     """What is said about one set of kernels: scores at one number of clusters, curves over many."""
 
     kernels: int
@@ -87,7 +87,7 @@ class Evidence:
     curves: tuple[CountCurve, ...]
 
 
-def cluster_evidence(
+def validate_clusters(
     kernels: ArrayLike,
     code: ArrayLike | None = None,
     *,
@@ -97,7 +97,7 @@ def cluster_evidence(
     sample: int = SAMPLE,
     repeats: int = 5,
     seed: int = 0,
-) -> Evidence:
+) -> ClusterValidation:
     """Score k-means and Gaussian mixtures on kernels, PCA and code, and partitions that are given.
 
     Args:
@@ -111,7 +111,7 @@ def cluster_evidence(
     Raises:
       ValueError: fewer than 8 kernels have a shape.
     """
-    rows, good = unit_rows(kernels)
+    rows, good = normalize_rows(kernels)
     codes = None if code is None else np.asarray(code, np.float64)
     if codes is not None:
         good = good & np.isfinite(codes)
@@ -144,7 +144,7 @@ def cluster_evidence(
         )
     tried = [k for k in counts if k <= len(chosen) // 4]
     curves = [_curve(space, spaces[space], tried, seed) for space in spaces] if tried else []
-    return Evidence(len(chosen), tuple(scores), tuple(curves))
+    return ClusterValidation(len(chosen), tuple(scores), tuple(curves))
 
 
 def _score(
@@ -229,7 +229,7 @@ def gap_statistic(
     Raises:
       ValueError: fewer than two references, or too few kernels for the numbers asked.
     """
-    sets = [rows[good] for rows, good in map(unit_rows, (kernels, *references))]
+    sets = [rows[good] for rows, good in map(normalize_rows, (kernels, *references))]
     rng = np.random.default_rng(seed)
     length = min(sample, *(len(rows) for rows in sets))
     if len(sets) < 3 or length <= max(counts):

@@ -87,7 +87,7 @@ def replace_kernels(
       with_: what takes the kernels' place:
         - "fits": the best of dogfit's model families;
         - "universal": the nearest of the 8 filters that explain most, found for each kernel size as
-          `dogfit.clusters.universal_filters` does among 50 decoded from an autoencoder;
+          `dogfit.clusters.backward_elimination` does among 50 decoded from an autoencoder;
         - "autoencoder": the reconstruction of an autoencoder trained on them;
         - a function of kernels `[n, k, k]` to as many, such as `nearest_filter(filters)`,
           `reconstruction(autoencoder)` or one of your own; NaN keeps a kernel;
@@ -134,15 +134,15 @@ def replace_kernels(
 
 def nearest_filter(filters: Float[ArrayLike, "m k k"]) -> Method:
     """Kernels `[n, k, k]` to the filter nearest to each, up to gain, sign and mean."""
-    from dogfit.autoencoder.autoencoder import unit_rows
+    from dogfit.autoencoder.autoencoder import normalize_rows
 
     shapes = np.asarray(filters)
-    units, good = unit_rows(shapes)
+    units, good = normalize_rows(shapes)
     if not good.any():
         raise ValueError(f"none of the {len(shapes)} filters has a shape")
 
     def nearest(kernels: Kernels) -> Kernels:
-        rows, _ = unit_rows(kernels, shapes.shape[1])
+        rows, _ = normalize_rows(kernels, shapes.shape[1])
         return units[good][np.argmax(np.abs(rows @ units[good].T), axis=1)].reshape(kernels.shape)
 
     return nearest
@@ -279,10 +279,10 @@ def _method(name: str, kernels: Kernels, size: int) -> Method | str:
 
 def universal(autoencoder: "Autoencoder", kernels: Kernels, filters: int = FILTERS) -> Method:
     """The `nearest_filter` among those of 50 decoded candidates that explain most of the kernels."""
-    from dogfit.clusters import universal_filters
+    from dogfit.clusters import backward_elimination
 
     candidates = autoencoder.decode((np.arange(CANDIDATES) + 0.5) / CANDIDATES)
-    return nearest_filter(universal_filters(candidates, kernels).filters[:filters])
+    return nearest_filter(backward_elimination(candidates, kernels).filters[:filters])
 
 
 def _record(layer: Depthwise, model: str) -> Layer:

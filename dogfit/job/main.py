@@ -80,7 +80,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
             reasons += tuple(
                 f"no autoencoder for {_sizes([size])} kernels at --autoencoder: trained on this input"
                 for size, found in sizes.items()
-                if given and size not in given and found.spectrum is not None
+                if given and size not in given and found.latent_segments is not None
             )
             result = RunResult(kernelset, sizes, config.deciding(), (*kernelset.notes, *reasons))
             with progress.stage("write tables, figures and report", "files"):
@@ -161,7 +161,7 @@ def _given(config: RunConfig) -> dict[int, "Autoencoder"]:
             raise InputError(
                 f"the autoencoder for {_sizes([size])} kernels in {config.autoencoder} has "
                 f"code_dim={autoencoder.config.code_dim}, tie_sign={autoencoder.config.tie_sign}; the job "
-                "names stretches of codes of one number that tell a kernel from its negative"
+                "names segments of codes of one number that tell a kernel from its negative"
             )
     return found
 

@@ -26,9 +26,9 @@ CAPTIONS = {
     "all layers together and the nulls. Of many models, those with most layers.",
     "models": "Left, the share of kernels above each R² for each model (solid) and its covariance-matched "
     "null (dashed). Right, label shares of each model and its null.",
-    "spectrum": "What the decoder draws along its code, the stretches named by fitting those drawings, how "
-    "well they were fitted, and how many kernels lie where.",
-    "clusters": "Kernels by cluster: the centre (decoded amid the longest stretch of that name, or the "
+    "latent_segments": "What the decoder draws along its code, the segments named by fitting these kernels, "
+    "how well they were fitted, and how many kernels lie where.",
+    "clusters": "Kernels by cluster: the centre (decoded amid the longest segment of that name, or the "
     "mean of a k-means cluster), then members evenly spaced by rank, from the one closest to its own "
     "reconstruction (with k-means: to the centre) to the one farthest from it.",
 }

@@ -139,7 +139,7 @@ def _train_share(
         settings,
         mesh=data_mesh(),
         checkpoint_dir=None if checkpoints is None else hidden.resolve() / checkpoints,
-        progress=None if progress is None else lambda step, steps, loss: progress(step, steps),  # noqa: ARG005
+        progress=progress,
     )
 
 

@@ -13,7 +13,7 @@ from dogfit.report.figures.clusters import (
     training_shares,
     universal_filters,
 )
-from dogfit.report.figures.kernels import decoder_spectrum, fit_gallery, kernels_by_cluster
+from dogfit.report.figures.kernels import decoder_along_code, fit_gallery, kernels_by_cluster
 
 
 def draw_figures(result: RunResult, summary: Mapping[str, Any] | None = None) -> dict[tuple[str, str], bytes]:
@@ -38,7 +38,7 @@ def draw_figures(result: RunResult, summary: Mapping[str, Any] | None = None) ->
                 "cosine": distribution(found, size, "cosine"),
                 "gallery": fit_gallery(found, kernelset.groups[size], size),
                 "labels": labels_by_layer(found, kernelset, LABELS),
-                "spectrum": decoder_spectrum(found, size, LABELS),
+                "latent_segments": decoder_along_code(found, size, LABELS),
                 "clusters": kernels_by_cluster(found, size),
                 "intervals": stage_intervals(sections, size),
                 "training": training_shares(sections, size, LABELS),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 15
 CLUSTERS_SHOWN = 24
-SPECTRUM_CELLS = 26
+DECODED_SHOWN = 26
 NAMED_WIDTH = 0.018
 GALLERY_COLUMNS = 8
 # Kernels that set the scale of colours, evenly taken.
@@ -24,7 +24,7 @@ SCALED_BY = 20_000
 def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
     """A row for each cluster: its centre, then members from the most to the least alike.
 
-    Alike to their own reconstruction, as the stretches of one name hold different kernels; with k-means,
+    Alike to their own reconstruction, as the segments of one name hold different kernels; with k-means,
     to the centre.
     """
     clusters = found.clusters
@@ -42,7 +42,7 @@ def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
     for row, index in enumerate(shown):
         kernels = found.own.kernels[members[index]]
         similarity = np.einsum("nij,ij->n", kernels, clusters.centres[index])
-        if found.stretches and found.own.cosine is not None:
+        if found.code_clusters and found.own.cosine is not None:
             similarity = found.own.cosine[members[index]]
         ranked = members[index][np.argsort(-similarity, kind="stable")]
         places = np.unique(np.linspace(0, len(ranked) - 1, EXAMPLES).round().astype(int))
@@ -56,29 +56,29 @@ def kernels_by_cluster(found: SizeResult, size: int) -> "Figure | None":
         ax.text(place, -0.12, text, ha="center", va="bottom", fontsize=7)
     ax.text(EXAMPLES + 1.5, -0.12, "kernels", ha="left", va="bottom", fontsize=7)
     ax.set(xlim=(0, EXAMPLES + 1.35), ylim=(len(shown), 0))
-    kind = "name along the autoencoder's code" if found.stretches else "k-means cluster"
+    kind = "name along the autoencoder's code" if found.code_clusters else "k-means cluster"
     more = f" (the {len(shown)} largest clusters)" if len(shown) == CLUSTERS_SHOWN else ""
     fig.suptitle(f"{size}×{size} kernels by {kind}{more}", fontsize=9, fontweight="bold", x=0.01, ha="left")
     return fig
 
 
-def decoder_spectrum(found: SizeResult, size: int, labels: Sequence[str]) -> "Figure | None":
-    """The decoder swept over its code, cut into named stretches, with how many kernels lie where."""
-    spectrum, code = found.spectrum, found.code
-    if spectrum is None or code is None:
+def decoder_along_code(found: SizeResult, size: int, labels: Sequence[str]) -> "Figure | None":
+    """The decoder swept over its code, cut into named segments, with how many kernels lie where."""
+    segments, code = found.latent_segments, found.code
+    if segments is None or code is None:
         return None
     fig = style.figure(7.2, 3.7)
     strip, band, fit, count = fig.subplots(4, 1, sharex=True, height_ratios=(0.31, 0.8, 1.0, 1.1))
-    middles = (np.arange(SPECTRUM_CELLS) + 0.5) / SPECTRUM_CELLS
-    nearest = [int(np.argmin(np.abs(spectrum.code - middle))) for middle in middles]
-    limit = style.symmetric_limit(spectrum.kernels)
+    middles = (np.arange(DECODED_SHOWN) + 0.5) / DECODED_SHOWN
+    nearest = [int(np.argmin(np.abs(segments.code - middle))) for middle in middles]
+    limit = style.symmetric_limit(segments.kernels)
     style.show_kernels(
-        strip, [list(spectrum.kernels[nearest])], limit, left=0, top=0, width=1 / SPECTRUM_CELLS
+        strip, [list(segments.kernels[nearest])], limit, left=0, top=0, width=1 / DECODED_SHOWN
     )
     strip.set(ylim=(1, 0), aspect="auto", title=f"Decoder of the {size}×{size} autoencoder along its code")
     colours = style.label_colours(labels)
     unnamed = (0.88, 0.88, 0.88)
-    for start, stop, name in spectrum.stretches:
+    for start, stop, name in segments.segments:
         colour = colours.get(name, unnamed)
         band.axvspan(start, stop, facecolor=colour, edgecolor="white", linewidth=0.6)
         if stop - start >= NAMED_WIDTH:
@@ -88,7 +88,7 @@ def decoder_spectrum(found: SizeResult, size: int, labels: Sequence[str]) -> "Fi
                 *place, name, rotation=90, ha="center", va="center", fontsize=6, color=ink, clip_on=True
             )
     band.axis("off")
-    fit.plot(spectrum.code, spectrum.r2, color=style.KERNELS, linewidth=1.4)
+    fit.plot(segments.code, segments.r2, color=style.KERNELS, linewidth=1.4)
     fit.set(ylim=(0, 1.04), ylabel="R² of the\ndecoded kernel")
     count.hist(code[np.isfinite(code)], np.linspace(0, 1, 101), color=style.KERNELS, alpha=0.85)
     count.set(xlim=(0, 1), xlabel="code", ylabel="kernels per\n0.01 of code")
