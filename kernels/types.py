@@ -19,20 +19,21 @@ class Effort(NamedTuple):
     Attributes:
       starts: most seeds that are refined.
       steps: most evaluations for a start.
-      margin: share of the best energy known below which a seed is no start.
-      hope: a start is given up where so many times the promise of its next step is less than it lacks.
-      apart: widths within which a seed stands for those of neighbouring widths.
-      tolerance: energy (of 1) promised by a further step below which a row has converged.
-      crossings: whether there are starts across the edges of taps (`crossings.py`).
+      min_relative_energy: share of the best energy known below which a seed is no start.
+      abandon_factor: a start is given up where so many times the predicted gain of its next step is less
+        than it lacks.
+      min_separation: widths within which a seed stands for those of neighbouring widths.
+      tolerance: predicted gain (energy, of 1) of a further step below which a row has converged.
+      edge_restarts: whether there are starts across the edges of taps (`edge_restarts.py`).
     """
 
     starts: int
     steps: int
-    margin: float
-    hope: float
-    apart: float
+    min_relative_energy: float
+    abandon_factor: float
+    min_separation: float
     tolerance: float
-    crossings: bool = False
+    edge_restarts: bool = False
 
 
 class Found(NamedTuple):
@@ -40,12 +41,12 @@ class Found(NamedTuple):
 
     Attributes:
       point: search parameters of the model.
-      predicted_gain: energy (of 1) that a further step promised: the distance from convergence.
+      predicted_gain: energy (of 1) that a further step was predicted to gain: the distance from convergence.
       steps: evaluations spent, over all starts.
-      agreeing: starts that ended within 1e-3 of the best energy.
+      n_agreeing: starts that ended within 1e-3 of the best energy.
     """
 
     point: Float[Array, "p n"]
     predicted_gain: Float[Array, " n"]
     steps: Int[Array, " n"]
-    agreeing: Int[Array, " n"]
+    n_agreeing: Int[Array, " n"]

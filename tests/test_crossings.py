@@ -68,13 +68,15 @@ def test_a_search_with_them_loses_nothing_and_finds_more(shape):
     images = jnp.asarray(kernels.transpose(2, 1, 0), jnp.float32)
     model = BUILTIN_FAMILIES["d2"].model
     box = Box(*(np.array(side, np.float32)[:, None] for side in search_bounds(model, shape)))
-    effort = Effort(starts=2, steps=20, margin=0.6, hope=8.0, apart=0.3, tolerance=1e-7)
+    effort = Effort(
+        starts=2, steps=20, min_relative_energy=0.6, abandon_factor=8.0, min_separation=0.3, tolerance=1e-7
+    )
 
     def energies(effort):
         found = search_optimum(images, box, model, effort, block=32)
         assert np.all((found.point >= box.lower) & (found.point <= box.upper))
         return energy_at(images, list(found.point), model, None)
 
-    gained = np.asarray(energies(effort._replace(crossings=True)) - energies(effort))
+    gained = np.asarray(energies(effort._replace(edge_restarts=True)) - energies(effort))
     assert gained.min() > -1e-4
     assert np.any(gained > 1e-3)

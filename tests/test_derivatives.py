@@ -10,7 +10,7 @@ import pytest
 from dogfit.kernels.linalg import project
 from dogfit.kernels.model.custom import CustomModel, SearchRange
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.objective.derivatives import projected_derivatives, slopes
+from dogfit.kernels.objective.derivatives import model_jacobian, projected_derivatives
 from dogfit.kernels.objective.products import whiten
 from scipy_families import columns
 from scipy_reference import Problem, Reference
@@ -46,7 +46,7 @@ def random_points(generator: np.random.Generator, names: tuple[str, ...], profil
     """Search points `[p, rows]`, away from widths at which a basis nearly vanishes."""
     ranges = {
         "x0": (-2, 2), "y0": (-2, 2), "log_sigma": np.log((0.6, 2.5)), "log_ratio": np.log((1.3, 3)),
-        "kappa": (0.2, 0.9), "e1": (-0.8, 0.8), "e2": (-0.8, 0.8),
+        "surround_weight": (0.2, 0.9), "e1": (-0.8, 0.8), "e2": (-0.8, 0.8),
     }  # fmt: skip
     points = np.stack([generator.uniform(*ranges[name], ROWS) for name in names])
     if profile == "discrete":
@@ -214,14 +214,14 @@ def test_scale_of_a_basis_of_ones_own_is_the_spacing_of_its_nodes():
         ("d2_elliptic", "sampled"),
     ],
 )
-def test_slopes_are_those_of_the_image_for_fixed_gains(family, profile):
+def test_model_jacobian_against_scipy(family, profile):
     generator = np.random.default_rng(7)
     model = model_of(family, profile)
     points = random_points(generator, model.names, profile)
     gains = generator.normal(size=(len(model.terms), ROWS))
 
     def run(points, gains):
-        return slopes(model, list(points), list(gains), (KX, KY)), model.scale(list(points))
+        return model_jacobian(model, list(points), list(gains), (KX, KY)), model.scale(list(points))
 
     with jax.enable_x64(True):
         found, scale = jax.tree.map(np.asarray, jax.jit(run, compiler_options=QUICK)(points, gains))
@@ -232,11 +232,11 @@ def test_slopes_are_those_of_the_image_for_fixed_gains(family, profile):
             np.testing.assert_allclose(change[..., row].T.ravel(), wanted, atol=1e-10, err_msg=model.names[a])
 
 
-def test_slopes_of_a_basis_of_ones_own():
+def test_model_jacobian_of_a_custom_model():
     gains = np.random.default_rng(8).normal(size=(2, 2))
     with jax.enable_x64(True):
         points = [jnp.asarray(p) for p in GABOR_POINTS]
-        found = slopes(GABOR, points, [jnp.asarray(g) for g in gains], (KX, KY))
+        found = model_jacobian(GABOR, points, [jnp.asarray(g) for g in gains], (KX, KY))
         found, scale = jax.tree.map(np.asarray, (found, GABOR.scale(points)))
     for row in range(2):
         for a, change in enumerate(found):

@@ -45,13 +45,17 @@ def test_of_every_family(family):
     np.testing.assert_allclose(found, wanted_errors(jacobian, 0.3), rtol=1e-4)
 
 
-@pytest.mark.parametrize("at_bound", ["log_sigma", "kappa", "e1"])
+@pytest.mark.parametrize("at_bound", ["log_sigma", "surround_weight", "e1"])
 def test_what_is_held_has_none_and_is_no_rival_to_the_others(at_bound):
     family = BUILTIN_FAMILIES["dog_d1_elliptic"]
     names, values = list(EXAMPLES[family.name]), np.array(list(EXAMPLES[family.name].values()))
     flags = [name == at_bound for name in family.model.names]
     found = dict(zip(names, errors_of(family, values, flags), strict=True))
-    unknown = {"log_sigma": {"sigma_px"}, "kappa": {"surround_weight"}, "e1": {"aspect", "phi_rad"}}[at_bound]
+    unknown = {
+        "log_sigma": {"sigma_px"},
+        "surround_weight": {"surround_weight"},
+        "e1": {"aspect", "phi_rad"},
+    }[at_bound]
     assert {name for name, error in found.items() if np.isnan(error)} == unknown
 
     def image(p):

@@ -25,12 +25,14 @@ MODELS = {
     "dog": GaussianModel(0, two_widths=True),
     "d1": GaussianModel(1),
     "d2": GaussianModel(2),
-    "dog_d1": GaussianModel(1, two_widths=True, tied=True),
+    "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
 }
 FOUR = ("gaussian", "dog", "d1", "d2")
 ROWS, SIZE = 48, 5
 PLATFORM = {"triton": "cuda", "tpu": "tpu"}
-EFFORT = search.Effort(starts=8, steps=15, margin=0.6, hope=12.0, apart=0.3, tolerance=1e-7)
+EFFORT = search.Effort(
+    starts=8, steps=15, min_relative_energy=0.6, abandon_factor=12.0, min_separation=0.3, tolerance=1e-7
+)
 # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
 QUICK = {"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0}
 
@@ -42,7 +44,7 @@ def box(model: GaussianModel, size: int) -> Box:
 def random_points(generator: np.random.Generator, model: GaussianModel, rows: int) -> np.ndarray:
     """Search points `[p, rows]` well inside the box."""
     ranges = {"log_sigma": (math.log(0.4), math.log(3)), "log_ratio": (math.log(1.2), math.log(4))}
-    ranges |= {"kappa": (0.1, 0.9)}
+    ranges |= {"surround_weight": (0.1, 0.9)}
     return np.stack([generator.uniform(*ranges.get(name, (-1.5, 1.5)), rows) for name in model.names])
 
 
@@ -137,7 +139,7 @@ def test_the_same_optima_as_the_plain_path(name):
     lower, upper = (np.asarray(bound) for bound in box(model, SIZE))
     assert np.all((found.point >= lower) & (found.point <= upper))
     assert np.median(found.predicted_gain) < EFFORT.tolerance
-    assert np.all((found.steps > 0) & (found.agreeing >= 1))
+    assert np.all((found.steps > 0) & (found.n_agreeing >= 1))
 
 
 @pytest.mark.parametrize("name", ["d2", "dog"])

@@ -20,7 +20,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 MODELS = {
     "dog": GaussianModel(0, two_widths=True),
     "d2": GaussianModel(2),
-    "dog_d1": GaussianModel(1, two_widths=True, tied=True),
+    "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
     "d1_elliptic": GaussianModel(1, elliptic=True),
 }
 

@@ -22,7 +22,7 @@ _NAMES = {
     "y0": "y0_px",
     "log_sigma": "sigma_px",
     "log_ratio": "surround_ratio",
-    "kappa": "surround_weight",
+    "surround_weight": "surround_weight",
 }
 
 

@@ -46,7 +46,7 @@ _REPORTED = {
     "y0": ("y0_px",),
     "log_sigma": ("sigma_px",),
     "log_ratio": ("sigma_surround_px",),
-    "kappa": ("surround_weight",),
+    "surround_weight": ("surround_weight",),
     "e1": ("aspect", "phi_rad"),
     "e2": ("aspect", "phi_rad"),
 }
@@ -79,13 +79,13 @@ class Family:
 
 def _gaussian_family(name: str, model: GaussianModel) -> Family:
     gains = {0: ("amplitude",), 1: ("amplitude",), 2: ("amplitude_1", "amplitude_2")}[model.order]
-    if model.two_widths and not model.tied:
+    if model.two_widths and not model.shared_amplitude:
         gains = ("amplitude_center", "amplitude_surround")
     units = {"offset": "weight"} | dict.fromkeys(gains, "weight")
     units |= {"theta_rad": "rad"} if model.order else {}
     units |= dict.fromkeys(("x0_px", "y0_px", "sigma_px"), "px")
     units |= {"sigma_surround_px": "px"} if model.two_widths else {}
-    units |= {"surround_weight": "ratio"} if model.tied else {}
+    units |= {"surround_weight": "ratio"} if model.shared_amplitude else {}
     units |= {"aspect": "ratio", "phi_rad": "rad"} if model.elliptic else {}
     return Family(name, model, tuple(Parameter(*item) for item in units.items()))
 
@@ -95,8 +95,8 @@ _ROUND = {
     "dog": GaussianModel(0, two_widths=True),
     "d1": GaussianModel(1),
     "d2": GaussianModel(2),
-    "dog_d1": GaussianModel(1, two_widths=True, tied=True),
-    "dog_d2": GaussianModel(2, two_widths=True, tied=True),
+    "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
+    "dog_d2": GaussianModel(2, two_widths=True, shared_amplitude=True),
 }
 _MODELS = _ROUND | {f"{name}_elliptic": replace(model, elliptic=True) for name, model in _ROUND.items()}
 BUILTIN_FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -157,8 +157,8 @@ def search_bounds(model: Model, shape: tuple[int, int]) -> tuple[list[float], li
         "x0": (-width / 2, width / 2),
         "y0": (-height / 2, height / 2),
         "log_sigma": (math.log(model.min_sigma), math.log(max(shape))),
-        "log_ratio": (math.log(MIN_TIED_RATIO if model.tied else MIN_RATIO), math.log(MAX_RATIO)),
-        "kappa": (0.0, 1.0),
+        "log_ratio": (math.log(MIN_TIED_RATIO if model.shared_amplitude else MIN_RATIO), math.log(MAX_RATIO)),
+        "surround_weight": (0.0, 1.0),
         "e1": (-MAX_SHAPE, MAX_SHAPE),
         "e2": (-MAX_SHAPE, MAX_SHAPE),
     }
@@ -217,8 +217,8 @@ def to_parameters(
     values = [offset, *gains, at["x0"], at["y0"], sigma]
     if model.two_widths:
         values.append(sigma * jnp.exp(at["log_ratio"]))
-    if model.tied:
-        values.append(at["kappa"])
+    if model.shared_amplitude:
+        values.append(at["surround_weight"])
     if model.elliptic:
         values += [jnp.exp(jnp.hypot(at["e1"], at["e2"])), 0.5 * jnp.arctan2(at["e2"], at["e1"])]
     return jnp.stack(values, axis=-1)
@@ -248,7 +248,7 @@ def from_parameters(
     point = [values["x0_px"], values["y0_px"], jnp.log(values["sigma_px"])]
     if model.two_widths:
         point.append(jnp.log(values["sigma_surround_px"]) - point[2])
-    if model.tied:
+    if model.shared_amplitude:
         point.append(values["surround_weight"])
     if model.elliptic:
         log_aspect, twice = jnp.log(values["aspect"]), 2 * values["phi_rad"]

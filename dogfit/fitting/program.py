@@ -16,7 +16,7 @@ from dogfit.fitting.result import FitResult, Status
 from dogfit.fitting.search import Images, Search, search_models, tolerance_of
 from dogfit.kernels.linalg import largest_tap, leverages, materialize, project, sum_arrays, sum_taps
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.objective.derivatives import slopes
+from dogfit.kernels.objective.derivatives import model_jacobian
 from dogfit.kernels.objective.products import mean_taps, whiten
 from dogfit.kernels.types import Box, Found
 
@@ -113,7 +113,7 @@ def fit_block(
         at_bound={f.name: fit.at_bound for f, fit in zip(families, fits, strict=True)},
         predicted_gain=jnp.stack([fit.found.predicted_gain for fit in fits], axis=1),
         steps=jnp.stack([fit.found.steps for fit in fits], axis=1),
-        n_agreeing=jnp.stack([fit.found.agreeing for fit in fits], axis=1),
+        n_agreeing=jnp.stack([fit.found.n_agreeing for fit in fits], axis=1),
         weights=weights,
     )
 
@@ -234,7 +234,7 @@ def _score(
     if config.criterion == "cv":
         shape = (residual.shape[0], residual.shape[1])
         point = list(found.point)
-        changes = slopes(family.model, point, gains, (shape[1], shape[0]))
+        changes = model_jacobian(family.model, point, gains, (shape[1], shape[0]))
         columns = [
             jnp.ones_like(residual),
             *(image for image, _ in varying_images(family.model, found.point, shape)),

@@ -20,7 +20,7 @@ from dogfit.fitting.families import (
     to_parameters,
     with_profile,
 )
-from dogfit.kernels.objective.derivatives import slopes
+from dogfit.kernels.objective.derivatives import model_jacobian
 
 if TYPE_CHECKING:
     import polars
@@ -236,7 +236,7 @@ def _jacobians(
     model = family.model
     point, offset, gains = from_parameters(family, parameters)
     unit = model.scale(list(point))
-    changes = slopes(model, list(point), gains, (shape[1], shape[0]))
+    changes = model_jacobian(model, list(point), gains, (shape[1], shape[0]))
     images = [jnp.swapaxes(c / s[None, None, :], 0, 1) for c, s in zip(changes, unit, strict=True)]
     columns = jnp.stack([jnp.ones_like(images[0]), *basis_images(model, point, shape), *images])
 

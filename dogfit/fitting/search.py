@@ -87,7 +87,7 @@ def _native_model(
     if reason is None:
         assert isinstance(search.model, GaussianModel)
         model = search.model
-        return native.NativeModel(model.order, model.two_widths, model.tied, model.elliptic)
+        return native.NativeModel(model.order, model.two_widths, model.shared_amplitude, model.elliptic)
     if config.engine == "native":
         raise ValueError(f"engine native cannot make this fit: {reason}")
     return None
@@ -114,9 +114,9 @@ def _search_native(
     effort = usual._replace(
         starts=min(4 * config.effort + 4, native.MAX_STARTS),
         steps=config.steps,
-        apart=usual.apart / harder**0.5,
-        margin=usual.margin**harder,
-        hope=usual.hope * harder,
+        min_separation=usual.min_separation / harder**0.5,
+        min_relative_energy=usual.min_relative_energy**harder,
+        abandon_factor=usual.abandon_factor * harder,
     )
 
     def search(images: Images) -> tuple[Found, ...]:
@@ -133,7 +133,9 @@ def _climb_native(images: Images, given: Search, model: native.NativeModel, conf
     """Starts of an elliptic model as XLA finds them, and compiled ascents from there."""
     effort = _effort(given.model, config, tolerance_of(images.dtype))
     # Steps are cheap here.
-    effort = effort._replace(starts=min(effort.starts, native.MAX_GIVEN_STARTS), hope=4 * effort.hope)
+    effort = effort._replace(
+        starts=min(effort.starts, native.MAX_GIVEN_STARTS), abandon_factor=4 * effort.abandon_factor
+    )
 
     def search(images: Images) -> Found:
         kernels = lax.transpose(images, (1, 0, 2))
@@ -169,7 +171,7 @@ def _search_pallas(images: Images, weights: Images | None, given: Search, config
 def fused_effort(model: GaussianModel, config: FitConfig) -> Effort:
     """How hard the fused search tries: its starts are taken up one by one while they may win."""
     effort = _effort(model, config, tolerance_of(jnp.float32))
-    if model.tied:
+    if model.shared_amplitude:
         return effort._replace(starts=5 * config.effort, steps=config.steps)
     return effort._replace(starts=5 * config.effort // 2, steps=(config.steps + 6) // 2)
 
@@ -228,30 +230,32 @@ def _effort(model: Model, config: FitConfig, tolerance: float) -> Effort:
     harder = config.effort / DEFAULT.effort
     share, starts = 0.5, 12
     # What has not arrived by half the steps is in a narrow valley; the best of a kernel gets to its end.
-    steps, hope, apart, crossings = (config.steps + 1) // 2, 8.0, 0.3, False
+    steps, abandon_factor, min_separation, edge_restarts = (config.steps + 1) // 2, 8.0, 0.3, False
     if isinstance(model, GaussianModel):
         share = _SHARES[model.order, 1 + model.two_widths]
-        crossings = model.profile == "integrated" and model.tied and (model.elliptic or model.order == 2)
+        edge_restarts = (
+            model.profile == "integrated" and model.shared_amplitude and (model.elliptic or model.order == 2)
+        )
         sampled_derivative = model.profile == "sampled" and model.order > 0
         # Ellipses, tied surrounds and values at single points have more optima; centres of a discrete profile
         # are starts of their own, of which an edge has many.
-        if model.tied and model.order == 2:
+        if model.shared_amplitude and model.order == 2:
             starts, steps = 30, config.steps
-        elif model.profile == "discrete" and model.order == 1 and not model.tied:
+        elif model.profile == "discrete" and model.order == 1 and not model.shared_amplitude:
             starts = 60
-        elif model.tied or model.elliptic or model.profile == "discrete" or sampled_derivative:
+        elif model.shared_amplitude or model.elliptic or model.profile == "discrete" or sampled_derivative:
             starts = 24
         if model.elliptic and (model.order or model.two_widths):
             # Many optima, and valleys that bend.
-            starts = 96 if model.tied or sampled_derivative else 64
-            apart = 0.3 if model.tied else 0.2
-            steps, hope, share = config.steps, 32.0, 0.85 * share
+            starts = 96 if model.shared_amplitude or sampled_derivative else 64
+            min_separation = 0.3 if model.shared_amplitude else 0.2
+            steps, abandon_factor, share = config.steps, 32.0, 0.85 * share
     return Effort(
         starts=max(round(harder * starts), 1),
         steps=steps,
-        margin=share**harder,
-        hope=hope * harder,
-        apart=apart / harder**0.5,
+        min_relative_energy=share**harder,
+        abandon_factor=abandon_factor * harder,
+        min_separation=min_separation / harder**0.5,
         tolerance=tolerance,
-        crossings=crossings,
+        edge_restarts=edge_restarts,
     )

@@ -39,15 +39,15 @@ class GaussianModel:
     Attributes:
       order: total order of differentiation, 0 to 2.
       two_widths: whether there is a second, wider Gaussian with the same centre.
-      tied: whether the second is subtracted, `kappa` times, from each derivative (else it has a weight of
-        its own).
+      shared_amplitude: whether the second is subtracted, `surround_weight` times, from each derivative of the
+        first, so that both share an amplitude (else each has its own).
       elliptic: whether the Gaussians may be elliptic, all alike.
       profile: how functions become taps, out of `profiles.PROFILES`.
     """
 
     order: int
     two_widths: bool = False
-    tied: bool = False
+    shared_amplitude: bool = False
     elliptic: bool = False
     profile: str = "integrated"
 
@@ -56,7 +56,7 @@ class GaussianModel:
         """Search parameters: centre in taps from the middle, logarithms of widths, and shape."""
         optional = {
             "log_ratio": self.two_widths,
-            "kappa": self.tied,
+            "surround_weight": self.shared_amplitude,
             "e1": self.elliptic,
             "e2": self.elliptic,
         }
@@ -75,7 +75,7 @@ class GaussianModel:
     @property
     def max_step(self) -> tuple[float, ...]:
         """Longest step of the search per parameter, in units of `scale`."""
-        steps = {"log_sigma": 0.8, "kappa": 0.5, "e1": 0.5, "e2": 0.5}
+        steps = {"log_sigma": 0.8, "surround_weight": 0.5, "e1": 0.5, "e2": 0.5}
         return tuple(steps.get(name, 1.0) for name in self.names)
 
     @functools.cached_property
@@ -83,7 +83,7 @@ class GaussianModel:
         """Terms of each basis function."""
         widths = (0, 1) if self.two_widths else (0,)
         orders = [(self.order - j, j) for j in range(self.order + 1)]
-        if self.tied:
+        if self.shared_amplitude:
             return tuple(tuple((w, i, j) for w in widths) for i, j in orders)
         return tuple(((w, i, j),) for w in widths for i, j in orders)
 
@@ -95,8 +95,11 @@ class GaussianModel:
     def basis(self, point: list[Batch]) -> list[Combination]:
         """Basis functions at a search point, by their terms."""
         one = jnp.ones_like(point[0])
-        second = -point[self.names.index("kappa")] if self.tied else one
-        return [{term: second if self.tied and term[0] else one for term in terms} for terms in self.terms]
+        second = -point[self.names.index("surround_weight")] if self.shared_amplitude else one
+        return [
+            {term: second if self.shared_amplitude and term[0] else one for term in terms}
+            for terms in self.terms
+        ]
 
     def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
         """The basis as images, x on the first axis, not centred."""
@@ -133,7 +136,7 @@ class TermImages:
         for w, width in enumerate(widths):
             if model.elliptic:
                 xx, xy, yy = (2.0 * entry for entry in _half_matrices(*point[-2:])[()])
-                paired = model.two_widths and not model.tied
+                paired = model.two_widths and not model.shared_amplitude
                 images, level = elliptic_images(
                     (x0, y0), width, (xx, xy, yy), shape, (model.order, highest), model.profile, paired
                 )
@@ -223,19 +226,19 @@ class Calculus:
         )
 
     def first(self, model: Combination, parameter: str) -> Combination:
-        """Derivative by any parameter but kappa."""
+        """Derivative by any parameter but the surround's weight."""
         if parameter in ("x0", "y0"):
             shifted = raise_order(model, int(parameter == "x0"), int(parameter == "y0"))
             return {t: -weight * self.inverse_ratio if t[0] else -weight for t, weight in shifted.items()}
         spread = self._spread(model, parameter)
-        if parameter == "log_ratio" and self.model.tied and self.model.order:
+        if parameter == "log_ratio" and self.model.shared_amplitude and self.model.order:
             # The scale of the surround's derivative, which here is no weight's to absorb.
             own = {term: self.model.order * weight for term, weight in model.items() if term[0] == 1}
             return add(spread, own)
         return spread
 
     def second(self, model: Combination, one: str, other: str) -> Combination:
-        """Second derivative by any parameters but kappa."""
+        """Second derivative by any parameters but the surround's weight."""
         twice = self.first(self.first(model, one), other)
         if one in ("x0", "y0") or other in ("x0", "y0"):
             return twice

@@ -32,44 +32,47 @@ class NativeModel(NamedTuple):
     Attributes:
       order: 0 to 2.
       two_widths: whether there is a second, wider Gaussian with the same centre.
-      tied: whether it is subtracted, `kappa` times, from each derivative (else it has a weight of its own).
+      shared_amplitude: whether it is subtracted, `surround_weight` times, from each derivative of the first
+        (else each has an amplitude of its own).
       elliptic: whether the Gaussians may be elliptic, all alike.
     """
 
     order: int
     two_widths: bool = False
-    tied: bool = False
+    shared_amplitude: bool = False
     elliptic: bool = False
 
     @property
     def parameters(self) -> int:
-        """Number of search parameters: x0, y0, log sigma[, log ratio[, kappa]][, e1, e2]."""
-        return 3 + self.two_widths + self.tied + 2 * self.elliptic
+        """Number of search parameters: x0, y0, log sigma[, log ratio[, surround weight]][, e1, e2]."""
+        return 3 + self.two_widths + self.shared_amplitude + 2 * self.elliptic
 
     @property
     def pairing(self) -> int:
         """As `Pairing` in csrc/api.h."""
-        return 2 if self.tied else int(self.two_widths)
+        return 2 if self.shared_amplitude else int(self.two_widths)
 
 
 class NativeEffort(NamedTuple):
     """How hard to search; static.
 
     Attributes:
-      starts: most seeds that are refined, at most `MAX_STARTS`; twice as many for tied models.
+      starts: most seeds that are refined, at most `MAX_STARTS`; twice as many for models that share an
+        amplitude.
       steps: most evaluations for a start.
-      apart: widths within which a seed stands for those of neighbouring widths.
-      margin: share of the best energy known below which a seed is no start; closer to 1 for families whose
-        seeds tell more.
-      hope: a start is given up where so many times the promise of its next step is less than it lacks.
+      min_separation: widths within which a seed stands for those of neighbouring widths.
+      min_relative_energy: share of the best energy known below which a seed is no start; closer to 1 for
+        families whose seeds tell more.
+      abandon_factor: a start is given up where so many times the predicted gain of its next step is less
+        than it lacks.
       tolerance: energy (of 1) promised by a further step below which a start has converged.
     """
 
     starts: int = 24
     steps: int = 40
-    apart: float = 0.3
-    margin: float = 0.66
-    hope: float = 12.0
+    min_separation: float = 0.3
+    min_relative_energy: float = 0.66
+    abandon_factor: float = 12.0
     tolerance: float = 1e-7
 
 
@@ -140,7 +143,10 @@ def _results(kernels: Array, point: tuple[int, ...], rest: tuple[int, ...]) -> t
 
 def _ascents(effort: Effort | NativeEffort) -> dict[str, Any]:
     """Attributes of a call that say how hard to climb."""
-    numbers = {name: np.float32(getattr(effort, name)) for name in ("margin", "hope", "tolerance")}
+    numbers = {
+        name: np.float32(getattr(effort, name))
+        for name in ("min_relative_energy", "abandon_factor", "tolerance")
+    }
     return {"steps": np.int32(effort.steps), **numbers}
 
 
@@ -160,7 +166,7 @@ def search_families(
 
     Args:
       kernels: float32, x on the first axis, batch last; finite.
-      models: round ones; pairs of Gaussians have weights of their own, pairs of derivatives are tied; static.
+      models: round ones; pairs of Gaussians have an amplitude each, pairs of derivatives share one; static.
       lower: lower bounds of each model's parameters; may be traced.
       upper: upper bounds.
       effort: static.
@@ -179,19 +185,19 @@ def search_families(
         # A caller that merges the new axis with the batch is faster.
         vmap_method="sequential",
     )
-    point, predicted_gain, steps, agreeing = call(
+    point, predicted_gain, steps, n_agreeing = call(
         kernels,
         _bounds(kernels, lower),
         _bounds(kernels, upper),
         orders=np.array([m.order for m in models], np.int32),
         pairings=np.array([m.pairing for m in models], np.int32),
         starts=np.int32(effort.starts),
-        apart=np.float32(effort.apart),
+        min_separation=np.float32(effort.min_separation),
         **_ascents(effort),
         instructions=only,
     )
     return tuple(
-        Found(point[i, : model.parameters], predicted_gain[i], steps[i], agreeing[i])
+        Found(point[i, : model.parameters], predicted_gain[i], steps[i], n_agreeing[i])
         for i, model in enumerate(models)
     )
 

@@ -65,15 +65,15 @@ class _Parts(NamedTuple):
     """A model and its basis, differentiated along each search parameter."""
 
     basis: list[Combination]
-    by_kappa: list[Combination]
+    by_weight: list[Combination]
     whole: Combination
-    whole_by_kappa: Combination
+    whole_by_weight: Combination
 
 
 def _parts(basis: list[Combination], gains: list[Batch]) -> _Parts:
     minus = -jnp.ones_like(gains[0])
-    by_kappa = [{term: minus for term in function if term[0] == 1} for function in basis]
-    return _Parts(basis, by_kappa, add_weighted(basis, gains), add_weighted(by_kappa, gains))
+    by_weight = [{term: minus for term in function if term[0] == 1} for function in basis]
+    return _Parts(basis, by_weight, add_weighted(basis, gains), add_weighted(by_weight, gains))
 
 
 def _by_calculus(
@@ -84,23 +84,23 @@ def _by_calculus(
     calculus = Calculus(model, point)
     basis = model.basis(point)
     energy, gains, factor = products.project(kernels, basis)
-    _, by_kappa, whole, whole_by_kappa = _parts(basis, gains)
+    _, by_weight, whole, whole_by_weight = _parts(basis, gains)
 
     def derive(name: str, function: Combination, own: Combination) -> Combination:
-        """First derivative of a function, whose own derivative by kappa is given."""
-        return own if name == "kappa" else calculus.first(function, name)
+        """First derivative of a function, whose own derivative by the surround's weight is given."""
+        return own if name == "surround_weight" else calculus.first(function, name)
 
-    first = [derive(name, whole, whole_by_kappa) for name in names]
-    basis_first = [[derive(name, b, k) for b, k in zip(basis, by_kappa, strict=True)] for name in names]
+    first = [derive(name, whole, whole_by_weight) for name in names]
+    basis_first = [[derive(name, b, k) for b, k in zip(basis, by_weight, strict=True)] for name in names]
     second: dict[tuple[int, int], Combination] = {}
     for a in range(n):
         for b in range(a + 1):
-            rest = [name for name in (names[b], names[a]) if name != "kappa"]
+            rest = [name for name in (names[b], names[a]) if name != "surround_weight"]
             if len(rest) == 2:
                 second[a, b] = calculus.second(whole, *rest)
             else:
-                # Linear in kappa: the second derivative by it alone is nothing.
-                second[a, b] = calculus.first(whole_by_kappa, rest[0]) if rest else {}
+                # Linear in the surround's weight: the second derivative by it alone is nothing.
+                second[a, b] = calculus.first(whole_by_weight, rest[0]) if rest else {}
     parts = [*first, *second.values(), *(b for row in basis_first for b in row)]
     moments = products.residual_moments({term for part in parts for term in part})
 
@@ -126,7 +126,9 @@ def _by_calculus(
     return Derivatives(energy, [against_residual(part) for part in first], hessian)
 
 
-def slopes(model: Model, point: list[Batch], gains: list[Batch], shape: tuple[int, int]) -> list[Image]:
+def model_jacobian(
+    model: Model, point: list[Batch], gains: list[Batch], shape: tuple[int, int]
+) -> list[Image]:
     """Derivative of the model's image by each search parameter, in the model's units, for fixed gains."""
     if isinstance(model, GaussianModel):
         calculus = Calculus(model, point)
@@ -136,8 +138,8 @@ def slopes(model: Model, point: list[Batch], gains: list[Batch], shape: tuple[in
         own = {term: model.order * weight for term, weight in parts.whole.items()}
 
         def change(name: str) -> Combination:
-            if name == "kappa":
-                return parts.whole_by_kappa
+            if name == "surround_weight":
+                return parts.whole_by_weight
             slope = calculus.first(parts.whole, name)
             return add(slope, own) if name == "log_sigma" and model.order else slope
 

@@ -20,7 +20,7 @@ from dogfit.kernels.model.gaussian import Combination, GaussianModel, Term, Term
 from dogfit.kernels.model.profiles import PROFILES, VARIATIONS
 
 # Orders by which a term is raised in a second derivative by widths.
-RAISED = 4
+ORDER_INCREASE = 4
 
 Image = Float[Array, "kx ky b"]
 
@@ -54,9 +54,9 @@ class SeparableProducts:
     def __init__(self, model: GaussianModel, point: list[Batch], shape: tuple[int, int]) -> None:
         sigma = jnp.exp(point[2])
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
-        self._highest, self._widths = model.order + RAISED, len(widths)
+        self._highest, self._widths = model.order + ORDER_INCREASE, len(widths)
         # Two Gaussians with weights of their own, which may all but cancel.
-        self._free_pair = model.two_widths and not model.tied
+        self._free_pair = model.two_widths and not model.shared_amplitude
         columns = self._widths * (model.order + 3)
         if shape[0] == shape[1]:
             self._x, self._y = self._lines(model, point[:2], widths, shape[0], columns)
@@ -218,7 +218,7 @@ class WeightedProducts:
         shape: tuple[int, int],
         weights: Image | None,
     ) -> None:
-        self._terms = TermImages(model, point, shape, model.order + RAISED, varying=True)
+        self._terms = TermImages(model, point, shape, model.order + ORDER_INCREASE, varying=True)
         self._weights = weights
         self._images: dict[int, tuple[Combination, Image]] = {}
 

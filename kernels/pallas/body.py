@@ -93,7 +93,7 @@ class SearchState(NamedTuple):
     best_point: tuple[Lanes, ...]
     best_energy: Lanes
     best_promise: Lanes
-    agreeing: Int[Array, "..."]
+    n_agreeing: Int[Array, "..."]
     starts: Int[Array, "..."]
     steps: Int[Array, "..."]
 
@@ -143,7 +143,7 @@ def search_block(
         found[a] = state.best_point[a]
     found[n] = state.best_promise
     counts[0] = state.steps
-    counts[1] = state.agreeing
+    counts[1] = state.n_agreeing
 
 
 def _find_seeds(tables: Tables, seeds: Ref, project: Project, zero: Lanes, n: int, plan: Plan) -> None:
@@ -223,7 +223,7 @@ def initial_state(zero: Lanes, n: int) -> SearchState:
         best_point=tuple(value + _NOWHERE for value in point),
         best_energy=-far,
         best_promise=far,
-        agreeing=none,
+        n_agreeing=none,
         starts=none,
         steps=none,
     )
@@ -316,7 +316,9 @@ def _climb(
         best_point=_choose(wins, point, state.best_point),
         best_energy=jnp.where(wins, energy, state.best_energy),
         best_promise=jnp.where(wins, predicted_gain, state.best_promise),
-        agreeing=jnp.where(ends & (lead > _AGREEMENT) & ~joins, 1, state.agreeing + agrees.astype(jnp.int32)),
+        n_agreeing=jnp.where(
+            ends & (lead > _AGREEMENT) & ~joins, 1, state.n_agreeing + agrees.astype(jnp.int32)
+        ),
         steps=state.steps + active.astype(jnp.int32),
     )
 
@@ -343,15 +345,15 @@ def _ascent_step(
 ) -> tuple[tuple[Lanes, ...], Lanes, Lanes]:
     """Next point inside the box, the gain predicted there, and the gain an undamped step promises.
 
-    What sits on a bound and pushes outwards is held, the rest moves freely.
+    What sits on a bound and pushes outwards is held fixed, the rest moves freely.
     """
-    held = [
+    at_bound = [
         ((x <= low) & (slope < 0)) | ((x >= high) & (slope > 0))
         for x, slope, (low, high) in zip(point, gradient, bounds, strict=True)
     ]
-    slope = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
+    slope = [jnp.where(h, 0.0, g) for h, g in zip(at_bound, gradient, strict=True)]
     matrix = {
-        (a, b): jnp.where(held[a] | held[b], 1.0 if a == b else 0.0, -value)
+        (a, b): jnp.where(at_bound[a] | at_bound[b], 1.0 if a == b else 0.0, -value)
         for (a, b), value in hessian.items()
     }
     step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)

@@ -82,7 +82,7 @@ def padded_taps(size: int) -> int:
 
 def _surrounds(model: GaussianModel, sigma: float) -> list[list[tuple[float, float]]]:
     """Ratios of widths and kappas tried at a width; those of a group compete."""
-    if model.tied:
+    if model.shared_amplitude:
         kappas = NARROW_KAPPAS if sigma <= _NARROW else KAPPAS
         return [[(ratio, kappa) for kappa in kappas] for ratio in TIED_RATIOS]
     return [[(ratio, 0.0) for ratio in group] for group in (_RATIOS if model.two_widths else ((1.0,),))]
@@ -106,7 +106,11 @@ def dictionary(model: GaussianModel, size: int) -> Dictionary:
                     slot.append(slots + strip)
                     start.append(len(numbers))
                     length.append(line.size)
-                numbers += [math.log(sigma)] + [math.log(ratio)] * model.two_widths + [kappa] * model.tied
+                numbers += (
+                    [math.log(sigma)]
+                    + [math.log(ratio)] * model.two_widths
+                    + [kappa] * model.shared_amplitude
+                )
                 numbers += line.tolist()
             slots += strips
     return Dictionary(
@@ -126,7 +130,7 @@ def _grid(
     model: GaussianModel, size: int, sigma: float, ratio: float, kappa: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Line of centres `[m]`, and the columns of all pairs of them, `[m, m, q, taps]`."""
-    near_derivative = model.two_widths and not model.tied and ratio < _NEAR_DERIVATIVE
+    near_derivative = model.two_widths and not model.shared_amplitude and ratio < _NEAR_DERIVATIVE
     shape = "laplacian" if near_derivative else (None, "first", "second")[model.order]
     line = center_line(sigma, size, shape)
     widths = [sigma, ratio * sigma][: 1 + model.two_widths]
@@ -136,7 +140,9 @@ def _grid(
     for q, function in enumerate(model.terms):
         for w, i, j in function:
             images = np.einsum("xm,yn->mnxy", profiles[w][i], profiles[w][j])
-            columns[:, q] += (-kappa if model.tied and w else 1.0) * images.reshape(line.size**2, -1)
+            columns[:, q] += (-kappa if model.shared_amplitude and w else 1.0) * images.reshape(
+                line.size**2, -1
+            )
     columns -= columns.mean(axis=-1, keepdims=True)
     # Scaled before and after, so that a column which is all but dependent stays small instead of noisy.
     columns /= np.maximum(np.linalg.norm(columns, axis=-1, keepdims=True), 1e-15)

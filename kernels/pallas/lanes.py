@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.linalg import cholesky_solve, sum_arrays
 from dogfit.kernels.model.gaussian import Calculus, Combination, GaussianModel
-from dogfit.kernels.objective.products import RAISED
+from dogfit.kernels.objective.products import ORDER_INCREASE
 
 Lanes = Float[Array, "..."]
 # Row and column of a tap (x first) to its value.
@@ -109,7 +109,9 @@ def _needed_keys(model: GaussianModel) -> tuple[list[Key], list[tuple[Key, Key]]
 
     Derivatives of the model raise orders by two, second ones, and what meets only the basis, by four.
     """
-    keys = [(w, order) for w in range(1 + model.two_widths) for order in range(model.order + RAISED + 1)]
+    keys = [
+        (w, order) for w in range(1 + model.two_widths) for order in range(model.order + ORDER_INCREASE + 1)
+    ]
     grams = [
         (a, b)
         for a in keys
@@ -117,7 +119,12 @@ def _needed_keys(model: GaussianModel) -> tuple[list[Key], list[tuple[Key, Key]]
         if a <= b
         and min(a[1], b[1]) <= (model.order if max(a[1], b[1]) > model.order + 2 else model.order + 2)
     ]
-    pairs = [(a, b) for a in keys for b in keys if a[0] == b[0] and 0 <= a[1] + b[1] - model.order <= RAISED]
+    pairs = [
+        (a, b)
+        for a in keys
+        for b in keys
+        if a[0] == b[0] and 0 <= a[1] + b[1] - model.order <= ORDER_INCREASE
+    ]
     return keys, grams, pairs
 
 
@@ -127,7 +134,7 @@ def _along_y(
     """Profiles along y, by tap, and their sums."""
     keys, grams, _ = _needed_keys(model)
     edges = [
-        [_antiderivatives((e - size / 2 - center) * w, model.order + RAISED) for w in inverse]
+        [_antiderivatives((e - size / 2 - center) * w, model.order + ORDER_INCREASE) for w in inverse]
         for e in range(size + 1)
     ]
     profiles = {(w, o): [edges[v + 1][w][o] - edges[v][w][o] for v in range(size)] for w, o in keys}
@@ -154,7 +161,7 @@ def _along_x(
     zero = jnp.zeros_like(center)
 
     def edge(u: Any) -> list[list[Lanes]]:
-        return [_antiderivatives((u - size / 2 - center) * w, model.order + RAISED) for w in inverse]
+        return [_antiderivatives((u - size / 2 - center) * w, model.order + ORDER_INCREASE) for w in inverse]
 
     def between(low: list[list[Lanes]], high: list[list[Lanes]]) -> dict[Key, Lanes]:
         return {(w, o): high[w][o] - low[w][o] for w, o in keys}
@@ -258,7 +265,7 @@ def slopes(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> S
     products = _Products(x, y, size)
     basis = model.basis(point)
     columns = [_as_products(b) for b in basis]
-    if model.two_widths and not model.tied:
+    if model.two_widths and not model.shared_amplitude:
         factor = _factor_of_pair(products, columns, point[0], inverse, along_y, size)
     else:
         factor = _factor(products, columns)
@@ -269,21 +276,21 @@ def slopes(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> S
         return {t: u * w for u, f in zip(gains, functions, strict=True) for t, w in f.items()}
 
     one = jnp.ones_like(gains[0])
-    by_kappa = [{term: -one for term in b if term[0] == 1} for b in basis]
-    whole, kappa_model = weighted(basis), weighted(by_kappa)
+    by_weight = [{term: -one for term in b if term[0] == 1} for b in basis]
+    whole, whole_by_weight = weighted(basis), weighted(by_weight)
 
     def derive(name: str, function: Combination, own: Combination) -> Combination:
-        return own if name == "kappa" else calculus.first(function, name)
+        return own if name == "surround_weight" else calculus.first(function, name)
 
     def twice(one: str, other: str) -> Combination:
-        rest = [name for name in (one, other) if name != "kappa"]
+        rest = [name for name in (one, other) if name != "surround_weight"]
         if len(rest) == 2:
             return calculus.second(whole, *rest)
-        return calculus.first(kappa_model, rest[0]) if rest else {}
+        return calculus.first(whole_by_weight, rest[0]) if rest else {}
 
-    first = [_as_products(derive(name, whole, kappa_model)) for name in names]
+    first = [_as_products(derive(name, whole, whole_by_weight)) for name in names]
     basis_first = [
-        [_as_products(derive(name, b, k)) for b, k in zip(basis, by_kappa, strict=True)] for name in names
+        [_as_products(derive(name, b, k)) for b, k in zip(basis, by_weight, strict=True)] for name in names
     ]
     second = {(a, b): _as_products(twice(names[b], names[a])) for a in range(n) for b in range(a + 1)}
     fitted = _as_products(whole)

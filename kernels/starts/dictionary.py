@@ -88,10 +88,10 @@ def width_levels(low: float, high: float, step: float) -> np.ndarray:
 
 def _places(model: GaussianModel, shape: tuple[int, int]) -> list[_Place]:
     low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
-    many_optima = model.tied or (model.profile != "integrated" and model.order > 0)
+    many_optima = model.shared_amplitude or (model.profile != "integrated" and model.order > 0)
     step = _SMALL_STEP if many_optima else _STEP
     levels = width_levels(low, high, step).tolist()
-    if model.tied:
+    if model.shared_amplitude:
         # Where narrow, they have nodes of their own.
         places = [_Place(s, i, None, TIED_RATIOS, KAPPAS, 1) for i, s in enumerate(levels) if s >= _NARROW]
         small = max(shape) <= _FINE_SIZE
@@ -132,7 +132,7 @@ def _grid(model: GaussianModel, shape: tuple[int, int], place: _Place, ratio: fl
     # Ends twice, so that every node has neighbours; and an even number of inner ones.
     x, y = (np.pad(line, (1, 1 + line.size % 2), mode="edge") for line in lines)
     evaluate, widths = PROFILES[model.profile], [place.sigma, ratio * place.sigma][: 1 + model.two_widths]
-    laplacian = model.two_widths and not model.tied and ratio == _NEAR_RATIO
+    laplacian = model.two_widths and not model.shared_amplitude and ratio == _NEAR_RATIO
     highest = 2 if laplacian else max(model.order, 1)
     profiles = {
         (axis, w, order): values
@@ -142,16 +142,16 @@ def _grid(model: GaussianModel, shape: tuple[int, int], place: _Place, ratio: fl
     }
     one = np.ones(len(place.kappas))
     functions = tuple(
-        tuple((t, -np.array(place.kappas) if model.tied and t[0] else one) for t in function)
+        tuple((t, -np.array(place.kappas) if model.shared_amplitude and t[0] else one) for t in function)
         for function in model.terms
     )
     if laplacian:
         functions = ((((0, 0, 0), one),), (((0, 2, 0), one), ((0, 0, 2), one)))
     constants = [np.log(place.sigma) * one] + [np.log(ratio) * one] * model.two_widths
-    constants += [np.array(place.kappas)] * model.tied
+    constants += [np.array(place.kappas)] * model.shared_amplitude
     # The far one of a free surround's ratios and all of a tied one's are no neighbours of others.
     variant = place.ratios.index(ratio)
-    variant = 8 * variant if model.tied else 0 if laplacian else 1 + variant + (ratio > 5.0)
+    variant = 8 * variant if model.shared_amplitude else 0 if laplacian else 1 + variant + (ratio > 5.0)
     return Grid(
         (x, y),
         np.stack(constants, 1),

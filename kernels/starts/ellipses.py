@@ -78,17 +78,17 @@ def _rings(model: GaussianModel) -> tuple[tuple[float, float], ...]:
     """Where optima are: of tied models mostly on the bounds, of values at single points everywhere."""
     if model.profile == "sampled":
         return _RING, _ALONG_AXES, _BETWEEN
-    return _RING, _ALONG_AXES if model.tied else _BETWEEN
+    return _RING, _ALONG_AXES if model.shared_amplitude else _BETWEEN
 
 
 @functools.cache
 def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...]:
     low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
-    ratios = (_TIED_RATIOS if model.tied else _RATIOS) if model.two_widths else (1.0,)
+    ratios = (_TIED_RATIOS if model.shared_amplitude else _RATIOS) if model.two_widths else (1.0,)
     tails = [
-        [math.log(ratio)] * model.two_widths + [kappa] * model.tied
+        [math.log(ratio)] * model.two_widths + [kappa] * model.shared_amplitude
         for ratio in ratios
-        for kappa in (_KAPPAS if model.tied else (0.0,))
+        for kappa in (_KAPPAS if model.shared_amplitude else (0.0,))
     ]
     ellipses = [(0.0, 0.0)]
     for radius, turn in _rings(model):

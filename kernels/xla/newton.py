@@ -51,14 +51,14 @@ def _ascent_step(
 ) -> tuple[list[Batch], Batch, Batch]:
     """Next point inside the box, the gain the quadratic model predicts there, and the gain it promises.
 
-    The promise is that of the undamped step: a row is not at an optimum because it is held back.
+    The promise is that of the undamped step: a row is not at an optimum because its step is damped.
     """
     n = len(point)
     scale = model.scale(point)
     lower, upper = box
 
-    # Active set: what sits on a bound and pushes outwards is held, the rest moves freely.
-    held = materialize(
+    # Active set: what sits on a bound and pushes outwards is held fixed, the rest moves freely.
+    at_bound = materialize(
         [
             ((point[a] <= lower[a]) & (gradient[a] < 0))
             | ((point[a] >= upper[a]) & (gradient[a] > 0))
@@ -66,9 +66,10 @@ def _ascent_step(
             for a in range(n)
         ]
     )
-    slope = [jnp.where(h, 0.0, g) for h, g in zip(held, gradient, strict=True)]
+    slope = [jnp.where(h, 0.0, g) for h, g in zip(at_bound, gradient, strict=True)]
     matrix = {
-        (a, b): jnp.where(held[a] | held[b], float(a == b), -value) for (a, b), value in hessian.items()
+        (a, b): jnp.where(at_bound[a] | at_bound[b], float(a == b), -value)
+        for (a, b), value in hessian.items()
     }
     # With the damping and, for the predicted_gain, without.
     both = jnp.stack([damping, jnp.zeros_like(damping)])
@@ -112,7 +113,7 @@ def advance(
     """Evaluate the trial, take it where the energy does not fall, and propose the next inside the box.
 
     Exact Newton steps where the curvature allows, damped by a multiple of the identity that follows
-    the ratio of gained to promised energy. Parameters on a bound are held while the gradient pushes
+    the ratio of gained to promised energy. Parameters on a bound are held fixed while the gradient pushes
     outwards. A non-finite trial is refused, so that a row never gets worse than its start. A row that has
     converged stays put, so that it does not depend on its neighbours in the batch.
 

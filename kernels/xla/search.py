@@ -51,7 +51,7 @@ class _Lanes(NamedTuple):
 
     row: Int[Array, " b"]
     start: Int[Array, " b"]
-    crossings: Int[Array, " b"]
+    edge_restarts: Int[Array, " b"]
     """Starts across edges so far; they come last."""
     finishing: Bool[Array, " b"]
     """The best start once more, with more steps."""
@@ -60,7 +60,7 @@ class _Lanes(NamedTuple):
     predicted_gain: Float[Array, " b"]
     """Of the best start so far."""
     steps: Int[Array, " b"]
-    agreeing: Int[Array, " b"]
+    n_agreeing: Int[Array, " b"]
 
 
 class _Search(NamedTuple):
@@ -71,7 +71,7 @@ class _Search(NamedTuple):
     queue: Int[Array, ""]
     """Rows taken so far."""
     found: Float[Array, "n q"]
-    """Point, predicted_gain, steps and agreeing starts of the rows that are done."""
+    """Point, predicted gain, steps and number of agreeing starts of the rows that are done."""
 
 
 def search_optimum(
@@ -108,13 +108,13 @@ def search_optimum(
         lanes=_Lanes(
             row=idle,
             start=jnp.full_like(idle, effort.starts),
-            crossings=0 * idle,
+            edge_restarts=0 * idle,
             finishing=nothing > 0,
             point=start,
             energy=nothing,
             predicted_gain=nothing,
             steps=0 * idle,
-            agreeing=0 * idle,
+            n_agreeing=0 * idle,
         ),
         ascent=begin_ascent(start)._replace(predicted_gain=nothing),
         queue=0 * idle[0],
@@ -134,8 +134,8 @@ def search_optimum(
         return search._replace(ascent=lax.fori_loop(0, _STRIDE, step, search.ascent))
 
     found = lax.while_loop(unfinished, work, search).found.T
-    predicted_gain, steps, agreeing = found[len(start) :]
-    return Found(found[: len(start)], predicted_gain, steps.astype(jnp.int32), agreeing.astype(jnp.int32))
+    predicted_gain, steps, n_agreeing = found[len(start) :]
+    return Found(found[: len(start)], predicted_gain, steps.astype(jnp.int32), n_agreeing.astype(jnp.int32))
 
 
 def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> _Search:
@@ -144,13 +144,13 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     rows = search.found.shape[0]
     limit = jnp.where(lanes.finishing, _FINISHING_FACTOR * effort.steps, effort.steps)
     settled = (ascent.predicted_gain <= effort.tolerance) | (ascent.steps >= limit)
-    hopeless = ascent.energy + effort.hope * ascent.predicted_gain < lanes.energy
+    hopeless = ascent.energy + effort.abandon_factor * ascent.predicted_gain < lanes.energy
     joins = _near(model, ascent.point, lanes.point) & (ascent.energy <= lanes.energy)
     joins = joins & (ascent.energy > lanes.energy - _ALIKE)
     ended = settled | ((hopeless | joins) & ~lanes.finishing)
 
     # Take down how it ended.
-    seeded = ended & ~lanes.finishing & (lanes.crossings == 0)
+    seeded = ended & ~lanes.finishing & (lanes.edge_restarts == 0)
     better = ended & ((ascent.energy > lanes.energy) | lanes.finishing)
     agrees = seeded & ((ascent.energy >= lanes.energy - _AGREEMENT) | joins)
     ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + _AGREEMENT)
@@ -160,22 +160,22 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
             energy=jnp.where(better, ascent.energy, lanes.energy),
             predicted_gain=jnp.where(better, ascent.predicted_gain, lanes.predicted_gain),
             steps=lanes.steps + jnp.where(ended, ascent.steps, 0),
-            agreeing=jnp.where(ahead, 1, lanes.agreeing + agrees),
+            n_agreeing=jnp.where(ahead, 1, lanes.n_agreeing + agrees),
             start=lanes.start + seeded,
         )
     )
 
     # Seeds come best first, and what an ascent can add has its limits.
     seed_energy = _pick(given.energies, lanes.start)
-    least = effort.margin * jnp.maximum(lanes.energy, given.energies[0])
+    least = effort.min_relative_energy * jnp.maximum(lanes.energy, given.energies[0])
     onwards = seeded & (seed_energy > least)
     exhausted = ended & ~lanes.finishing & ~onwards
     across = jnp.zeros_like(ended)
-    if effort.crossings:
-        across = exhausted & (lanes.crossings < CROSSINGS) & is_narrow(lanes.point)
+    if effort.edge_restarts:
+        across = exhausted & (lanes.edge_restarts < CROSSINGS) & is_narrow(lanes.point)
     unsettled = exhausted & ~across & (lanes.predicted_gain > effort.tolerance)
     leaving = ended & ~onwards & ~across & ~unsettled
-    done = jnp.stack([*lanes.point, lanes.predicted_gain, lanes.steps, lanes.agreeing], axis=1)
+    done = jnp.stack([*lanes.point, lanes.predicted_gain, lanes.steps, lanes.n_agreeing], axis=1)
     found = search.found.at[jnp.where(leaving, lanes.row, rows)].set(done, mode="drop")
 
     place = search.queue + jnp.cumsum(leaving, dtype=jnp.int32) - 1
@@ -186,18 +186,18 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     lanes = _Lanes(
         row=row,
         start=jnp.where(leaving, zero, lanes.start),
-        crossings=jnp.where(leaving, zero, lanes.crossings + across),
+        edge_restarts=jnp.where(leaving, zero, lanes.edge_restarts + across),
         finishing=jnp.where(leaving, False, lanes.finishing | unsettled),
         point=_where(leaving, given.points[0], lanes.point),
         energy=jnp.where(leaving, -jnp.inf, lanes.energy),
         predicted_gain=jnp.where(leaving, jnp.inf, lanes.predicted_gain),
         steps=jnp.where(leaving, zero, lanes.steps),
-        agreeing=jnp.where(leaving, zero, lanes.agreeing),
+        n_agreeing=jnp.where(leaving, zero, lanes.n_agreeing),
     )
     begin = _where(unsettled, lanes.point, _pick(given.points, lanes.start))
-    if effort.crossings:
+    if effort.edge_restarts:
         shape = (given.kernels.shape[0], given.kernels.shape[1])
-        crossed = cross_edges(lanes.point, lanes.crossings - 1, shape, given.box.lower[2])
+        crossed = cross_edges(lanes.point, lanes.edge_restarts - 1, shape, given.box.lower[2])
         begin = _where(across, crossed, begin)
     begun = begin_ascent(materialize(jnp.clip(begin, given.box.lower, given.box.upper)))
     # Lanes that the queue has nothing left for are at rest.
@@ -237,7 +237,7 @@ def seed_all(
         return jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, -rows % block)], mode="edge")
 
     def seed(given: tuple[Image, Image | None, Box | None]) -> Seeds:
-        return find_seeds(given[0], model, effort.starts, *given[1:], apart=effort.apart)
+        return find_seeds(given[0], model, effort.starts, *given[1:], apart=effort.min_separation)
 
     # Zeros are padding.
     seeds = map_chunks(seed, jax.tree.map(pad, (kernels, weights, box)), block)

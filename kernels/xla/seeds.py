@@ -103,7 +103,7 @@ def _elliptic_seeds(
 ) -> Seeds:
     """`find_seeds` for elliptic models of kernels that are not large."""
     nodes = elliptic_nodes(model, kernels.shape[:2])
-    bits, most = (len(nodes) - 1).bit_length(), (_TIED_PEAKS if model.tied else _PEAKS) * count
+    bits, most = (len(nodes) - 1).bit_length(), (_TIED_PEAKS if model.shared_amplitude else _PEAKS) * count
 
     def choose(given: tuple[Image, Int[Array, "c b"], Image | None, Box | None]) -> Seeds:
         kernels, keys, weights, box = given

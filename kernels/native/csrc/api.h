@@ -11,34 +11,34 @@ constexpr int kReach = 4;          // taps that a Gaussian of 0.3 taps reaches, 
 constexpr int kMostStarts = 128;   // of a kernel, where they are given
 constexpr int kMaxParameters = 7;  // x0, y0, log sigma[, log ratio[, surround weight]][, e1, e2]
 
-// How the two widths of a model share their linear weights.
-enum class Pairing : int { kSingle = 0, kFree = 1, kTied = 2 };
+// One Gaussian; two with an amplitude each; or two that share one, the second times a searched weight.
+enum class Pairing : int { kSingle = 0, kFree = 1, kShared = 2 };
 
 // One family: the derivatives of one total order of one Gaussian, of two with weights of their own
-// (order 0), or of two whose weights differ by a factor that is searched; round or elliptic, all alike.
+// (order 0), or of two that share an amplitude; round or elliptic, all alike.
 struct Model {
   int order;
   Pairing pairing;
   bool elliptic;
-  const float* lower;  // [p]
-  const float* upper;  // [p]
-  float* point;        // [p, rows]
-  float* promise;      // [rows]
-  int32_t* steps;      // [rows]
-  int32_t* agreeing;   // [rows]
+  const float* lower;     // [p]
+  const float* upper;     // [p]
+  float* point;           // [p, rows]
+  float* predicted_gain;  // [rows]
+  int32_t* steps;         // [rows]
+  int32_t* n_agreeing;    // [rows]
 
   int parameters() const {
-    return 3 + (pairing != Pairing::kSingle) + (pairing == Pairing::kTied) + 2 * elliptic;
+    return 3 + (pairing != Pairing::kSingle) + (pairing == Pairing::kShared) + 2 * elliptic;
   }
 };
 
 struct Effort {
-  int starts;       // most starts of a kernel; twice as many for tied models
-  int steps;        // most evaluations of a start
-  float apart;      // widths within which a seed stands for those of neighbouring widths
-  float margin;     // share of the best energy known below which a seed is no start
-  float hope;       // a start is given up when this times its promise does not make up for what it lacks
-  float tolerance;  // energy promised by a further step below which a start has converged
+  int starts;                 // most starts of a kernel; twice as many for models that share an amplitude
+  int steps;                  // most evaluations of a start
+  float min_separation;       // widths within which a seed stands for those of neighbouring widths
+  float min_relative_energy;  // share of the best energy known below which a seed is no start
+  float abandon_factor;       // a start is given up where this times its predicted gain is less than it lacks
+  float tolerance;            // predicted gain of a further step below which a start has converged
 };
 
 // A grid of starting points of one model: all centres of a level's line, or every `stride`-th, crossed.

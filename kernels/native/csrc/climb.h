@@ -58,13 +58,13 @@ struct Chunk {
 
 // Where one lane stands.
 struct Job {
-  int row;  // -1: idle
+  int row;           // -1: idle
   int start;       // the present one; their number in the end
-  int crossings;   // restarts across edges of taps
+  int edge_restarts; // restarts across edges of taps
   bool finishing;  // the best once more, with more steps
   float ends[kMostStarts];  // energy at the end of each start
   int steps;
-  float point[kMaxParameters], promise;  // of the best
+  float point[kMaxParameters], predicted_gain;  // of the best
   bool exhausted;                        // it ran out of steps
 };
 
@@ -104,19 +104,19 @@ class Climber {
   // Converged, out of steps or digits, hopeless, or about to arrive where an earlier start has.
   DOGFIT_INLINE Mask finished() const {
     const Ascent<E>& a = ascent_;
-    const Mask settled = (a.promise <= problem_.effort.tolerance) | (absolute(a.predicted) <= kNoGain) |
+    const Mask settled = (a.predicted_gain <= problem_.effort.tolerance) | (absolute(a.predicted) <= kNoGain) |
                          (evaluations_ >= limit_);
-    // A promise is worth most where it was not yet put to the test.
-    const float hope = problem_.effort.hope;
-    const Lanes hoped = select(evaluations_ < 1.5f, splat(hope), splat(E::kFree ? hope : 0.5f * hope));
-    const Mask hopeless = a.energy + hoped * a.promise < best_energy_;
+    // A predicted gain is worth most where it was not yet put to the test.
+    const float factor = problem_.effort.abandon_factor;
+    const Lanes trust = select(evaluations_ < 1.5f, splat(factor), splat(E::kFree ? factor : 0.5f * factor));
+    const Mask hopeless = a.energy + trust * a.predicted_gain < best_energy_;
     const Lanes inverse_sigma = exponential(-a.point[2]);
-    Lanes apart = splat(0);
+    Lanes farthest = splat(0);
     for (int p = 0; p < P; ++p) {
       const Lanes distance = absolute(a.point[p] - best_point_[p]);
-      apart = larger(p < 2 ? distance * inverse_sigma : distance, apart);
+      farthest = larger(p < 2 ? distance * inverse_sigma : distance, farthest);
     }
-    const Mask same = (apart < 0.15f) & (a.energy <= best_energy_) & (a.energy > best_energy_ - 3e-3f);
+    const Mask same = (farthest < 0.15f) & (a.energy <= best_energy_) & (a.energy > best_energy_ - 3e-3f);
     return settled | hopeless | same;
   }
 
@@ -135,7 +135,7 @@ class Climber {
       const int row = order_[next_++];
       Job& job = jobs_[lane];
       job.row = row;
-      job.start = job.crossings = 0;
+      job.start = job.edge_restarts = 0;
       job.finishing = false;
       job.steps = 0;
       float total = 0;
@@ -152,8 +152,8 @@ class Climber {
       }
       const int64_t at = chunk_->first + row;
       for (int a = 0; a < P; ++a) model_.point[a * problem_.rows + at] = 0.5f * (model_.lower[a] + model_.upper[a]);
-      model_.promise[at] = 0;
-      model_.steps[at] = model_.agreeing[at] = 0;
+      model_.predicted_gain[at] = 0;
+      model_.steps[at] = model_.n_agreeing[at] = 0;
     }
     jobs_[lane].row = -1;
     return false;
@@ -172,7 +172,7 @@ class Climber {
       ascent_.point[a][lane] = ascent_.trial[a][lane];
     }
     ascent_.energy[lane] = -kInfinite;
-    ascent_.promise[lane] = ascent_.predicted[lane] = kInfinite;
+    ascent_.predicted_gain[lane] = ascent_.predicted[lane] = kInfinite;
     ascent_.damping[lane] = 1e-3f;
     evaluations_[lane] = 0;
     limit_[lane] = static_cast<float>(most_steps);
@@ -183,10 +183,10 @@ class Climber {
   // again from the best point moved to both sides of the next edge, to its mirror image in the tap, and to
   // where the profile of a centre inside the tap is steepest, along x, y and both; for the Laplacian, the limit
   // of two equal widths, to the other side alone. For what is narrow, in taps. Tied ellipses need it as well.
-  static constexpr bool kTurns = E::kPairing != Pairing::kFree && (E::kOrder == 2 || (E::kElliptic && E::kTied));
-  static constexpr bool kLaplacian = E::kPairing == Pairing::kFree && !E::kElliptic;
-  static constexpr int kCrossings = kTurns ? 14 : kLaplacian ? 3 : 0;
-  static constexpr float kCrossingLogWidth = kTurns ? -0.22f : -1.05f;
+  static constexpr bool kTurns = !E::kFree && (E::kOrder == 2 || (E::kElliptic && E::kShared));
+  static constexpr bool kLaplacian = E::kFree && !E::kElliptic;
+  static constexpr int kEdgeRestarts = kTurns ? 14 : kLaplacian ? 3 : 0;
+  static constexpr float kEdgeRestartLogWidth = kTurns ? -0.22f : -1.05f;
 
   void begin_across(int lane) {
     Job& job = jobs_[lane];
@@ -197,7 +197,7 @@ class Climber {
     constexpr int sides[14][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1},
                                   {1, 2}, {2, 2}, {3, 0}, {0, 3}, {3, 3}, {4, 0}, {0, 4}, {4, 4}};
     for (int axis = 0; axis < 2; ++axis) {
-      const int side = sides[job.crossings][axis];
+      const int side = sides[job.edge_restarts][axis];
       const float edge = __builtin_rintf(at[axis] - middle) + middle;
       const float tap = __builtin_rintf(at[axis] - middle - 0.5f) + middle + 0.5f;
       const float beside = (at[axis] > edge) == (side == 2) ? kBesideEdge : -kBesideEdge;
@@ -205,7 +205,7 @@ class Climber {
       if (side > 0) at[axis] = side == 4 ? within : side == 3 ? 2 * tap - at[axis] : edge + beside;
     }
     at[2] = lower_[2][lane];
-    ++job.crossings;
+    ++job.edge_restarts;
     begin_at(lane, at, problem_.effort.steps);
   }
 
@@ -213,29 +213,29 @@ class Climber {
   bool end_start(int lane) {
     Job& job = jobs_[lane];
     const float energy = ascent_.energy[lane];
-    const bool extra = job.finishing || job.crossings > 0;
+    const bool extra = job.finishing || job.edge_restarts > 0;
     if (!extra) job.ends[job.start++] = energy;
     job.steps += static_cast<int>(evaluations_[lane]);
     if (energy > best_energy_[lane] || job.finishing) {
       best_energy_[lane] = energy;
-      job.promise = ascent_.promise[lane];
+      job.predicted_gain = ascent_.predicted_gain[lane];
       job.exhausted = evaluations_[lane] >= limit_[lane];
       for (int a = 0; a < P; ++a) best_point_[a][lane] = job.point[a] = ascent_.point[a][lane];
     }
     const Starts& mine = starts(job.row);
     // Seeds come best first, and what an ascent can add has its limits.
     if (!extra && job.start < mine.count &&
-        mine.item[job.start].energy >= problem_.effort.margin * best_energy_[lane]) {
+        mine.item[job.start].energy >= problem_.effort.min_relative_energy * best_energy_[lane]) {
       begin_start(lane);
       return true;
     }
-    if constexpr (kCrossings > 0) {
-      if (!job.finishing && job.crossings < kCrossings && job.point[2] < kCrossingLogWidth) {
+    if constexpr (kEdgeRestarts > 0) {
+      if (!job.finishing && job.edge_restarts < kEdgeRestarts && job.point[2] < kEdgeRestartLogWidth) {
         begin_across(lane);
         return true;
       }
     }
-    if (!job.finishing && job.exhausted && job.promise > problem_.effort.tolerance) {
+    if (!job.finishing && job.exhausted && job.predicted_gain > problem_.effort.tolerance) {
       // The best ran out of steps in a narrow valley.
       job.finishing = true;
       best_energy_[lane] = -kInfinite;
@@ -244,12 +244,12 @@ class Climber {
     }
     const int64_t at = chunk_->first + job.row;
     for (int a = 0; a < P; ++a) model_.point[a * problem_.rows + at] = job.point[a];
-    model_.promise[at] = job.promise;
+    model_.predicted_gain[at] = job.predicted_gain;
     model_.steps[at] = job.steps;
-    int agreeing = 0;
-    for (int s = 0; s < job.start; ++s) agreeing += job.ends[s] >= best_energy_[lane] - 1e-3f;
+    int n_agreeing = 0;
+    for (int s = 0; s < job.start; ++s) n_agreeing += job.ends[s] >= best_energy_[lane] - 1e-3f;
     // Where the best was finished later, it alone is there.
-    model_.agreeing[at] = agreeing > 0 ? agreeing : 1;
+    model_.n_agreeing[at] = n_agreeing > 0 ? n_agreeing : 1;
     return take_kernel(lane);
   }
 

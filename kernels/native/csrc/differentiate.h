@@ -6,22 +6,22 @@
 namespace dogfit {
 namespace {
 
-// Parameters by position; the last two only where there are two widths, or tied ones.
-enum : int { kX, kY, kWidth, kRatio, kKappa };
+// Parameters by position; the last two only where there are two widths, or a shared amplitude.
+enum : int { kX, kY, kWidth, kRatio, kSurroundWeight };
 
 // Where derivatives so far were for a surround weight of profiles of fixed scale, and it is that of profiles
 // which grow by sigma**order, a change of ratio is also one of the weight: chain rule.
 template <int P>
-DOGFIT_INLINE void scale_surround(int order, Lanes kappa, Derivatives<P>& out) {
+DOGFIT_INLINE void scale_surround(int order, Lanes surround_weight, Derivatives<P>& out) {
   Lanes* h = out.hessian;
   const float n = order;
-  const Lanes by = n * kappa, slope = out.gradient[kKappa];
-  const Lanes kk = h[triangle(kKappa, kKappa)], rk = h[triangle(kKappa, kRatio)];
+  const Lanes by = n * surround_weight, slope = out.gradient[kSurroundWeight];
+  const Lanes kk = h[triangle(kSurroundWeight, kSurroundWeight)], rk = h[triangle(kSurroundWeight, kRatio)];
   out.gradient[kRatio] += by * slope;
   h[triangle(kRatio, kRatio)] += 2.0f * by * rk + by * by * kk + n * by * slope;
-  h[triangle(kKappa, kRatio)] += n * slope + by * kk;
-  for (int a = 0; a < kRatio; ++a) h[triangle(kRatio, a)] += by * h[triangle(kKappa, a)];
-  for (int a = kKappa + 1; a < P; ++a) h[triangle(a, kRatio)] += by * h[triangle(a, kKappa)];
+  h[triangle(kSurroundWeight, kRatio)] += n * slope + by * kk;
+  for (int a = 0; a < kRatio; ++a) h[triangle(kRatio, a)] += by * h[triangle(kSurroundWeight, a)];
+  for (int a = kSurroundWeight + 1; a < P; ++a) h[triangle(a, kRatio)] += by * h[triangle(a, kSurroundWeight)];
 }
 
 template <int ORDER_, Pairing PAIRING_, int SIZE>
@@ -33,7 +33,7 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
   if constexpr (kWidths == 2) lambda[1] = exponential(-point[3]);
 
   // Derivatives of the model as weights of terms.
-  Vector by_x = {}, by_y = {}, by_width = {}, by_ratio = {}, by_kappa = {};
+  Vector by_x = {}, by_y = {}, by_width = {}, by_ratio = {}, by_weight = {};
   unrolled<0, kWidths>([&](auto w) __attribute__((always_inline)) {
     unrolled<0, kOrder + 1>([&](auto i) __attribute__((always_inline)) {
       const Lanes u = gain[w] * weight[w][i];
@@ -43,7 +43,7 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
       if constexpr (w == 1) {
         by_ratio[1][i + 2] += u;
         by_ratio[1][i] += u;
-        by_kappa[1][i] = -weight[1][i];
+        by_weight[1][i] = -weight[1][i];
       }
     });
   });
@@ -62,7 +62,7 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
     apply<one, two>(by_ratio, middle[kRatio]);
     apply<two, two>(by_ratio, high[kRatio]);
   }
-  if constexpr (kTied) apply<kOrder, kOrder>(by_kappa, low[kKappa]);
+  if constexpr (kShared) apply<kOrder, kOrder>(by_weight, low[kSurroundWeight]);
 
   // L^-1 v_a, with v_a of each basis function.
   Lanes v[P][kBasis];
@@ -80,9 +80,9 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
           v[kRatio][t] -= gain[w] * low[kRatio][w][i];
           if constexpr (w == 1) v[kRatio][t] += gain[1] * laplacian;
         }
-        if constexpr (kTied) {
-          v[kKappa][t] -= gain[w] * low[kKappa][w][i];
-          if constexpr (w == 1) v[kKappa][t] -= m[i][j];
+        if constexpr (kShared) {
+          v[kSurroundWeight][t] -= gain[w] * low[kSurroundWeight][w][i];
+          if constexpr (w == 1) v[kSurroundWeight][t] -= m[i][j];
         }
       }
     });
@@ -115,11 +115,11 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
       second[triangle(kRatio, kX)] = g * laplacian_x;
       second[triangle(kRatio, kY)] = g * laplacian_y;
       second[triangle(kRatio, kWidth)] = second[triangle(kRatio, kRatio)] = g * twice;
-      if constexpr (kTied) {
-        out.gradient[kKappa] = -raised(1, 0, 0);
-        second[triangle(kKappa, kX)] = -x;
-        second[triangle(kKappa, kY)] = -y;
-        second[triangle(kKappa, kWidth)] = second[triangle(kKappa, kRatio)] = -laplacian;
+      if constexpr (kShared) {
+        out.gradient[kSurroundWeight] = -raised(1, 0, 0);
+        second[triangle(kSurroundWeight, kX)] = -x;
+        second[triangle(kSurroundWeight, kY)] = -y;
+        second[triangle(kSurroundWeight, kWidth)] = second[triangle(kSurroundWeight, kRatio)] = -laplacian;
       }
     }
   });
@@ -127,7 +127,7 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
   unrolled<0, P>([&](auto a) __attribute__((always_inline)) {
     unrolled<0, a + 1>([&](auto b) __attribute__((always_inline)) {
       Lanes value = second[triangle(a, b)];
-      if constexpr (a == kKappa) value -= dot<kOrder>(by_kappa, low[b]);
+      if constexpr (a == kSurroundWeight) value -= dot<kOrder>(by_weight, low[b]);
       else if constexpr (a == kY) value -= dot<one>(by_y, middle[b]);
       else if constexpr (a == kX) value -= dot<one>(by_x, middle[b]);
       else if constexpr (b == kX) value -= dot<one>(by_x, middle[a]);
@@ -139,7 +139,7 @@ DOGFIT_INLINE void Energy<ORDER_, PAIRING_, SIZE>::differentiate(const Lanes* po
     });
   });
 
-  if constexpr (kTied) scale_surround(kOrder, point[kKappa], out);
+  if constexpr (kShared) scale_surround(kOrder, point[kSurroundWeight], out);
 }
 
 }  // namespace

@@ -17,9 +17,9 @@ struct EllipticEnergy {
   static constexpr int kOrder = ORDER_;
   static constexpr Pairing kPairing = PAIRING_;
   static constexpr bool kElliptic = true;
-  static constexpr bool kTied = kPairing == Pairing::kTied, kFree = kPairing == Pairing::kFree;
+  static constexpr bool kShared = kPairing == Pairing::kShared, kFree = kPairing == Pairing::kFree;
   static constexpr int kWidths = kPairing == Pairing::kSingle ? 1 : 2;
-  static constexpr int P = 4 + kWidths + kTied;
+  static constexpr int P = 4 + kWidths + kShared;
   static constexpr int kBasis = kFree ? 2 : kOrder + 1;
   static constexpr int kMax = kMaxSize;
   static constexpr int kTop = kOrder + 4;  // highest order of moments of the residual
@@ -61,7 +61,7 @@ struct EllipticEnergy {
     if constexpr (kOrder == 0) place_nodes();
     lambda[0] = gain[0] = splat(1);
     if constexpr (kWidths == 2) lambda[1] = exponential(-point[3]), gain[1] = splat(1);
-    if constexpr (kTied) gain[1] = -point[4];
+    if constexpr (kShared) gain[1] = -point[4];
     const Lanes inverse = exponential(-point[2]);
     const Lanes half = 0.5f * square_root(point[kE1] * point[kE1] + point[kE2] * point[kE2]);
     for (int w = 0; w < kWidths; ++w) {
@@ -270,7 +270,7 @@ struct EllipticEnergy {
         by[kE1] += apply(ellipse.by_e1, xx, xy, yy);
         by[kE2] += apply(ellipse.by_e2, xx, xy, yy);
         if constexpr (w == 1) by[kRatio] = widened;
-        if constexpr (w == 1 && kTied) by[kKappa] = -raised(Index<0>{}, Index<0>{});
+        if constexpr (w == 1 && kShared) by[kSurroundWeight] = -raised(Index<0>{}, Index<0>{});
       });
       for (int a = 0; a < P; ++a) {
         change[a][tap] = by[a];
@@ -348,13 +348,13 @@ struct EllipticEnergy {
           }
         }
       });
-      if constexpr (w == 1 && kTied) {
-        out.gradient[kKappa] = -raised(1, 0, 0);
-        entry(kKappa, kX) = -first[0];
-        entry(kKappa, kY) = -first[1];
-        entry(kKappa, kWidth) = entry(kKappa, kRatio) = -first[2];
-        entry(kKappa, kE1) = -first[3];
-        entry(kKappa, kE2) = -first[4];
+      if constexpr (w == 1 && kShared) {
+        out.gradient[kSurroundWeight] = -raised(1, 0, 0);
+        entry(kSurroundWeight, kX) = -first[0];
+        entry(kSurroundWeight, kY) = -first[1];
+        entry(kSurroundWeight, kWidth) = entry(kSurroundWeight, kRatio) = -first[2];
+        entry(kSurroundWeight, kE1) = -first[3];
+        entry(kSurroundWeight, kE2) = -first[4];
       }
     });
   }
@@ -378,7 +378,7 @@ struct EllipticEnergy {
           v[kE1][t] += g * apply(ellipse.by_e1, xx, xy, yy);
           v[kE2][t] += g * apply(ellipse.by_e2, xx, xy, yy);
           if constexpr (w == 1) v[kRatio][t] = widened;
-          if constexpr (w == 1 && kTied) v[kKappa][t] = -term(0, 0);
+          if constexpr (w == 1 && kShared) v[kSurroundWeight][t] = -term(0, 0);
         }
       });
     });
@@ -415,7 +415,7 @@ struct EllipticEnergy {
         out.hessian[triangle(a, b)] += value - with_change[b];
       });
     });
-    if constexpr (kTied) scale_surround(kOrder, point[4], out);
+    if constexpr (kShared) scale_surround(kOrder, point[4], out);
   }
 };
 

@@ -31,9 +31,9 @@ struct Energy {
   static constexpr int kOrder = ORDER_;
   static constexpr Pairing kPairing = PAIRING_;
   static constexpr bool kElliptic = false;
-  static constexpr bool kTied = kPairing == Pairing::kTied, kFree = kPairing == Pairing::kFree;
+  static constexpr bool kShared = kPairing == Pairing::kShared, kFree = kPairing == Pairing::kFree;
   static constexpr int kWidths = kPairing == Pairing::kSingle ? 1 : 2;
-  static constexpr int P = 2 + kWidths + kTied;
+  static constexpr int P = 2 + kWidths + kShared;
   static constexpr int kBasis = kFree ? 2 : kOrder + 1;
   static constexpr int kTop = kOrder + 4;
   static constexpr int kGram = kOrder + 2;  // highest order in inner products of derivatives
@@ -66,7 +66,7 @@ struct Energy {
     }
     gain[0] = splat(1);
     if constexpr (kWidths == 2) gain[1] = splat(1);
-    if constexpr (kTied) gain[1] = -point[4];
+    if constexpr (kShared) gain[1] = -point[4];
     const float count = taps();
     for (int a = 0; a < 2; ++a) {
       unrolled<0, kWidths>([&](auto v) __attribute__((always_inline)) {

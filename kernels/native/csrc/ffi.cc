@@ -99,10 +99,11 @@ ffi::Error work_through(const Problem& problem, const GivenStarts& given, const 
 
 ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffer<ffi::F32> lower,
                   ffi::Buffer<ffi::F32> upper, ffi::ResultBuffer<ffi::F32> point,
-                  ffi::ResultBuffer<ffi::F32> promise, ffi::ResultBuffer<ffi::S32> steps,
-                  ffi::ResultBuffer<ffi::S32> agreeing, ffi::Span<const int32_t> orders,
-                  ffi::Span<const int32_t> pairings, int32_t starts, int32_t most_steps, float apart,
-                  float margin, float hope, float tolerance, std::string_view instructions) {
+                  ffi::ResultBuffer<ffi::F32> predicted_gain, ffi::ResultBuffer<ffi::S32> steps,
+                  ffi::ResultBuffer<ffi::S32> n_agreeing, ffi::Span<const int32_t> orders,
+                  ffi::Span<const int32_t> pairings, int32_t starts, int32_t most_steps, float min_separation,
+                  float min_relative_energy, float abandon_factor, float tolerance,
+                  std::string_view instructions) {
   const Build* build = choose(instructions);
   if (ffi::Error error = check(kernels, build); error.failure()) return error;
   const int size = static_cast<int>(kernels.dimensions()[0]);
@@ -112,27 +113,29 @@ ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buff
   for (size_t m = 0; m < orders.size(); ++m) {
     models.push_back({orders[m], static_cast<Pairing>(pairings[m]), false,
                       lower.typed_data() + kMaxParameters * m, upper.typed_data() + kMaxParameters * m,
-                      point->typed_data() + kMaxParameters * rows * m, promise->typed_data() + rows * m,
-                      steps->typed_data() + rows * m, agreeing->typed_data() + rows * m});
+                      point->typed_data() + kMaxParameters * rows * m, predicted_gain->typed_data() + rows * m,
+                      steps->typed_data() + rows * m, n_agreeing->typed_data() + rows * m});
   }
   const Tables tables(size, models);
   return work_through({kernels.typed_data(), rows, size, models.data(), static_cast<int>(models.size()),
-                       &tables.get(), {starts, most_steps, apart, margin, hope, tolerance}},
+                       &tables.get(),
+                       {starts, most_steps, min_separation, min_relative_energy, abandon_factor, tolerance}},
                       {}, build, pool);
 }
 
 ffi::Error climb(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffer<ffi::F32> points,
                  ffi::Buffer<ffi::F32> energies, ffi::Buffer<ffi::F32> lower, ffi::Buffer<ffi::F32> upper,
-                 ffi::ResultBuffer<ffi::F32> point, ffi::ResultBuffer<ffi::F32> promise,
-                 ffi::ResultBuffer<ffi::S32> steps, ffi::ResultBuffer<ffi::S32> agreeing, int32_t order,
-                 int32_t pairing, int32_t most_steps, float margin, float hope, float tolerance,
-                 std::string_view instructions) {
+                 ffi::ResultBuffer<ffi::F32> point, ffi::ResultBuffer<ffi::F32> predicted_gain,
+                 ffi::ResultBuffer<ffi::S32> steps, ffi::ResultBuffer<ffi::S32> n_agreeing, int32_t order,
+                 int32_t pairing, int32_t most_steps, float min_relative_energy, float abandon_factor,
+                 float tolerance, std::string_view instructions) {
   const Build* build = choose(instructions);
   if (ffi::Error error = check(kernels, build); error.failure()) return error;
   const int64_t rows = kernels.dimensions()[2];
   if (rows == 0) return ffi::Error::Success();
   const Model model = {order, static_cast<Pairing>(pairing), true, lower.typed_data(), upper.typed_data(),
-                       point->typed_data(), promise->typed_data(), steps->typed_data(), agreeing->typed_data()};
+                       point->typed_data(), predicted_gain->typed_data(), steps->typed_data(),
+                       n_agreeing->typed_data()};
   const auto shape = points.dimensions();
   if (shape.size() != 3 || shape[0] > kMostStarts || shape[1] != model.parameters() || shape[2] != rows) {
     return ffi::Error::InvalidArgument("starts must be [s, p, n], s at most 128");
@@ -143,7 +146,7 @@ ffi::Error climb(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffe
   }
   const int count = static_cast<int>(shape[0]);
   return work_through({kernels.typed_data(), rows, static_cast<int>(kernels.dimensions()[0]), &model, 1, nullptr,
-                       {count, most_steps, 0, margin, hope, tolerance}},
+                       {count, most_steps, 0, min_relative_energy, abandon_factor, tolerance}},
                       {count, points.typed_data(), energies.typed_data()}, build, pool);
 }
 
@@ -185,9 +188,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitSearch, dogfit::search,
                                   .Attr<ffi::Span<const int32_t>>("pairings")
                                   .Attr<int32_t>("starts")
                                   .Attr<int32_t>("steps")
-                                  .Attr<float>("apart")
-                                  .Attr<float>("margin")
-                                  .Attr<float>("hope")
+                                  .Attr<float>("min_separation")
+                                  .Attr<float>("min_relative_energy")
+                                  .Attr<float>("abandon_factor")
                                   .Attr<float>("tolerance")
                                   .Attr<std::string_view>("instructions"));
 
@@ -206,8 +209,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitClimb, dogfit::climb,
                                   .Attr<int32_t>("order")
                                   .Attr<int32_t>("pairing")
                                   .Attr<int32_t>("steps")
-                                  .Attr<float>("margin")
-                                  .Attr<float>("hope")
+                                  .Attr<float>("min_relative_energy")
+                                  .Attr<float>("abandon_factor")
                                   .Attr<float>("tolerance")
                                   .Attr<std::string_view>("instructions"));
 

@@ -8,7 +8,7 @@ namespace {
 
 // Longest step: one width in position, and so much in log width, log ratio, surround weight and shape.
 template <class E>
-constexpr float longest_step(int parameter) {
+constexpr float max_step(int parameter) {
   return parameter < 2 || (parameter == kRatio && E::kWidths == 2) ? 1.0f : parameter == kWidth ? 0.8f : 0.5f;
 }
 // Smallest curvature trusted, for kernels of unit energy.
@@ -52,7 +52,7 @@ DOGFIT_INLINE void descent_solve(const Lanes* matrix, const Lanes* right, Lanes 
 template <class E>
 struct Ascent {
   static constexpr int P = E::P;
-  Lanes point[P], energy, promise;  // best met
+  Lanes point[P], energy, predicted_gain;  // best met
   Lanes gradient[P], hessian[P * (P + 1) / 2];
   Lanes trial[P], predicted, damping;
 
@@ -74,24 +74,25 @@ struct Ascent {
 
   DOGFIT_INLINE void propose(const Lanes* lower, const Lanes* upper) {
     const Lanes sigma = exponential(point[2]), inverse_sigma = exponential(-point[2]);
-    // Active set: what sits on a bound and pushes outwards is held.
-    Mask held[P];
+    // Active set: what sits on a bound and pushes outwards is held fixed.
+    Mask at_bound[P];
     Lanes slope[P], matrix[P * (P + 1) / 2], step[P], undamped[P];
     for (int a = 0; a < P; ++a) {
-      held[a] = ((point[a] <= lower[a]) & (gradient[a] < 0.0f)) | ((point[a] >= upper[a]) & (gradient[a] > 0.0f));
-      slope[a] = select(held[a], splat(0), gradient[a]);
+      at_bound[a] = ((point[a] <= lower[a]) & (gradient[a] < 0.0f)) |
+                    ((point[a] >= upper[a]) & (gradient[a] > 0.0f));
+      slope[a] = select(at_bound[a], splat(0), gradient[a]);
       for (int b = 0; b <= a; ++b) {
-        matrix[triangle(a, b)] = select(held[a] | held[b], splat(a == b), -hessian[triangle(a, b)]);
+        matrix[triangle(a, b)] = select(at_bound[a] | at_bound[b], splat(a == b), -hessian[triangle(a, b)]);
       }
     }
     descent_solve<P>(matrix, slope, damping, step);
     descent_solve<P>(matrix, slope, splat(0), undamped);
-    promise = splat(0);
+    predicted_gain = splat(0);
     Lanes excess = splat(1);
     for (int a = 0; a < P; ++a) {
-      // Of the undamped step: a row is not at an optimum because it is held back.
-      promise += slope[a] * undamped[a];
-      excess = larger(absolute(step[a]) * (1.0f / longest_step<E>(a)), excess);
+      // Of the undamped step: a row is not at an optimum because its step is damped.
+      predicted_gain += slope[a] * undamped[a];
+      excess = larger(absolute(step[a]) * (1.0f / max_step<E>(a)), excess);
     }
     const Lanes shorten = reciprocal(excess);
     predicted = splat(0);

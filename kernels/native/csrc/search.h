@@ -56,8 +56,8 @@ bool with_model(const Model& model, const Action& action) {
     case Pairing::kFree:
       return action(static_cast<Energy<0, Pairing::kFree, SIZE>*>(nullptr));
     default:
-      if (model.order == 1) return action(static_cast<Energy<1, Pairing::kTied, SIZE>*>(nullptr));
-      return action(static_cast<Energy<2, Pairing::kTied, SIZE>*>(nullptr));
+      if (model.order == 1) return action(static_cast<Energy<1, Pairing::kShared, SIZE>*>(nullptr));
+      return action(static_cast<Energy<2, Pairing::kShared, SIZE>*>(nullptr));
   }
 }
 
@@ -72,8 +72,8 @@ bool with_ellipse(const Model& model, const Action& action) {
     case Pairing::kFree:
       return action(static_cast<EllipticEnergy<0, Pairing::kFree>*>(nullptr));
     default:
-      if (model.order == 1) return action(static_cast<EllipticEnergy<1, Pairing::kTied>*>(nullptr));
-      return action(static_cast<EllipticEnergy<2, Pairing::kTied>*>(nullptr));
+      if (model.order == 1) return action(static_cast<EllipticEnergy<1, Pairing::kShared>*>(nullptr));
+      return action(static_cast<EllipticEnergy<2, Pairing::kShared>*>(nullptr));
   }
 }
 
@@ -104,10 +104,11 @@ bool find_starts(const Problem& problem, const Chunk& chunk, Start* items, Start
       for (int m = 0; m < problem.model_count; ++m) {
         const int64_t place = int64_t(row + lane) * problem.model_count + m;
         Start* mine = items + place * kStarts;
-        const int most = problem.effort.starts * (problem.models[m].pairing == Pairing::kTied ? 2 : 1);
-        const float share = least_share(problem.models[m], problem.effort.margin);
-        const int count = choose_starts(tables, problem.effort.apart, share, most < kStarts ? most : kStarts,
-                                   found.get()[lane * problem.model_count + m], mine);
+        const int most = problem.effort.starts * (problem.models[m].pairing == Pairing::kShared ? 2 : 1);
+        const float share = least_share(problem.models[m], problem.effort.min_relative_energy);
+        const int count = choose_starts(tables, problem.effort.min_separation, share,
+                                        most < kStarts ? most : kStarts,
+                                        found.get()[lane * problem.model_count + m], mine);
         starts[place] = {count, mine};
       }
     }

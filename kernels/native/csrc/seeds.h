@@ -208,7 +208,7 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
   const int size = SIZE ? SIZE : problem.size, row_length = tables.longest + 2;
   for (int m = 0; m < problem.model_count; ++m) {
     work.best[m] = splat(0);
-    work.share[m] = splat(0) + least_share(problem.models[m], problem.effort.margin);
+    work.share[m] = splat(0) + least_share(problem.models[m], problem.effort.min_relative_energy);
   }
   for (int i = 0; i < problem.model_count * kLanes; ++i) found[i].count = 0;
   for (int l = 0; l < tables.levels; ++l) {

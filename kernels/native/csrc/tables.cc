@@ -207,7 +207,7 @@ std::vector<SeedPlane> Tables::list_planes(For purpose, int stride, const std::v
     plane.order = models[m].order;
     plane.basis = models[m].pairing == Pairing::kFree ? 2 : plane.order + 1;
     plane.stride = 1;
-    const bool tied = models[m].pairing == Pairing::kTied, free = models[m].pairing == Pairing::kFree;
+    const bool tied = models[m].pairing == Pairing::kShared, free = models[m].pairing == Pairing::kFree;
     if (tied != (purpose == For::kTied || purpose == For::kTiedNarrow)) continue;
     if (purpose == For::kFirst && (free || plane.order != 1)) continue;
     if (purpose == For::kSecond && (free || plane.order != 2)) continue;
