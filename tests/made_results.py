@@ -14,6 +14,13 @@ from dogfit.labels import LABELS
 HOSTILE = "<script>alert('$x_1$')</script>\u202e日本"
 K = 5
 SHOWN = LABELS[:3]
+SETTINGS = {
+    "seed": 0,
+    "families": ["dog", "d1"],
+    "profile": "integrated",
+    "criterion": "bic",
+    "null_rate": 0.1,
+}
 
 
 def unit(kernels: np.ndarray) -> np.ndarray:
@@ -118,6 +125,4 @@ def make_result(
             universal=universal(unit(generator.standard_normal((6, K, K)))),
             evidence=evidence(own.kernels[found.good], code[found.good]),
         )
-    return RunResult(
-        kernelset, {K: found}, {"seed": 0, "families": ["dog", "d1"], "null_rate": 0.1}, kernelset.notes
-    )
+    return RunResult(kernelset, {K: found}, SETTINGS, kernelset.notes)

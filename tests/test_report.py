@@ -18,7 +18,7 @@ from dogfit.clusters import paper_dissimilarity, paper_r2
 from dogfit.kernelset import KernelSet
 from dogfit.labels import LABELS
 from dogfit.report.figures.draw import draw_figures
-from dogfit.report.figures.style import label_colours
+from dogfit.report.figures.style import label_colors
 from dogfit.report.html import report_page
 from dogfit.report.text import summary_lines
 from made_results import HOSTILE, K, make_result
@@ -30,8 +30,14 @@ def result() -> RunResult:
 
 
 @pytest.fixture(scope="module")
+def plain_summary() -> dict:
+    """Summary of one layer without an autoencoder."""
+    return json.loads(json.dumps(summarize(make_result(("a",), coded=False))))
+
+
+@pytest.fixture(scope="module")
 def pictures(result) -> dict:
-    return draw_figures(result)
+    return draw_figures(result, summarize(result))
 
 
 @pytest.mark.parametrize(
@@ -170,12 +176,14 @@ def test_every_figure_is_drawn(pictures):
         assert png.startswith(b"\x89PNG\r\n")
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_twice(pictures, result):
-    assert draw_figures(result) == pictures
+    assert draw_figures(result, summarize(result)) == pictures
 
 
 def test_figures_without_code_or_second_model():
-    drawn = draw_figures(make_result(("a",), coded=False))
+    result = make_result(("a",), coded=False)
+    drawn = draw_figures(result, summarize(result))
     assert {name for _, name in drawn} == {"r2", "gallery", "labels", "clusters", "intervals"}
 
 
@@ -191,17 +199,36 @@ def test_page_is_self_contained_and_escapes_names(result, pictures):
     assert "default-src 'none'" in page
     for text in (
         "2 left out: quantised",
-        "Family d2 left out: as many parameters as taps",
+        "The family d2 was not fitted: as many parameters as taps",
         "1 is nonfinite",
         "Are there clusters?",
-        "The 3 filters given explain 50.0 %",
+        "The 3 given filters explain 50.0 %",
     ):
         assert text in page
 
 
-def test_page_says_why_there_is_no_autoencoder():
-    result = make_result(("a",), coded=False)
-    page = report_page(json.loads(json.dumps(summarize(result))), {})
+@pytest.mark.parametrize("criterion", ["bic", "aicc", "cv"])
+@pytest.mark.parametrize("profile", ["integrated", "sampled", "discrete"])
+def test_report_says_which_profile_and_criterion_were_used(plain_summary, profile, criterion):
+    said = {
+        "profile": {
+            "integrated": "integrated over each tap",
+            "sampled": "sampled at the middle of each tap",
+            "discrete": "made of discrete Gaussians",
+        },
+        "criterion": {"bic": "BIC", "aicc": "AICc", "cv": "cross-validated error"},
+    }
+    chosen = {"profile": profile, "criterion": criterion}
+    summary = {**plain_summary, "settings": plain_summary["settings"] | chosen}
+    intro = report_page(summary, {}).partition("<h2")[0]
+    (line,) = [line for line in summary_lines(summary, Path("out")) if line.startswith("fitted: ")]
+    for setting, words in said.items():
+        for value, text in words.items():
+            assert (text in intro) == (text in line) == (value == chosen[setting])
+
+
+def test_page_says_why_there_is_no_autoencoder(plain_summary):
+    page = report_page(plain_summary, {})
     assert "No autoencoder: left out on request." in page
 
 
@@ -226,7 +253,7 @@ def test_terminal_lines_put_each_share_beside_its_nulls(result):
 
 
 def test_colours_tell_labels_apart():
-    colours = label_colours(LABELS)
+    colours = label_colors(LABELS)
     assert len(set(colours.values())) == len(LABELS)
 
 

@@ -11,7 +11,7 @@ from dogfit.analysis.results import RunResult
 from dogfit.analysis.summary import summarize
 from dogfit.labels import LABELS
 from dogfit.report.figures import style
-from dogfit.report.figures.clusters import training_shares
+from dogfit.report.figures.clusters import draw_training
 from dogfit.report.html import report_page
 from made_results import HOSTILE, SHOWN, K, make_result
 
@@ -80,7 +80,7 @@ def test_checkpoints_of_one_run_are_set_out_over_time():
     assert fit["covariance-matched"][0] == pytest.approx(np.mean(null.r2 > 0.64))
     summary = json.loads(json.dumps(summarize(result)))
     with mpl.rc_context(style.RC):
-        figure = training_shares(summary["sizes"][str(K)]["label_shares"], K, LABELS)
+        figure = draw_training(summary["sizes"][str(K)]["label_shares"], K, "covariance-matched", LABELS)
         pictures = {(str(K), "training"): style.png(figure)}
     assert pictures[str(K), "training"].startswith(b"\x89PNG")
     page = report_page(summary, pictures)

@@ -4,20 +4,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from dogfit.analysis.results import RunResult
-from dogfit.analysis.shares import share_sections
+from dogfit.analysis.selection import largest_models, model_curves
 from dogfit.report.figures import style
-from dogfit.report.figures.charts import distribution, labels_by_layer, models_side_by_side
+from dogfit.report.figures.charts import draw_distribution, draw_labels_by_layer, draw_models
 from dogfit.report.figures.clusters import (
-    evidence_curves,
-    stage_intervals,
-    training_shares,
-    universal_filters,
+    draw_evidence,
+    draw_intervals,
+    draw_training,
+    draw_universal_filters,
 )
-from dogfit.report.figures.kernels import decoder_along_code, fit_gallery, kernels_by_cluster
+from dogfit.report.figures.kernels import draw_clusters, draw_decoder, draw_gallery
+
+MODELS_SHOWN = 12
 
 
-def draw_figures(result: RunResult, summary: Mapping[str, Any] | None = None) -> dict[tuple[str, str], bytes]:
-    """PNG files by kernel size and name; figures that do not apply are left out."""
+def draw_figures(result: RunResult, summary: Mapping[str, Any]) -> dict[tuple[str, str], bytes]:
+    """Draw the figures of a run.
+
+    Args:
+      result: the run's arrays.
+      summary: its numbers, as in `summary.json`.
+
+    Returns:
+      PNG files by kernel size (as the summary spells it) and name; figures that do not apply are left out.
+    """
     import matplotlib as mpl
 
     from dogfit.labels import LABELS
@@ -25,28 +35,28 @@ def draw_figures(result: RunResult, summary: Mapping[str, Any] | None = None) ->
     kernelset = result.kernelset
     drawn = {}
     with mpl.rc_context():
-        # The same look whatever the user's own matplotlibrc says.
+        # The same look with any matplotlibrc of the user's.
         mpl.rcdefaults()
         mpl.rcParams.update(style.RC)
         for size, found in result.sizes.items():
-            if summary is None:
-                sections = share_sections(kernelset, size, found)
-            else:
-                sections = summary["sizes"][str(size)]["label_shares"]
+            numbers = summary["sizes"][str(size)]
+            shares, hardest = numbers["label_shares"], numbers["hardest_null"]
+            models = largest_models(numbers["by_layer"], MODELS_SHOWN)
+            null_rate = found.null_rate
             figures = {
-                "r2": distribution(found, size, "r2"),
-                "cosine": distribution(found, size, "cosine"),
-                "gallery": fit_gallery(found, kernelset.groups[size], size),
-                "labels": labels_by_layer(found, kernelset, LABELS),
-                "latent_segments": decoder_along_code(found, size, LABELS),
-                "clusters": kernels_by_cluster(found, size),
-                "intervals": stage_intervals(sections, size),
-                "training": training_shares(sections, size, LABELS),
-                "universal": universal_filters(found, size),
-                "evidence": evidence_curves(found.evidence, size),
-                "models": models_side_by_side(found, kernelset, size, LABELS)
-                if len(kernelset.models) > 1
-                else None,
+                "r2": draw_distribution(found, numbers, size, "r2", null_rate),
+                "cosine": draw_distribution(found, numbers, size, "cosine", null_rate),
+                "gallery": draw_gallery(found, kernelset.groups[size], size),
+                "labels": draw_labels_by_layer(numbers, models, LABELS),
+                "latent_segments": draw_decoder(found, size, LABELS),
+                "clusters": draw_clusters(found, size),
+                "intervals": draw_intervals(shares, size, hardest),
+                "training": draw_training(shares, size, hardest, LABELS),
+                "universal": draw_universal_filters(found, numbers, size),
+                "evidence": draw_evidence(numbers["evidence"], size),
             }
+            if len(kernelset.models) > 1:
+                curves = model_curves(found, kernelset, models)
+                figures["models"] = draw_models(numbers, curves, size, LABELS)
             drawn |= {(str(size), name): style.png(fig) for name, fig in figures.items() if fig is not None}
     return drawn
