@@ -120,7 +120,7 @@ def test_reads_the_hubs_own_cache(hub):
 def test_replacing_kernels_fetches_the_whole_file_and_changes_kernels_alone(hub, tmp_path):
     done = replace_kernels(REPO, tmp_path / "new.safetensors", lambda kernels: kernels[:, ::-1])
     old, new = _checkpoint(), load_file(done.path)
-    assert done.count == 24
+    assert done.n_replaced == 24
     for name, values in old.items():
         assert np.array_equal(values, new[name]) == ("conv_dw" not in name), name
     hub.fail_always = (500, {})

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save, save_file
 import dogfit
 from dogfit.checkpoints import load_kernels
 from dogfit.errors import DogfitError, InputError
-from dogfit.export import replace as module
-from dogfit.export.replace import matched, nearest_filter, reconstruction, replace_kernels
+from dogfit.export import match_gain_and_mean, nearest_filter, reconstruction, replace_kernels
+from dogfit.export.methods import METHODS
 from model_files import stub_torchvision, write_checkpoint
 from tiny_checkpoints import convnext_tensors, random_tensor
 
@@ -101,8 +101,8 @@ def test_every_type_and_layout(tmp_path, dtype, layout):
     made = made.reshape(12, 5, 5) if layout == "c1kk" else np.moveaxis(made.reshape(5, 5, 12), 2, 0)
     rows = done.replaced["a/depthwise_kernel"]
     assert rows.tolist() == (r2 >= limit).tolist()
-    assert rows.sum() == done.count == 6
-    assert done.kernels == 12
+    assert rows.sum() == done.n_replaced == 6
+    assert done.n_kernels == 12
     assert made[~rows].tobytes() == kernels[~rows].tobytes()
     expected = by_hand(values, halved(values))[0][rows]
     step = (
@@ -129,7 +129,7 @@ def test_a_model_of_timm_loads_its_replaced_checkpoint(tmp_path):
     save_torch(model.state_dict(), source, {"format": "pt"})
     done = replace_kernels(source, out.parent, "fits")
     assert done.path == out
-    assert done.count == done.kernels == 40 * 2 + 80 * 2 + 160 * 6 + 320 * 2
+    assert done.n_replaced == done.n_kernels == 40 * 2 + 80 * 2 + 160 * 6 + 320 * 2
     weights = {name for name in model.state_dict() if name.endswith("conv_dw.weight")}
     assert changed(source, out) == weights
     state = load_torch(out)
@@ -164,7 +164,7 @@ def test_a_sharded_half_precision_model_of_transformers_loads_its_replaced_check
     assert (out / index).read_bytes() == (source / index).read_bytes()
     names = {name for shard in shards for name in changed(source / shard, out / shard)}
     assert names == set(done.replaced) == {n for n in model.state_dict() if n.endswith("dwconv.weight")}
-    assert done.count == 16 + 32 + 2 * 64 + 64
+    assert done.n_replaced == 16 + 32 + 2 * 64 + 64
 
     (out / "config.json").write_bytes((source / "config.json").read_bytes())
     again, about = transformers.ConvNextV2Model.from_pretrained(
@@ -215,11 +215,11 @@ def test_gain_and_mean_are_put_back_unless_told_otherwise(tiny, tmp_path):
 
 def test_matching_agrees_with_least_squares():
     kernels, shapes = random_tensor(40, 7, 7), random_tensor(40, 7, 7, seed=1)
-    made, r2 = matched(kernels, shapes)
+    made, r2 = match_gain_and_mean(kernels, shapes)
     expected, expected_r2 = by_hand(kernels, shapes)
     np.testing.assert_allclose(made, expected, atol=1e-5)
     np.testing.assert_allclose(r2, expected_r2, atol=1e-6)
-    flat, none = matched(kernels, np.ones_like(shapes))
+    flat, none = match_gain_and_mean(kernels, np.ones_like(shapes))
     np.testing.assert_allclose(
         flat, np.broadcast_to(kernels.mean((1, 2), keepdims=True), flat.shape), atol=1e-6
     )
@@ -243,14 +243,14 @@ def test_arrays_and_mappings(tiny, tmp_path):
     contents = {}
     for name, way in ways.items():
         out = tmp_path / f"{name}.safetensors"
-        assert replace_kernels(tiny, out, way).count == group.kernels.shape[0]
+        assert replace_kernels(tiny, out, way).n_replaced == group.kernels.shape[0]
         contents[name] = out.read_bytes()
     assert len(set(contents.values())) == 1
     done = replace_kernels(tiny, tmp_path / "one.safetensors", {KERNELS: stored[KERNELS]})
     assert changed(tiny, done.path) == {KERNELS}
     none = replace_kernels(tiny, tmp_path / "none.safetensors", {5: halved})
     assert none.path.read_bytes() == tiny.read_bytes()
-    assert none.count == none.kernels == 0
+    assert none.n_replaced == none.n_kernels == 0
     assert "104 7×7 kernels kept" in none.notes[0]
 
 
@@ -279,7 +279,7 @@ def test_universal_filters_and_autoencoder(tiny):
     kernels = load_kernels(tiny).groups[7].kernels
     shapes = nearest_filter(filters)(kernels)
     scores = np.stack([by_hand(kernels, np.broadcast_to(f, kernels.shape))[1] for f in filters], axis=1)
-    np.testing.assert_allclose(matched(kernels, shapes)[1], scores.max(axis=1), atol=1e-5)
+    np.testing.assert_allclose(match_gain_and_mean(kernels, shapes)[1], scores.max(axis=1), atol=1e-5)
     with pytest.raises(ValueError, match="none of the 1 filters has a shape"):
         nearest_filter(np.ones((1, 7, 7)))
 
@@ -315,7 +315,7 @@ def test_named_methods_train_what_they_need(tiny, tmp_path, monkeypatch):
     shapes = np.round(np.abs(dogfit.autoencoder.autoencoder.normalize_rows(new)[0]), 3)
     assert len(np.unique(shapes, axis=0)) <= 8
     few = replace_kernels(tiny, tmp_path / "f.safetensors", "universal", exclude=["stages.1.*"])
-    assert few.count == 0
+    assert few.n_replaced == 0
     assert "an autoencoder takes 64 kernels" in few.notes[0]
 
 
@@ -415,4 +415,4 @@ def test_methods_of_the_command_line_are_those_of_the_function():
     from dogfit.job.config import RunConfig
 
     offered = get_args(get_type_hints(RunConfig)["replace"])
-    assert set(get_args(offered[0])) == set(module.METHODS)
+    assert set(get_args(offered[0])) == set(METHODS)

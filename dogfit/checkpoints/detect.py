@@ -1,9 +1,10 @@
-"""Which tensors of a checkpoint are depthwise kernels."""
+"""Depthwise kernels among the tensors of a checkpoint."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -13,8 +14,8 @@ from dogfit.checkpoints.naming import (
     AVERAGED,
     DEPTHWISE,
     NOT_A_KERNEL,
-    OPTIMISER,
-    QUANTISED,
+    OPTIMIZER,
+    QUANTIZED,
     bare_name,
     network_order,
 )
@@ -34,10 +35,19 @@ class Depthwise:
     layout: str
     """`ckk`, `c1kk` (PyTorch), `kk1c` (Flax) or `kkcm` (Keras, TensorFlow)."""
     size: int
+    """Kernel size k, in taps."""
     channels: int
+    """Number of kernels."""
 
     def kernels(self, content: bytes) -> Float32[np.ndarray, "c k k"]:
-        """Taps from the tensor's bytes, output channels in the order of the framework."""
+        """Convert the tensor's bytes to kernels.
+
+        Args:
+          content: all bytes of the tensor.
+
+        Returns:
+          Taps `[channels, size, size]`, output channels in the order of the framework.
+        """
         taps = self.tensor.decode(content)
         if self.layout.startswith("kk"):
             taps = np.moveaxis(taps.reshape(self.size, self.size, self.channels), 2, 0)
@@ -46,16 +56,22 @@ class Depthwise:
     def with_kernels(
         self, content: bytes, rows: Bool[np.ndarray, "c"], kernels: Float32[np.ndarray, "c k k"]
     ) -> tuple[bytes, Bool[np.ndarray, "c"]]:
-        """The tensor's bytes with the kernels of some rows put in; the other rows keep theirs bit for bit.
+        """Put kernels into the tensor's bytes; rows that are not chosen keep theirs bit for bit.
+
+        Args:
+          content: all bytes of the tensor.
+          rows: which kernels to put in.
+          kernels: taps `[channels, size, size]`.
 
         Returns:
-          The bytes, and the rows put in: a kernel that the tensor's type cannot hold is left out.
+          The new bytes, and the rows that were put in: a kernel that the tensor's type cannot hold is left
+          out.
         """
-        kind = self.tensor.kind
+        dtype = self.tensor.numpy_dtype
         with np.errstate(over="ignore"):
-            rounded = kernels.astype(kind)
+            rounded = kernels.astype(dtype)
         rows = rows & np.isfinite(rounded.astype(np.float32)).all(axis=(1, 2))
-        stored = np.frombuffer(content, kind).copy()
+        stored = np.frombuffer(content, dtype).copy()
         if self.layout.startswith("kk"):
             view = stored.reshape(self.size, self.size, self.channels)
             view[:, :, rows] = np.moveaxis(rounded[rows], 0, 2)
@@ -64,14 +80,27 @@ class Depthwise:
         return stored.tobytes(), rows
 
 
+class LeftOut(NamedTuple):
+    """A tensor that resembles a depthwise kernel and is none, or is not wanted."""
+
+    tensor: Tensor
+    reason: str
+
+
 @dataclass(frozen=True)
 class Findings:
-    """Depthwise tensors in network order, and what was left out."""
+    """Depthwise layers of a checkpoint."""
 
     layers: tuple[Depthwise, ...]
-    skipped: tuple[tuple[Tensor, str], ...]
+    """Layers in network order."""
+    left_out: tuple[LeftOut, ...]
+    """Tensors that were left out, with the reason."""
     bare_names: Mapping[str, str]
-    """Names without wrappers; they tell stage and block."""
+    """Tensor name -> name without wrappers, which tells stage and block."""
+
+
+class _UnsuitableError(Exception):
+    """A tensor comes close to a depthwise kernel; the message says why it is none."""
 
 
 def find_depthwise(
@@ -99,39 +128,42 @@ def find_depthwise(
     taken.
 
     Args:
-      tensors: all tensors of the checkpoint.
+      tensors: all tensors of the checkpoint, by name.
       order: place of each name in the network where the file states it; otherwise names decide.
       channels_first_3d: whether tensors of shape (C, k, k) are kernels, as the file's metadata may state.
       include: patterns of names to accept whenever the shape allows, (C, k, k) included.
       exclude: patterns of names to leave out; overrules `include`.
+
+    Returns:
+      The layers found, and what was left out.
     """
     names, dropped = _network(tensors)
     ordered = sorted(names, key=lambda name: _place(name, names[name], order))
     network = [tensors[name] for name in ordered]
     channels_last = _channels_last(network)
     candidates: dict[str, Depthwise] = {}
-    skipped: list[tuple[Tensor, str]] = []
+    left_out: list[LeftOut] = []
     for tensor in [*network, *(tensors[name] for name in dropped)]:
         included = _matches(tensor.name, include)
-        shape = _by_shape(tensor, channels_last, channels_first_3d or included)
-        if shape is None:
-            continue
-        if isinstance(shape, str):
-            skipped.append((tensor, shape))
-        elif _matches(tensor.name, exclude):
-            skipped.append((tensor, "excluded by pattern"))
-        elif reason := None if included else dropped.get(tensor.name) or _never(tensor, shape):
-            skipped.append((tensor, reason))
-        else:
-            candidates[tensor.name] = shape
+        try:
+            shaped = _by_shape(tensor, channels_last, channels_first_3d or included)
+            if shaped is None:
+                continue
+            if _matches(tensor.name, exclude):
+                raise _UnsuitableError("excluded by pattern")
+            if not included:
+                _refuse(shaped, dropped)
+            candidates[tensor.name] = shaped
+        except _UnsuitableError as error:
+            left_out.append(LeftOut(tensor, str(error)))
     accepted = _inside_network(network, candidates, channels_last)
     for name, candidate in candidates.items():
         if candidate.layout == "ckk" or _matches(name, include):
             accepted.add(name)
         elif name not in accepted:
-            skipped.append((candidate.tensor, AMBIGUOUS))
+            left_out.append(LeftOut(candidate.tensor, AMBIGUOUS))
     layers = tuple(candidates[name] for name in candidates if name in accepted)
-    return Findings(layers, tuple(skipped), names)
+    return Findings(layers, tuple(left_out), names)
 
 
 def _network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
@@ -144,9 +176,9 @@ def _network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, s
     dropped: dict[str, str] = {}
     copies: dict[str, list[str]] = {}
     for name in tensors:
-        if OPTIMISER.search(name):
+        if OPTIMIZER.search(name):
             dropped[name] = "optimiser state"
-        elif QUANTISED.search(name):
+        elif QUANTIZED.search(name):
             dropped[name] = "companion of a quantised weight"
         else:
             copies.setdefault(bare_name(name), []).append(name)
@@ -168,8 +200,12 @@ def _network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, s
     return names, dropped
 
 
-def _by_shape(tensor: Tensor, channels_last: bool, allow_3d: bool) -> Depthwise | str | None:
-    """The tensor as depthwise kernels; a reason if it comes close; None if its shape is another."""
+def _by_shape(tensor: Tensor, channels_last: bool, allow_3d: bool) -> Depthwise | None:
+    """Read a tensor as depthwise kernels; None if it has another shape.
+
+    Raises:
+      _UnsuitableError: if the shape is close to one, or the type cannot be read.
+    """
     shape = tensor.shape
     if len(shape) == 3 and allow_3d:
         layout, (channels, height, width) = "ckk", shape
@@ -183,25 +219,28 @@ def _by_shape(tensor: Tensor, channels_last: bool, allow_3d: bool) -> Depthwise 
         layout, (height, width, channels) = "kkcm", (*shape[:2], shape[2] * shape[3])
     else:
         return None
-    if (height <= 1 and width <= 1) or max(height, width) > MAX_SIZE or channels < 1:
+    if (height <= 1 and width <= 1) or max(height, width) > MAX_SIZE or min(height, width, channels) < 1:
         return None
     if height != width:
-        return "not square" if height and width else None
+        raise _UnsuitableError("not square")
     if tensor.dtype not in FLOATS:
-        return f"stored as {tensor.dtype}; only floating-point kernels are read"
+        raise _UnsuitableError(f"stored as {tensor.dtype}; only floating-point kernels are read")
     return Depthwise(tensor, layout, height, channels)
 
 
-def _never(tensor: Tensor, shape: Depthwise) -> str | None:
-    if NOT_A_KERNEL.search(re.sub(r"[./](weight|kernel)$", "", tensor.name)):
-        return "a fixed filter or a table, by its name"
-    if shape.channels == 1:
-        return "a single kernel: one channel to one channel"
-    return None
+def _refuse(shaped: Depthwise, dropped: Mapping[str, str]) -> None:
+    """Raise for tensors that are never depthwise, unless a pattern includes them."""
+    name = shaped.tensor.name
+    if name in dropped:
+        raise _UnsuitableError(dropped[name])
+    if NOT_A_KERNEL.search(re.sub(r"[./](weight|kernel)$", "", name)):
+        raise _UnsuitableError("a fixed filter or a table, by its name")
+    if shaped.channels == 1:
+        raise _UnsuitableError("a single kernel: one channel to one channel")
 
 
 def _channels_last(network: Sequence[Tensor]) -> bool:
-    """Whether convolutions are stored (height, width, in, out), judged over all of them."""
+    """Decide by majority whether convolutions are stored (height, width, in, out)."""
     votes = 0
     for tensor in network:
         # (1, 1, 1, C) scales channels, in either layout.
@@ -217,26 +256,26 @@ def _channels_last(network: Sequence[Tensor]) -> bool:
 def _inside_network(
     network: Sequence[Tensor], candidates: Mapping[str, Depthwise], channels_last: bool
 ) -> set[str]:
-    """Candidates that name or neighbours show to be depthwise: rules 1 to 3 of `find_depthwise`."""
+    """Names of candidates that are depthwise by rules 1 to 3 of `find_depthwise`."""
     weights = [tensor for tensor in network if len(tensor.shape) in (2, 4)]
     convolutions = [t.name for t in weights if len(t.shape) == 4 and t.dtype in FLOATS]
     named = {name for name in candidates if DEPTHWISE.search(name)}
     stem = convolutions[0] if convolutions and convolutions[0] in candidates.keys() - named else None
-    ordinary = {_inner(name) for name in convolutions if name not in candidates}
+    ordinary = {_without_first_part(name) for name in convolutions if name not in candidates}
     # (in, out) of every layer; a depthwise one counts as (1, out).
     ends = [(t.shape[-2], t.shape[-1]) if channels_last else (t.shape[1], t.shape[0]) for t in weights]
-    fits = _beside if stem else _between
+    fitting_places = _between_neighbors if stem else _between_layers
     accepted = named | {
         weights[index].name
-        for index in fits(ends, [candidates.get(t.name) for t in weights])
-        if weights[index].name != stem and _inner(weights[index].name) not in ordinary
+        for index in fitting_places(ends, [candidates.get(t.name) for t in weights])
+        if weights[index].name != stem and _without_first_part(weights[index].name) not in ordinary
     }
-    parts = {_part(name) for name in accepted} - {_part(stem or "")}
-    return accepted | {name for name in candidates if _part(name) in parts}
+    parts = {_without_numbers(name) for name in accepted} - {_without_numbers(stem or "")}
+    return accepted | {name for name in candidates if _without_numbers(name) in parts}
 
 
-def _between(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
-    """Places of candidates that a layer anywhere before feeds, and whose output one after takes."""
+def _between_layers(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
+    """Places of candidates that any layer before feeds, and whose output any layer after takes."""
     first_out: dict[int, int] = {}
     last_use: dict[int, int] = {}
     for index, (taken, put_out) in enumerate(ends):
@@ -249,8 +288,8 @@ def _between(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]
                 yield index
 
 
-def _beside(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
-    """Places of candidates fed by the layer right before, whose output the next ordinary layer takes."""
+def _between_neighbors(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
+    """Places of candidates that the layer right before feeds, and the next ordinary one after takes from."""
     following: tuple[int, int] = (0, 0)
     for index in range(len(ends) - 1, 0, -1):
         layer = layers[index]
@@ -260,16 +299,18 @@ def _beside(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None])
             yield index
 
 
-def _inner(name: str) -> str:
-    """The name without its first part: two branches of a network often differ in nothing else."""
+def _without_first_part(name: str) -> str:
+    """Rest of a name after its first part, in which alone two branches of a network often differ."""
     return re.split(r"[./]", name, maxsplit=1)[-1]
 
 
-def _part(name: str) -> str:
+def _without_numbers(name: str) -> str:
+    """Name with every number replaced, the same for the same part of all blocks."""
     return re.sub(r"\d+", "#", name)
 
 
 def _place(name: str, bare: str, order: Mapping[str, int] | None) -> tuple:
+    """Key that sorts names by the stated order, the others after them; by name without one."""
     if order is None:
         return network_order(bare)
     return (0, order[name]) if name in order else (1, network_order(bare))

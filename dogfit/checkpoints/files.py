@@ -1,4 +1,4 @@
-"""Checkpoint files on disk: which ones a path means, and ranges of bytes from them."""
+"""Checkpoint files: the one that a folder or path means, and byte ranges of it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Protocol
 
-from dogfit.checkpoints.header import Header, conversion, header_length, parse_header
+from dogfit.checkpoints.header import Header, conversion_hint, header_length, parse_header
 from dogfit.errors import InputError
 
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar")
 OTHER_FORMATS = {
     ".h5": "HDF5 (Keras)",
@@ -21,13 +23,14 @@ OTHER_FORMATS = {
     ".tflite": "TensorFlow Lite",
     ".npz": "NumPy",
 }
-Report = Callable[[int], None]
-INDEX_SUFFIX = ".index.json"
-MAX_INDEX = 100_000_000
+MAX_INDEX_BYTES = 100_000_000
+
+ReadCallback = Callable[[int], None]
+"""Called with the number of bytes that have just been read."""
 
 
 class Reader(Protocol):
-    """A file of which single byte ranges can be read, local or not."""
+    """A file of which single byte ranges can be read, local or remote."""
 
     @property
     def where(self) -> str:
@@ -36,17 +39,19 @@ class Reader(Protocol):
 
     @property
     def bytes_read(self) -> int:
-        """How much of it was read so far."""
+        """Bytes that were read so far."""
         ...
 
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        ...
 
-    def read(self, ranges: Sequence[tuple[int, int]], report: Report | None = None) -> list[bytes]:
-        """The bytes of each half-open range `(start, stop)`; `report` hears of every piece's length."""
+    def read(self, ranges: Sequence[tuple[int, int]], on_read: ReadCallback | None = None) -> list[bytes]:
+        """Read half-open byte ranges `(start, stop)`; `on_read` is called after each piece."""
         ...
 
     def local(self) -> Path:
-        """The whole file on this machine; fetched first if it is elsewhere."""
+        """Find the whole file on this machine; it is downloaded first if it is elsewhere."""
         ...
 
 
@@ -56,30 +61,53 @@ class LocalFile:
 
     path: Path
     bytes_read: int = 0
+    """Bytes that were read so far."""
 
     @property
     def where(self) -> str:
+        """The file as messages name it."""
         return str(self.path)
 
     def size(self) -> int:
-        return self.path.stat().st_size
+        """Bytes of the whole file.
 
-    def read(self, ranges: Sequence[tuple[int, int]], report: Report | None = None) -> list[bytes]:
+        Raises:
+          InputError: if the file cannot be looked up.
+        """
+        try:
+            return self.path.stat().st_size
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+
+    def read(self, ranges: Sequence[tuple[int, int]], on_read: ReadCallback | None = None) -> list[bytes]:
+        """Read byte ranges.
+
+        Args:
+          ranges: each `(start, stop)`, half open.
+          on_read: called with the length of every range once it is read.
+
+        Returns:
+          The bytes of each range.
+
+        Raises:
+          InputError: if the file cannot be read or is shorter.
+        """
         contents = []
         try:
             with self.path.open("rb") as file:
                 for start, stop in ranges:
-                    contents.append(self._range(file, start, stop))
-                    if report:
-                        report(stop - start)
+                    contents.append(self._read_range(file, start, stop))
+                    if on_read:
+                        on_read(stop - start)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         return contents
 
     def local(self) -> Path:
+        """The file itself."""
         return self.path
 
-    def _range(self, file: BinaryIO, start: int, stop: int) -> bytes:
+    def _read_range(self, file: BinaryIO, start: int, stop: int) -> bytes:
         file.seek(start)
         content = file.read(stop - start)
         if len(content) != stop - start:
@@ -89,7 +117,14 @@ class LocalFile:
 
 
 def read_header(reader: Reader) -> Header:
-    """The checked header of a safetensors file."""
+    """Read and check the header of a safetensors file.
+
+    Args:
+      reader: the file.
+
+    Raises:
+      InputError: if it is not a sound safetensors file.
+    """
     size = reader.size()
     (prefix,) = reader.read([(0, min(8, size))])
     length = header_length(prefix, size, reader.where)
@@ -98,11 +133,14 @@ def read_header(reader: Reader) -> Header:
 
 
 def choose_file(names: Sequence[str], where: str) -> str:
-    """Which file of a folder holds the weights: `model.safetensors`, an index, or the only safetensors file.
+    """Choose the file that holds the weights: `model.safetensors`, an index, or the only safetensors file.
 
     Args:
       names: file names at the top of the folder or repository.
       where: the folder as messages should name it.
+
+    Returns:
+      One of the names.
 
     Raises:
       InputError: if there is none, or several and no way to tell which.
@@ -110,64 +148,83 @@ def choose_file(names: Sequence[str], where: str) -> str:
     if "model.safetensors" in names:
         return "model.safetensors"
     names = [name for name in names if not name.startswith(".")]
-    for suffix in (".safetensors" + INDEX_SUFFIX, INDEX_SUFFIX, ".safetensors"):
+    for suffix in (SUFFIX + INDEX_SUFFIX, INDEX_SUFFIX, SUFFIX):
         found = sorted(n for n in names if n.endswith(suffix) and not n.endswith(".bin" + INDEX_SUFFIX))
         if len(found) == 1:
             return found[0]
         if found:
             raise InputError(
-                f"{where}: holds {len(found)} candidates and no model.safetensors: {_some(found)}; "
+                f"{where}: holds {len(found)} candidates and no model.safetensors: {_quote_names(found)}; "
                 "pass the path of the one you mean"
             )
     pickles = sorted(name for name in names if PurePosixPath(name).suffix in PICKLES)
     if pickles:
         raise InputError(
-            f"{where}: no safetensors file, only pickles ({_some(pickles)}). {conversion(pickles[0])}"
+            f"{where}: no safetensors file, only pickles ({_quote_names(pickles)}). "
+            f"{conversion_hint(pickles[0])}"
         )
     other = sorted(name for name in names if PurePosixPath(name).suffix in OTHER_FORMATS)
     if other:
         raise InputError(
-            f"{where}: no safetensors file; {_some(other)} is of a format dogfit does not read. "
+            f"{where}: no safetensors file; {_quote_names(other)} is of a format dogfit does not read. "
             "Save the weights as safetensors"
         )
-    raise InputError(f"{where}: no safetensors file; found {_some(sorted(names)) or 'nothing'}")
+    raise InputError(f"{where}: no safetensors file; found {_quote_names(sorted(names)) or 'nothing'}")
 
 
 def read_index(index: Reader, exists: Callable[[str], bool]) -> dict[str, str]:
-    """The `weight_map` of a sharded checkpoint: tensor name -> shard file, all inside the folder and there.
+    """Read the `weight_map` of a checkpoint that is split into several files.
+
+    Args:
+      index: the `*.index.json`.
+      exists: tells whether the folder holds a file of this name.
+
+    Returns:
+      Tensor name -> file name; every file exists and lies inside the folder.
 
     Raises:
       InputError: if the index is damaged, or names a file that is elsewhere, missing or no safetensors file.
     """
     where, size = index.where, index.size()
-    if size > MAX_INDEX:
-        raise InputError(f"{where}: {size} bytes is too long for an index")
+    if size > MAX_INDEX_BYTES:
+        raise InputError(f"{where}: {size} bytes is too long for an index; fetch the checkpoint again")
     (content,) = index.read([(0, size)])
     try:
         weight_map = json.loads(content)["weight_map"]
         entries = list(weight_map.items())
-        if not all(isinstance(shard, str) for _, shard in entries):
+        if not all(isinstance(file, str) for _, file in entries):
             raise TypeError("weight_map must map strings to strings")
         "".join(text for entry in entries for text in entry).encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{where}: damaged index, no usable weight_map: {error}") from error
-    for shard in sorted(set(weight_map.values())):
-        path, windows = PurePosixPath(shard), PureWindowsPath(shard)
-        if path.is_absolute() or windows.drive or windows.root or "\\" in shard or ".." in path.parts:
-            raise InputError(f"{where}: refused: shard {shard!r} lies outside the checkpoint's folder")
-        if path.suffix in PICKLES:
-            raise InputError(f"{where}: shard {shard!r} is a pickle. {conversion(shard)}")
-        if path.suffix != ".safetensors":
-            raise InputError(f"{where}: shard {shard!r} is not a safetensors file")
-    shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not exists(shard)]
-    if missing or not shards:
-        raise InputError(f"{where}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}")
+    files = sorted(set(weight_map.values()))
+    for file in files:
+        _refuse_shard(file, where)
+    missing = [file for file in files if not exists(file)]
+    if missing or not files:
+        raise InputError(
+            f"{where}: {len(missing)} of {len(files)} shards are missing: {_quote_names(missing)}; "
+            "fetch the checkpoint again"
+        )
     return weight_map
 
 
+def _refuse_shard(file: str, where: str) -> None:
+    """Raise unless an index may name this file: index files are untrusted text."""
+    path, windows = PurePosixPath(file), PureWindowsPath(file)
+    if path.is_absolute() or windows.drive or windows.root or "\\" in file or ".." in path.parts:
+        raise InputError(f"{where}: refused: shard {file!r} lies outside the checkpoint's folder")
+    if path.suffix in PICKLES:
+        raise InputError(f"{where}: shard {file!r} is a pickle. {conversion_hint(file)}")
+    if path.suffix != SUFFIX:
+        raise InputError(f"{where}: shard {file!r} is not a safetensors file")
+
+
 def find_local(path: Path) -> Path:
-    """The file that a local path means.
+    """Find the file that a local path means.
+
+    Args:
+      path: a file, or a folder that holds one.
 
     Raises:
       InputError: if there is none that can be read.
@@ -190,14 +247,14 @@ def find_local(path: Path) -> Path:
 def _refuse_format(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix in PICKLES:
-        raise InputError(f"{path}: {suffix} files hold Python pickles. {conversion(str(path))}")
+        raise InputError(f"{path}: {suffix} files hold Python pickles. {conversion_hint(str(path))}")
     if suffix in OTHER_FORMATS:
         raise InputError(
             f"{path}: {OTHER_FORMATS[suffix]}, which dogfit does not read; save the weights as safetensors"
         )
 
 
-def _some(names: Sequence[str], limit: int = 6) -> str:
+def _quote_names(names: Sequence[str], limit: int = 6) -> str:
     # Quoted: names come from files and may hold control characters.
     shown = ", ".join(map(repr, names[:limit]))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -1,4 +1,4 @@
-"""The safetensors header: a strict parser that trusts nothing it reads.
+"""Header of a safetensors file: a strict parser that trusts nothing it reads.
 
 A file is an unsigned little-endian 64-bit length n, n bytes of JSON, then the tensors' bytes. The JSON maps
 names to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets counted from the end of the JSON;
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from dogfit.errors import InputError
 
 # The limit of the safetensors library; a longer header is damage, not a network.
-MAX_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
@@ -32,28 +33,38 @@ FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16",
 
 @dataclass(frozen=True)
 class Tensor:
-    """One entry of the header; `start` and `stop` are byte positions in the file."""
+    """One entry of a header."""
 
     name: str
     dtype: str
+    """Type as safetensors names it, a key of BITS."""
     shape: tuple[int, ...]
     start: int
+    """Position of the first byte in the file."""
     stop: int
+    """Position after the last byte in the file."""
 
     @property
-    def kind(self) -> np.dtype:
-        """The tensor's own type; `dtype` must be one of FLOATS."""
-        kind = FLOATS[self.dtype]
-        if not kind.startswith("<"):
-            import ml_dtypes
+    def numpy_dtype(self) -> np.dtype:
+        """Type of the stored numbers; `dtype` must be a key of FLOATS."""
+        name = FLOATS[self.dtype]
+        if name.startswith("<"):
+            return np.dtype(name)
+        import ml_dtypes
 
-            kind = getattr(ml_dtypes, kind)
-        return np.dtype(kind)
+        return np.dtype(getattr(ml_dtypes, name))
 
-    def decode(self, content: bytes) -> np.ndarray:
-        """The tensor as float32, from its bytes; `dtype` must be one of FLOATS."""
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is flagged
-            return np.frombuffer(content, self.kind).astype(np.float32).reshape(self.shape)
+    def decode(self, content: bytes) -> Float32[np.ndarray, "..."]:
+        """Convert the tensor's bytes to float32.
+
+        Args:
+          content: bytes `start` to `stop` of the file; `dtype` must be a key of FLOATS.
+
+        Returns:
+          An array of shape `shape`; float64 beyond float32 becomes infinite.
+        """
+        with np.errstate(over="ignore"):
+            return np.frombuffer(content, self.numpy_dtype).astype(np.float32).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -61,12 +72,23 @@ class Header:
     """Names, types, shapes and places of all tensors of one file."""
 
     tensors: Mapping[str, Tensor]
+    """Tensor name -> its entry, in the order of the file."""
     metadata: Mapping[str, str]
+    """What `__metadata__` says."""
     file_size: int
+    """Bytes of the whole file."""
 
 
 def header_length(prefix: bytes, file_size: int, where: str) -> int:
-    """Length of the JSON, from the first 8 or more bytes of the file.
+    """Compute the length of the JSON from the beginning of the file.
+
+    Args:
+      prefix: the first 8 bytes or more, all of them if the file is shorter.
+      file_size: bytes of the whole file.
+      where: the file as messages should name it.
+
+    Returns:
+      Bytes of the JSON, which begins at byte 8.
 
     Raises:
       InputError: if this cannot be a safetensors file.
@@ -78,13 +100,13 @@ def header_length(prefix: bytes, file_size: int, where: str) -> int:
     if len(prefix) < 8:
         raise InputError(f"{where}: not safetensors: {file_size} bytes, too short for a header")
     length = int.from_bytes(prefix[:8], "little")
-    if length > min(MAX_HEADER, file_size - 8):
-        # Only now: a sound length may start with the same bytes as a pickle.
+    if length > min(MAX_HEADER_BYTES, file_size - 8):
+        # Tested only here: a sound length may start with the same bytes as a pickle.
         if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
-            raise InputError(f"{where}: holds a Python pickle, not safetensors. {conversion(where)}")
+            raise InputError(f"{where}: holds a Python pickle, not safetensors. {conversion_hint(where)}")
         raise InputError(
             f"{where}: not safetensors, or truncated: the header claims {length} bytes "
-            f"in a file of {file_size} (at most {MAX_HEADER} are allowed)"
+            f"in a file of {file_size} (at most {MAX_HEADER_BYTES} are allowed); fetch or convert it again"
         )
     return length
 
@@ -97,31 +119,34 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
       file_size: bytes of the whole file.
       where: the file as messages should name it.
 
+    Returns:
+      The header; its tensors cover the rest of the file without gap or overlap.
+
     Raises:
       InputError: if the JSON is invalid, a dtype is unknown, or the tensors do not exactly fill the file.
     """
 
-    def bad(what: str) -> InputError:
-        return InputError(f"{where}: damaged safetensors header: {what}")
+    def damaged(what: str) -> InputError:
+        return InputError(f"{where}: damaged safetensors header: {what}; fetch or convert it again")
 
     try:
         if not text.startswith(b"{"):
-            raise bad("it does not start with '{'")
-        entries = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+            raise damaged("it does not start with '{'")
+        entries = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
         metadata = entries.pop("__metadata__", {})
         if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
-            raise bad("__metadata__ must map strings to strings")
+            raise damaged("__metadata__ must map strings to strings")
         first = 8 + len(text)
         tensors = [_tensor(name, entry, first) for name, entry in entries.items()]
         # A lone surrogate is valid in JSON's escapes and cannot be printed.
         "".join([*entries, *metadata, *metadata.values()]).encode()
     except (ValueError, RecursionError) as error:
-        raise bad(str(error)) from error
+        raise damaged(str(error)) from error
     expected = first
     for tensor in sorted(tensors, key=lambda t: (t.start, t.stop)):
         if tensor.start != expected:
             kind = "overlaps the tensor before it" if tensor.start < expected else "leaves a gap before it"
-            raise bad(f"tensor {tensor.name!r} {kind} (byte {tensor.start}, expected {expected})")
+            raise damaged(f"tensor {tensor.name!r} {kind} (byte {tensor.start}, expected {expected})")
         expected = tensor.stop
     if expected != file_size:
         state = "truncated" if expected > file_size else "followed by bytes no tensor owns"
@@ -132,8 +157,15 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
     return Header({tensor.name: tensor for tensor in tensors}, metadata, file_size)
 
 
-def conversion(where: str) -> str:
-    """How to turn a PyTorch pickle into safetensors, in one line."""
+def conversion_hint(where: str) -> str:
+    """Write the command that turns a PyTorch pickle into safetensors.
+
+    Args:
+      where: the pickle.
+
+    Returns:
+      A sentence that ends with the command, all in one line.
+    """
     return (
         "dogfit never loads pickles, which can run any code. To convert a file you trust, where torch is "
         'installed: python -c "import sys, torch; from safetensors.torch import save_file; '
@@ -150,7 +182,7 @@ def _tensor(name: str, entry: Any, first: int) -> Tensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in BITS:
         raise ValueError(f"tensor {name!r} has unknown dtype {str(dtype)[:40]!r}")
-    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {name!r}: shape and data_offsets must be lists of non-negative integers")
     begin, end = offsets
     if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
@@ -158,17 +190,17 @@ def _tensor(name: str, entry: Any, first: int) -> Tensor:
     return Tensor(name, dtype, tuple(shape), first + begin, first + end)
 
 
-def _sizes(values: Any) -> bool:
+def _are_sizes(values: Any) -> bool:
     # `type` and not isinstance: true and false are ints to Python.
     return type(values) is list and all(type(v) is int and 0 <= v < 2**63 for v in values)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise ValueError("a name appears twice")
     return entries
 
 
-def _no_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")

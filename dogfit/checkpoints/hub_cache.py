@@ -1,7 +1,7 @@
-"""What was read from the hub, kept on disk: repository listings and pieces of files.
+"""Cache on disk of what was read from the hub: listings of repositories, and pieces of files.
 
-Lives beside the hub's own cache (`HF_ASSETS_CACHE`), keyed by commit, so nothing in it goes stale but the
-commit a branch stands for, which is asked anew whenever the hub can be reached.
+Its folder is `HubConfig.pieces_dir`. Pieces and listings are kept by commit, so they never go out of date.
+The commit that a branch or tag stands for may change, and is asked for whenever the hub can be reached.
 """
 
 import json
@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from dogfit.atomic_write import write_atomically
+from dogfit.checkpoints.hub_config import HubConfig
 
 
 @dataclass(frozen=True)
@@ -22,60 +22,91 @@ class Repository:
     """A repository at one commit."""
 
     name: str
+    """Name on the hub, `owner/name`."""
     revision: str
-    """As asked for: a branch, a tag or a commit."""
+    """Branch, tag or commit, as asked for."""
     commit: str
+    """Commit that the revision stands for."""
     files: tuple[str, ...]
+    """Paths of its files."""
     license: str | None
+    """Licence that the hub shows; None where it shows none."""
 
     def __str__(self) -> str:
         return self.name if self.revision == "main" else f"{self.name}@{self.revision}"
 
 
-def remember(repository: Repository) -> None:
-    """Note which commit a revision stands for, for use offline."""
+def store_listing(repository: Repository, config: HubConfig) -> None:
+    """Keep the listing of a repository for use offline.
+
+    Args:
+      repository: the listing; it is kept under its revision and under its commit.
+      config: where to keep it.
+    """
     record = json.dumps(asdict(repository)).encode()
     for revision in {repository.revision, repository.commit}:
-        _write(_reference(repository.name, revision), record)
+        _store(_listing_path(repository.name, revision, config), record)
 
 
-def recall(name: str, revision: str) -> Repository | None:
-    """What `remember` noted; None if nothing usable."""
+def cached_repository(name: str, revision: str, config: HubConfig) -> Repository | None:
+    """Find a repository without asking the hub.
+
+    Args:
+      name: `owner/name`.
+      revision: branch, tag or commit.
+      config: where to look.
+
+    Returns:
+      The listing that `store_listing` kept, else what huggingface_hub's cache holds of this revision; None if
+      neither has it.
+    """
     try:
-        record = json.loads(_reference(name, revision).read_bytes())
+        record = json.loads(_listing_path(name, revision, config).read_bytes())
         return Repository(**{**record, "files": tuple(record["files"]), "revision": revision})
     except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return _cached_snapshot(name, revision, config)
 
 
-def local_snapshot(name: str, revision: str) -> Path | None:
-    """The folder in which the hub's own cache keeps this revision; None if it does not."""
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+def _cached_snapshot(name: str, revision: str, config: HubConfig) -> Repository | None:
+    folder = config.cache_dir / repo_folder_name(repo_id=name, repo_type="model")
     try:
         commit = (folder / "refs" / revision).read_text().strip()
     except OSError:
         commit = revision
     snapshot = folder / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    if not snapshot.is_dir():
+        return None
+    files = (path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+    return Repository(name, revision, commit, tuple(sorted(files)), None)
 
 
 @dataclass
 class Pieces:
-    """The known pieces of one file, in memory and on disk."""
+    """Parts of one file that were read before, in memory and on disk."""
 
     folder: Path
+    """Folder of the parts on disk, named START-STOP-SIZE by their bytes and the size of the file."""
     file_size: int | None = None
+    """Bytes of the whole file; None until a part is known."""
     held: dict[int, bytes] = field(default_factory=dict)
-    """Start -> bytes of the pieces in use."""
+    """Start -> bytes of the parts in use."""
     on_disk: dict[tuple[int, int], Path] = field(default_factory=dict)
+    """(start, stop) -> file of the parts on disk."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, repository: Repository, name: str) -> "Pieces":
-        """The pieces of file `name`. Its name is untrusted text, so the folder is named by its hash."""
-        folder = _folder(repository.name, repository.commit) / sha256(name.encode()).hexdigest()[:24]
-        pieces = cls(folder)
-        for path in sorted(folder.glob("*-*-*")) if folder.is_dir() else ():
+    def open(cls, repository: Repository, name: str, config: HubConfig) -> "Pieces":
+        """Find the known parts of a file.
+
+        Args:
+          repository: the repository at one commit.
+          name: path of the file in it.
+          config: where parts are kept.
+        """
+        # The name is untrusted text, so the folder is named by its hash.
+        digest = sha256(name.encode()).hexdigest()[:24]
+        pieces = cls(_folder(repository.name, repository.commit, config) / digest)
+        for path in sorted(pieces.folder.glob("*-*-*")) if pieces.folder.is_dir() else ():
             try:
                 start, stop, size = (int(number) for number in path.name.split("-"))
             except ValueError:
@@ -86,17 +117,24 @@ class Pieces:
 
     @property
     def bytes_held(self) -> int:
+        """Bytes of the parts in use."""
         return sum(map(len, self.held.values()))
 
     def add(self, start: int, content: bytes, file_size: int) -> None:
-        """Keep a piece. A cache that cannot be written costs a download later, no more."""
+        """Keep a part.
+
+        Args:
+          start: position of its first byte in the file.
+          content: its bytes.
+          file_size: bytes of the whole file.
+        """
         with self.lock:
             self.held[start] = content
             self.file_size = file_size
-        _write(self.folder / f"{start}-{start + len(content)}-{file_size}", content)
+        _store(self.folder / f"{start}-{start + len(content)}-{file_size}", content)
 
     def find(self, start: int, stop: int) -> bytes | None:
-        """The bytes from `start` to `stop`, if one piece holds them all."""
+        """Read bytes `start` to `stop` of the file; None unless one part holds them all."""
         for begin, content in self.held.items():
             if begin <= start and stop <= begin + len(content):
                 return content[start - begin : stop - begin]
@@ -110,15 +148,15 @@ class Pieces:
         return None
 
 
-def _reference(name: str, revision: str) -> Path:
-    return _folder(name, "refs") / f"{revision.replace('/', '--')}.json"
+def _listing_path(name: str, revision: str, config: HubConfig) -> Path:
+    return _folder(name, "refs", config) / f"{revision.replace('/', '--')}.json"
 
 
-def _folder(name: str, part: str) -> Path:
-    return Path(constants.HF_ASSETS_CACHE) / "dogfit" / name.replace("/", "--") / part
+def _folder(name: str, part: str, config: HubConfig) -> Path:
+    return config.pieces_dir / name.replace("/", "--") / part
 
 
-def _write(path: Path, content: bytes) -> None:
-    # A cache that cannot be written is no reason to fail.
+def _store(path: Path, content: bytes) -> None:
+    # A cache that cannot be written costs a download later, no more.
     with suppress(OSError):
         write_atomically(path, content)

@@ -1,6 +1,11 @@
-"""Naming schemes as data: where a layer sits in its network, read from the name of its tensor."""
+"""Naming rules as data: what the name of a tensor says about its place in the network.
+
+A new naming scheme is a line in NAMING_RULES; parts whose names do not sort as they run are lines in
+SORTING_RULES.
+"""
 
 import re
+from typing import NamedTuple
 
 # Prefixes that only wrap a network: `module.stages.0` is `stages.0`.
 WRAPPERS = re.compile(
@@ -12,8 +17,8 @@ AVERAGED = re.compile(
     r"|shadow_params|averaged_model|swa_model|teacher|average)[./](?:(?:module|model|shadow)[./])*"
     r"|[./](?:ExponentialMovingAverage|ema)$"
 )
-# What an optimiser keeps for each weight: any whole part of the name, or TensorFlow's last part.
-OPTIMISER = re.compile(
+# Values that an optimiser keeps for each weight: any whole part of the name, or TensorFlow's last part.
+OPTIMIZER = re.compile(
     r"(?:^|[./])(?:exp_avg|exp_avg_sq|max_exp_avg_sq|momentum|momentum_buffer|square_avg|optimi[sz]ers?"
     r"|optimi[sz]er_state|optim|opt_state|opt|adamw?|lamb|lion|velocity|accumulator|gradients?|grads?|mu|nu|trace)"
     r"(?:[./]|$)"
@@ -27,7 +32,7 @@ NOT_A_KERNEL = re.compile(
     re.IGNORECASE,
 )
 # Companions of a quantised weight.
-QUANTISED = re.compile(
+QUANTIZED = re.compile(
     r"(?:^|[./_])(?:scales?|zero_points?|scale_inv|qzeros|qscale|g_idx|input_scale|weight_scale)(?:_\d+)?$",
     re.IGNORECASE,
 )
@@ -37,9 +42,19 @@ DEPTHWISE = re.compile(
     r"|cheap_operation|cheap_rpr_conv|large_conv|lkb_",
     re.IGNORECASE,
 )
-# Parts that run earlier or later than their names sort: '!' sorts before letters, '~' after them.
-_SORT_AS = tuple(
-    (re.compile(pattern), replacement)
+
+
+class SortingRule(NamedTuple):
+    """Change of a name that makes it sort where its layer runs."""
+
+    pattern: re.Pattern[str]
+    replacement: str
+    """Text in place of a match: '!' sorts before letters, '~' after them."""
+
+
+# Applied in order, all that match.
+SORTING_RULES = tuple(
+    SortingRule(re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"(^|[./])(stem|conv_stem|patch_embed\w*|embeddings?|cell_stem|first)(?=[./_\d]|$)", r"\1!\2"),
         (r"^(conv[12])(?=[.])", r"!\1"),
@@ -74,9 +89,19 @@ _SORT_AS = tuple(
     )
 )
 
-# (scheme, regex with the named groups stage and block), searched in order; the first match wins.
-DIALECTS = tuple(
-    (scheme, re.compile(pattern))
+
+class NamingRule(NamedTuple):
+    """Way in which a library or a family of networks names the tensors of a block."""
+
+    scheme: str
+    """Library or family, for the reader."""
+    pattern: re.Pattern[str]
+    """Expression with the named groups `stage` and `block`, or one of them."""
+
+
+# Searched in order; the first match wins.
+NAMING_RULES = tuple(
+    NamingRule(scheme, re.compile(pattern))
     for scheme, pattern in (
         # stages.2.blocks.5.conv_dw; also under visual.trunk (OpenCLIP) and in Flax (stages_2/blocks_5)
         ("timm", r"(?i)(?:^|[./])\w*?stages?[._]?(?P<stage>\d+)[./]\w*?blocks?[._]?(?P<block>\d+)(?=[./])"),
@@ -109,26 +134,44 @@ DIALECTS = tuple(
 
 
 def bare_name(name: str) -> str:
-    """The name without wrapping prefixes and marks of an averaged copy."""
+    """Remove wrapping prefixes and the marks of an averaged copy from a name.
+
+    Args:
+      name: tensor name, as in the file.
+
+    Returns:
+      The name that the tensor has in the plain network.
+    """
     return WRAPPERS.sub("", AVERAGED.sub(".", WRAPPERS.sub("", name)).strip("./"))
 
 
 def stage_and_block(name: str) -> tuple[int | None, int | None]:
-    """Stage and block as the name counts them; None for what it does not say."""
-    for _, pattern in DIALECTS:
-        if match := pattern.search(name):
+    """Read the numbers of stage and block from a name.
+
+    Args:
+      name: bare name of a tensor.
+
+    Returns:
+      Stage and block as the name counts them; None for what it does not say.
+    """
+    for rule in NAMING_RULES:
+        if match := rule.pattern.search(name):
             groups = match.groupdict()
             return _number(groups.get("stage")), _number(groups.get("block"))
     return None, None
 
 
 def network_order(name: str) -> tuple:
-    """Sort key that puts names in the order their layers run, as far as names tell.
+    """Make a key that sorts names in the order their layers run, as far as names tell.
 
-    Parts are compared in turn, numbers by value, with the exceptions of the table above.
+    Args:
+      name: bare name of a tensor.
+
+    Returns:
+      The parts of the name, to be compared in turn, with numbers by value, after SORTING_RULES.
     """
-    for pattern, replacement in _SORT_AS:
-        name = pattern.sub(replacement, name)
+    for rule in SORTING_RULES:
+        name = rule.pattern.sub(rule.replacement, name)
     return tuple(
         tuple(
             (0, int(run), "") if run.isdecimal() else (1, 0, run) for run in re.findall(r"\d{1,18}|\D+", part)
@@ -138,6 +181,7 @@ def network_order(name: str) -> tuple:
 
 
 def _number(text: str | None) -> int | None:
+    """Number of a stage or block, which Keras writes as a letter; None for more digits than networks have."""
     if text is None or len(text) > 6:
         return None
     return int(text) if text.isdecimal() else ord(text) - ord("a")

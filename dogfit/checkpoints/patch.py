@@ -12,17 +12,23 @@ from dogfit.errors import DogfitError
 
 @dataclass(frozen=True)
 class Copy:
-    """A file to copy, and what to write over the copy: position -> bytes."""
+    """A file to copy, and bytes to write over the copy."""
 
     source: Path
+    """File to read."""
     target: Path
+    """File to write."""
     patches: Mapping[int, bytes]
+    """Position in the file -> bytes to put there."""
 
 
 def write_copies(copies: Sequence[Copy]) -> None:
     """Write every copy next to its place, then rename them all, in the order given.
 
     Files are copied by the system, so memory holds the patches alone.
+
+    Args:
+      copies: at least one.
 
     Raises:
       DogfitError: if a file cannot be written; nothing of any copy is left then.

@@ -1,4 +1,4 @@
-"""Export: the same checkpoint with its depthwise kernels replaced by what describes them.
+"""Copy of a checkpoint in which depthwise kernels are replaced by what describes them.
 
 How much accuracy a network keeps when its kernels are exchanged for their descriptions says how much of what
 they do is described. The accuracy is measured elsewhere, with the network's own evaluation; here the
@@ -6,33 +6,30 @@ checkpoint for it is written. Only the kernels' own bytes differ from the origin
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float, Float32
+from jaxtyping import ArrayLike, Bool, Float32
 
 from dogfit.checkpoints.detect import Depthwise
-from dogfit.checkpoints.load import Checkpoint, Located, fetch, locate, open_checkpoint, tied_names
+from dogfit.checkpoints.files import SUFFIX
+from dogfit.checkpoints.hub_config import HubConfig
+from dogfit.checkpoints.open import Checkpoint, open_checkpoint
 from dogfit.checkpoints.patch import Copy, write_copies
+from dogfit.checkpoints.read import Contents, read_contents, read_kernels, tied_names
 from dogfit.errors import InputError, OutputError
+from dogfit.export.match import match_gain_and_mean
+from dogfit.export.methods import Method, NotReplaceableError, method_by_name
 from dogfit.kernelset.groups import Flag, KernelGroup
 from dogfit.kernelset.kernelset import KernelSet
 from dogfit.kernelset.layers import Layer
 
 if TYPE_CHECKING:
-    from dogfit.autoencoder import Autoencoder
+    from dogfit.autoencoder import AutoencoderConfig
 
-METHODS = ("fits", "universal", "autoencoder")
-# As in the paper on universal filters (Babaiee et al., NeurIPS 2025).
-CANDIDATES, FILTERS = 50, 8
-_ROWS = 16_384
-SUFFIX = ".safetensors"
-
-Kernels = Float[np.ndarray, "n k k"]
-Method = Callable[[Kernels], Kernels]
 Replacement = Literal["fits", "universal", "autoencoder"] | Method | ArrayLike | Mapping[Any, Any]
 
 
@@ -43,21 +40,27 @@ class Replaced:
     path: Path
     """The file; of a sharded checkpoint, its index."""
     r2: Mapping[str, Float32[np.ndarray, "c"]]
-    """By tensor name, R² of each kernel's replacement about the kernel's mean; NaN where there was none."""
+    """Tensor name -> R² of each kernel's replacement about the kernel's mean; NaN where there was none."""
     replaced: Mapping[str, Bool[np.ndarray, "c"]]
-    """By tensor name, which kernels were replaced; the others are bit for bit the original's."""
+    """Tensor name -> which kernels were replaced; the others are bit for bit the original's."""
     notes: tuple[str, ...]
     """What was left alone, in words."""
 
     @property
-    def count(self) -> int:
-        """Kernels replaced."""
+    def n_replaced(self) -> int:
+        """Number of kernels replaced."""
         return sum(int(rows.sum()) for rows in self.replaced.values())
 
     @property
-    def kernels(self) -> int:
-        """Kernels of all layers that were looked at."""
+    def n_kernels(self) -> int:
+        """Number of kernels of all layers that a replacement was made for."""
         return sum(rows.size for rows in self.replaced.values())
+
+
+class _LayerReplacement(NamedTuple):
+    kernels: Float32[np.ndarray, "c k k"]
+    r2: Float32[np.ndarray, "c"]
+    """R² about the kernel's mean; NaN keeps the kernel."""
 
 
 def replace_kernels(
@@ -70,7 +73,9 @@ def replace_kernels(
     sizes: Sequence[int] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    autoencoder: "AutoencoderConfig | None" = None,
     offline: bool = False,
+    hub: HubConfig | None = None,
     overwrite: bool = False,
 ) -> Replaced:
     """Write a copy of a checkpoint in which depthwise kernels are replaced; every other byte is the same.
@@ -85,7 +90,7 @@ def replace_kernels(
       out: the file to write, `*.safetensors`, or a folder to write it to under its own name. A sharded
         checkpoint needs a folder, and its index is written with it.
       with_: what takes the kernels' place:
-        - "fits": the best of dogfit's model families;
+        - "fits": the best of dogfit's families;
         - "universal": the nearest of the 8 filters that explain most, found for each kernel size as
           `dogfit.clusters.backward_elimination` does among 50 decoded from an autoencoder;
         - "autoencoder": the reconstruction of an autoencoder trained on them;
@@ -98,10 +103,12 @@ def replace_kernels(
       min_r2: kernels whose replacement explains less of them than this are kept.
       match: put each kernel's own gain and mean back: of a replacement x, the nearest a x + b is taken.
         Otherwise x is taken as it is, and R² is that of x.
-      sizes: kernel sizes to replace; all by default.
+      sizes: kernel sizes to replace, in taps; all by default.
       include: as in `load_kernels`.
       exclude: as in `load_kernels`.
+      autoencoder: how the autoencoders of "universal" and "autoencoder" are trained.
       offline: as in `load_kernels`.
+      hub: as in `load_kernels`.
       overwrite: replace files that exist.
 
     Returns:
@@ -109,199 +116,123 @@ def replace_kernels(
 
     Raises:
       InputError: if the checkpoint cannot be read, or holds no depthwise kernels of these sizes.
+      HubError: if the hub cannot be reached or refuses.
       OutputError: if `out` exists, is the checkpoint itself, or is a file where a folder is needed.
       ValueError: if the replacement does not fit the kernels.
       DogfitError: if the copy cannot be written.
+
+    Example:
+      >>> import dogfit
+      >>> from dogfit.embedded import PATH
+      >>> def mirrored(kernels):
+      ...     return kernels[:, :, ::-1]
+      >>> done = dogfit.replace_kernels(PATH, "mirrored.safetensors", mirrored, min_r2=0.9)
+      >>> done.path.name, done.n_kernels
+      ('mirrored.safetensors', 1024)
+      >>> 0 < done.n_replaced < done.n_kernels
+      True
     """
-    opened = open_checkpoint(checkpoint, offline)
-    targets = _targets(opened, Path(out), overwrite)
-    located = locate(opened, include, exclude)
-    layers = [layer for layer in located.findings.layers if sizes is None or layer.size in sizes]
+    opened = open_checkpoint(checkpoint, offline=offline, hub=hub)
+    targets = _target_paths(opened, Path(out), overwrite)
+    contents = read_contents(opened, include, exclude)
+    layers = [layer for layer in contents.findings.layers if sizes is None or layer.size in sizes]
     if not layers:
         wanted = f" of sizes {tuple(sizes)}" if sizes is not None else ""
         raise InputError(f"{opened.model}: no depthwise kernels{wanted} to replace")
-    readers = {name: opened.files[file] for name, file in located.file_of.items()}
-    taps = fetch(layers, readers, opened.model, None)
+    taps = read_kernels(opened, contents, layers)
     tied = tied_names(taps)
-    pairs = [(_record(layer, opened.model), taps[layer.tensor.name]) for layer in layers]
+    pairs = [(_layer_record(layer, opened.model), taps[layer.tensor.name]) for layer in layers]
     kernelset = KernelSet.from_layers([pair for pair in pairs if pair[0].name not in tied])
-    found, notes = _replacements(kernelset, with_, match)
+    found, notes = _find_replacements(kernelset, with_, match, autoencoder)
     for name, kept in tied.items():
         if kept in found:
             found[name] = found[kept]
-    return _write(opened, located, targets, found, min_r2, [*notes, *_left_alone(located)])
+    return _write(opened, contents, targets, found, min_r2, [*notes, *_left_alone(contents)])
 
 
-def nearest_filter(filters: Float[ArrayLike, "m k k"]) -> Method:
-    """Kernels `[n, k, k]` to the filter nearest to each, up to gain, sign and mean."""
-    from dogfit.autoencoder.autoencoder import normalize_rows
-
-    shapes = np.asarray(filters)
-    units, good = normalize_rows(shapes)
-    if not good.any():
-        raise ValueError(f"none of the {len(shapes)} filters has a shape")
-
-    def nearest(kernels: Kernels) -> Kernels:
-        rows, _ = normalize_rows(kernels, shapes.shape[1])
-        return units[good][np.argmax(np.abs(rows @ units[good].T), axis=1)].reshape(kernels.shape)
-
-    return nearest
-
-
-def reconstruction(autoencoder: "Autoencoder") -> Method:
-    """Kernels `[n, k, k]` to what an autoencoder makes of them."""
-
-    def reconstruct(kernels: Kernels) -> Kernels:
-        code = autoencoder.encode(kernels)
-        known = np.isfinite(code.reshape(len(kernels), -1)).all(axis=1)
-        made = np.full(kernels.shape, np.nan, np.float32)
-        made[known] = autoencoder.decode(code[known])
-        return made
-
-    return reconstruct
-
-
-def matched(
-    kernels: Float[ArrayLike, "n k k"], shapes: Float[ArrayLike, "n k k"], match: bool = True
-) -> tuple[Float32[np.ndarray, "n k k"], Float32[np.ndarray, "n"]]:
-    """The nearest a x + b of each shape x to its kernel, or x itself, and its R² about the kernel's mean.
-
-    R² is NaN where the kernel is constant or the shape not finite; a constant shape matches as the kernel's
-    mean, with R² 0.
-    """
-    kernels, shapes = np.asarray(kernels), np.asarray(shapes)
-    made, r2 = np.empty(kernels.shape, np.float32), np.empty(len(kernels), np.float32)
-    for start in range(0, len(kernels), _ROWS):
-        here = slice(start, start + _ROWS)
-        made[here], r2[here] = _match(kernels[here], shapes[here], match)
-    return made, r2
-
-
-def _match(kernels: np.ndarray, shapes: np.ndarray, match: bool) -> tuple[np.ndarray, np.ndarray]:
-    kernel, shape = kernels.astype(np.float64), shapes.astype(np.float64)
-    mean = kernel.mean((1, 2), keepdims=True)
-    energy = np.sum((kernel - mean) ** 2, (1, 2))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if match:
-            shape = shape - shape.mean((1, 2), keepdims=True)
-            norm = np.sum(shape**2, (1, 2))
-            gain = np.sum(shape * kernel, (1, 2)) / np.where(norm > 0, norm, 1)
-            shape = mean + gain[:, None, None] * shape
-        r2 = 1 - np.sum((kernel - shape) ** 2, (1, 2)) / energy
-    return shape.astype(np.float32), np.where(np.isfinite(r2), r2, np.nan).astype(np.float32)
-
-
-Found = dict[str, tuple[Float32[np.ndarray, "c k k"], Float32[np.ndarray, "c"]]]
-
-
-def _replacements(kernelset: KernelSet, with_: Replacement, match: bool) -> tuple[Found, list[str]]:
-    """By layer name, the kernels to put in and their R² (NaN: keep); and what was left alone."""
-    found: Found = {}
+def _find_replacements(
+    kernelset: KernelSet, with_: Replacement, match: bool, autoencoder: "AutoencoderConfig | None"
+) -> tuple[dict[str, _LayerReplacement], list[str]]:
+    """Make the replacements of each layer, by name; and say what was left alone."""
+    found: dict[str, _LayerReplacement] = {}
     notes = []
     for size, group in kernelset.groups.items():
-        layers = [kernelset.layers[index] for index in np.unique(group.layer)]
-        good = group.flag == Flag.OK
-        shapes = _shapes(with_, size, group, good, layers)
-        if isinstance(shapes, str):
-            notes.append(f"{len(group.kernels):,} {size}×{size} kernels kept: {shapes}")
+        first_rows = np.unique(group.layer, return_index=True)
+        layers = [kernelset.layers[index] for index in first_rows[0]]
+        try:
+            shapes = _shapes(with_, size, group, layers, autoencoder)
+        except NotReplaceableError as error:
+            notes.append(f"{len(group.kernels):,} {size}×{size} kernels kept: {error}")
             continue
-        made, r2 = matched(group.kernels, shapes, match)
-        r2[~good] = np.nan
-        for start, layer in zip(np.searchsorted(group.layer, np.unique(group.layer)), layers, strict=True):
+        kernels, r2 = match_gain_and_mean(group.kernels, shapes, match)
+        r2[group.flag != Flag.OK] = np.nan
+        for start, layer in zip(first_rows[1], layers, strict=True):
             rows = slice(start, start + layer.channels)
-            found[layer.name] = made[rows], r2[rows]
+            found[layer.name] = _LayerReplacement(kernels[rows], r2[rows])
     return found, notes
 
 
 def _shapes(
-    with_: Replacement, size: int, group: KernelGroup, good: np.ndarray, layers: Sequence[Layer]
-) -> np.ndarray | str:
-    """A shape for each kernel of one size, NaN for those to keep; or why there is none."""
+    with_: Replacement,
+    size: int,
+    group: KernelGroup,
+    layers: Sequence[Layer],
+    autoencoder: "AutoencoderConfig | None",
+) -> np.ndarray:
+    """Shapes `[n, k, k]` for all kernels of one size, NaN for those to keep.
+
+    Raises:
+      NotReplaceableError: if there are none for this size.
+      ValueError: if they have another shape.
+    """
     if isinstance(with_, Mapping):
         if size in with_:
-            return _shapes(with_[size], size, group, good, layers)
-        return _by_name(with_, layers)
+            return _shapes(with_[size], size, group, layers, autoencoder)
+        return _shapes_by_name(with_, layers)
+    good = group.flag == Flag.OK
     if isinstance(with_, str):
-        if with_ not in METHODS:
-            raise ValueError(f"no replacement is called {with_!r}; choose from {', '.join(METHODS)}")
-        if not good.any():
-            return "none of them has a shape"
-        method = _method(with_, group.kernels[good], size)
-        if isinstance(method, str):
-            return method
-        with_ = method
-    shapes = np.full(group.kernels.shape, np.nan, np.float32)
-    if callable(with_):
-        made, expected = np.asarray(with_(group.kernels[good])), group.kernels[good].shape
-        if made.shape == expected:
-            shapes[good] = made
-    else:
-        made, expected = np.asarray(with_), group.kernels.shape
-        if made.shape == expected:
-            shapes[:] = made
-    if made.shape != expected:
+        with_ = method_by_name(with_, group.kernels[good], autoencoder)
+    rows = good if callable(with_) else np.ones_like(good)
+    given = np.asarray(with_(group.kernels[good]) if callable(with_) else with_)
+    expected = group.kernels[rows].shape
+    if given.shape != expected:
         raise ValueError(
-            f"replacements of {size}×{size} kernels must have shape {expected}, got {made.shape}"
+            f"replacements of {size}×{size} kernels must have shape {expected}, got {given.shape}"
         )
+    shapes = np.full(group.kernels.shape, np.nan, np.float32)
+    shapes[rows] = given
     return shapes
 
 
-def _by_name(named: Mapping[Any, Any], layers: Sequence[Layer]) -> np.ndarray | str:
+def _shapes_by_name(named: Mapping[Any, Any], layers: Sequence[Layer]) -> np.ndarray:
+    """Shapes of layers that a mapping names, NaN for the others."""
     if not any(layer.name in named for layer in layers):
-        return "the mapping names neither this size nor one of their layers"
-    empty = {
-        layer.name: np.full((layer.channels, layer.size, layer.size), np.nan, np.float32) for layer in layers
-    }
-    given = {layer.name: np.asarray(named[layer.name]) for layer in layers if layer.name in named}
+        raise NotReplaceableError("the mapping names neither this size nor one of their layers")
     return np.concatenate(
         [
-            layer.from_stored(given[layer.name]) if layer.name in given else empty[layer.name]
+            layer.from_stored(np.asarray(named[layer.name]))
+            if layer.name in named
+            else np.full((layer.channels, layer.size, layer.size), np.nan, np.float32)
             for layer in layers
         ]
     )
 
 
-def _method(name: str, kernels: Kernels, size: int) -> Method | str:
-    """The method of a name for kernels of one size, or why it cannot be had."""
-    from dogfit.fitting.api import MAX_SIZE, MIN_SIZE, fit_kernels
-
-    if name == "fits":
-        if not MIN_SIZE <= size <= MAX_SIZE:
-            return f"sizes {MIN_SIZE} to {MAX_SIZE} can be fitted"
-        return lambda these: fit_kernels(these).templates()
-    from dogfit.autoencoder import MIN_KERNELS, train_autoencoder
-
-    if len(kernels) < MIN_KERNELS:
-        return f"an autoencoder takes {MIN_KERNELS} kernels"
-    autoencoder = train_autoencoder(kernels)
-    return reconstruction(autoencoder) if name == "autoencoder" else universal(autoencoder, kernels)
-
-
-def universal(autoencoder: "Autoencoder", kernels: Kernels, filters: int = FILTERS) -> Method:
-    """The `nearest_filter` among those of 50 decoded candidates that explain most of the kernels."""
-    from dogfit.clusters import backward_elimination
-
-    candidates = autoencoder.decode((np.arange(CANDIDATES) + 0.5) / CANDIDATES)
-    return nearest_filter(backward_elimination(candidates, kernels).filters[:filters])
-
-
-def _record(layer: Depthwise, model: str) -> Layer:
+def _layer_record(layer: Depthwise, model: str) -> Layer:
     tensor = layer.tensor
     return Layer(
         tensor.name, model, 0, None, None, layer.size, layer.channels, tensor.dtype, shape=tensor.shape
     )
 
 
-def _left_alone(located: Located) -> list[str]:
-    return [
-        f"{count} tensors left alone: {reason}"
-        for reason, count in Counter(reason for _, reason in located.findings.skipped).items()
-    ]
+def _left_alone(contents: Contents) -> list[str]:
+    reasons = Counter(item.reason for item in contents.findings.left_out)
+    return [f"{count} tensors left alone: {reason}" for reason, count in reasons.items()]
 
 
-def _targets(opened: Checkpoint, out: Path, overwrite: bool) -> dict[str, Path]:
-    """Where each file of the checkpoint goes, its index last."""
-    names = [*opened.files, *([opened.index[0]] if opened.index else [])]
+def _target_paths(opened: Checkpoint, out: Path, overwrite: bool) -> dict[str, Path]:
+    """Decide where each file of the checkpoint goes, its index last; raise if something is in the way."""
+    names = list(opened.all_files)
     as_file = out.suffix == SUFFIX and not out.is_dir()
     if opened.index is not None and (as_file or out.is_file()):
         raise OutputError(f"{out}: {opened.model} has {len(opened.files)} files; give a folder")
@@ -311,11 +242,10 @@ def _targets(opened: Checkpoint, out: Path, overwrite: bool) -> dict[str, Path]:
         raise OutputError(f"{out} is a file; give a folder, or a file that ends in {SUFFIX}")
     else:
         targets = {name: out / name for name in names}
-    sources = {**opened.files, **(dict([opened.index]) if opened.index else {})}
     for name, target in targets.items():
         if not target.exists():
             continue
-        if target.samefile(sources[name].local()):
+        if target.samefile(opened.all_files[name].local()):
             raise OutputError(f"{target} is the checkpoint itself; give another place")
         if not overwrite:
             raise OutputError(f"{target} exists; give another place, or overwrite=True to replace it")
@@ -324,16 +254,17 @@ def _targets(opened: Checkpoint, out: Path, overwrite: bool) -> dict[str, Path]:
 
 def _write(
     opened: Checkpoint,
-    located: Located,
+    contents: Contents,
     targets: Mapping[str, Path],
-    found: Found,
+    found: Mapping[str, _LayerReplacement],
     min_r2: float,
     notes: Sequence[str],
 ) -> Replaced:
+    """Write the copies; only the bytes of replaced kernels differ."""
     patches: dict[str, dict[int, bytes]] = {name: {} for name in targets}
     replaced, scores = {}, {}
-    for layer in located.findings.layers:
-        tensor, file = layer.tensor, located.file_of[layer.tensor.name]
+    for layer in contents.findings.layers:
+        tensor, file = layer.tensor, contents.file_of[layer.tensor.name]
         if tensor.name not in found:
             continue
         kernels, r2 = found[tensor.name]
@@ -342,6 +273,8 @@ def _write(
         (content,) = opened.files[file].read([(tensor.start, tensor.stop)])
         patches[file][tensor.start], rows = layer.with_kernels(content, rows, kernels)
         replaced[tensor.name], scores[tensor.name] = rows, r2
-    sources = {**opened.files, **(dict([opened.index]) if opened.index else {})}
+    sources = opened.all_files
     write_copies([Copy(sources[name].local(), target, patches[name]) for name, target in targets.items()])
-    return Replaced(list(targets.values())[-1], scores, replaced, tuple(notes))
+    # An index stands for the whole checkpoint.
+    path = targets[opened.index.name] if opened.index else next(iter(targets.values()))
+    return Replaced(path, scores, replaced, tuple(notes))

@@ -120,20 +120,14 @@ def _load(config: RunConfig, progress: Progress) -> tuple[KernelSet, list[list[s
     """The kernels, and the names of each source's layers as they come in them."""
     from dogfit.checkpoints.load import load_each
 
-    counts: dict[str, tuple[int, int]] = {}
     with progress.stage("read depthwise kernels", "bytes") as update:
-
-        def count(model: str, done: int, total: int) -> None:
-            counts[model] = (done, total)
-            update(*(sum(column) for column in zip(*counts.values(), strict=True)))
-
         sets = load_each(
             inputs(config),
             sizes=config.sizes or None,
             include=config.include,
             exclude=config.exclude,
             offline=config.offline,
-            progress=count,
+            progress=update,
         )
         layers = [[layer.name for layer in one.layers] for one in sets]
         kernelset = KernelSet.concatenate(sets)
@@ -213,8 +207,9 @@ def _replace(config: RunConfig, kernelset: KernelSet, progress: Progress) -> Non
     One file: `replaced.safetensors`; a sharded checkpoint: the folder `replaced`; several models: that folder
     with a file or folder for each, numbered from 1 in the order of the summary.
     """
-    from dogfit.checkpoints.load import open_checkpoint
-    from dogfit.export.replace import SUFFIX, replace_kernels
+    from dogfit.checkpoints.files import SUFFIX
+    from dogfit.checkpoints.open import open_checkpoint
+    from dogfit.export.replace import replace_kernels
 
     sources, models = inputs(config), [source.name for source in kernelset.sources]
     if len(models) != len(sources):
@@ -225,7 +220,7 @@ def _replace(config: RunConfig, kernelset: KernelSet, progress: Progress) -> Non
     with progress.stage("write replaced kernels", "models") as update:
         for number, (source, model) in enumerate(zip(sources, models, strict=True), 1):
             place = config.out / "replaced" / (str(number) if len(sources) > 1 else "")
-            if open_checkpoint(source, config.offline).index is None:
+            if open_checkpoint(source, offline=config.offline).index is None:
                 place = place.with_name(place.name + SUFFIX)
             done = replace_kernels(
                 source,
@@ -238,7 +233,7 @@ def _replace(config: RunConfig, kernelset: KernelSet, progress: Progress) -> Non
                 offline=config.offline,
                 overwrite=True,
             )
-            progress.say(f"{done.path}: {done.count:,} of {done.kernels:,} kernels replaced")
+            progress.say(f"{done.path}: {done.n_replaced:,} of {done.n_kernels:,} kernels replaced")
             update(number, len(sources))
 
 
@@ -257,7 +252,7 @@ def _replacements(config: RunConfig, kernelset: KernelSet) -> Callable[[str], Ma
             if layer.model == model and name in tensors
         }
     from dogfit.autoencoder import Autoencoder
-    from dogfit.export.replace import reconstruction, universal
+    from dogfit.export.methods import reconstruction, universal
 
     methods = {}
     for size, group in kernelset.groups.items():

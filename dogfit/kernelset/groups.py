@@ -1,4 +1,4 @@
-"""Kernels of one size, and the statistics by which broken ones are recognized."""
+"""Kernels of one size, and the statistics by which broken ones are recognised."""
 
 import enum
 from collections.abc import Iterator, Sequence
@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float32, Int8, Int32
 
 ZERO_TAP = 1e-12
-# A constant kernel stored in float32 keeps a centered norm of about 1e-7 of its norm.
+# A constant kernel stored in float32 keeps a centred norm of about 1e-7 of its norm.
 CONSTANT_RATIO = 1e-6
 # Kernels at once in float64: of millions of them, memory should hold one copy.
 BLOCK = 65_536
 
 
 class Flag(enum.IntEnum):
-    """Condition of a kernel; only OK rows are normalized, fitted and encoded."""
+    """Condition of a kernel; only OK rows are normalised, fitted and encoded."""
 
     OK = 0
     ZERO = 1  # every tap below 1e-12 in absolute value
@@ -36,12 +36,12 @@ class KernelGroup:
     mean: Float32[np.ndarray, "n"]
     """Mean of the taps."""
     norm: Float32[np.ndarray, "n"]
-    """Frobenius norm of the centered kernel."""
+    """Frobenius norm of the centred kernel."""
     flag: Int8[np.ndarray, "n"]
     """Condition of the kernel, see `Flag`."""
 
     def normalized(self) -> Float32[np.ndarray, "n k k"]:
-        """Center the kernels and scale them to unit norm.
+        """Centre the kernels and scale them to unit norm.
 
         Returns:
           Taps `[n, k, k]`; rows whose flag is not OK are zero.

@@ -98,7 +98,7 @@ class Source:
     bytes_total: int
     """Bytes of the checkpoint's files."""
     license: str | None = None
-    """License that the hub or the file's metadata names; None where neither does."""
+    """Licence that the hub or the file's metadata names; None where neither does."""
 
 
 @dataclass(frozen=True)
