@@ -9,6 +9,8 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+from dogfit.checkpoints import HubConfig
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -32,6 +34,9 @@ class Hub:
     sent: int = 0
     """Bytes of file contents sent."""
     endpoint: str = ""
+    """Address of the running server."""
+    config: HubConfig | None = None
+    """How dogfit is to read from it."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dogfit.checkpoints.files import LocalFile, read_header
-from dogfit.checkpoints.header import FLOATS, MAX_HEADER, Tensor
+from dogfit.checkpoints.header import FLOATS, MAX_HEADER_BYTES, Tensor
 from dogfit.errors import InputError
 
 DTYPES = {
@@ -177,8 +177,8 @@ def test_headers_that_lie(path, header, message):
     [
         (b"", "too short"),
         (b"1234567", "too short"),
-        ((2**63).to_bytes(8, "little"), f"at most {MAX_HEADER}"),
-        ((MAX_HEADER + 1).to_bytes(8, "little") + b"{}", "not safetensors, or truncated"),
+        ((2**63).to_bytes(8, "little"), f"at most {MAX_HEADER_BYTES}"),
+        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}", "not safetensors, or truncated"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"PK\x03\x04" + bytes(100), "holds a Python pickle"),
         (b"\x80\x02}q\x00(X" + bytes(100), "holds a Python pickle"),

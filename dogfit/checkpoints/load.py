@@ -10,10 +10,10 @@ from dogfit.checkpoints.files import ReadCallback
 from dogfit.checkpoints.hub_config import HubConfig
 from dogfit.checkpoints.naming import bare_name, stage_and_block
 from dogfit.checkpoints.open import Checkpoint, open_checkpoint
-from dogfit.checkpoints.read import Contents, read_contents, read_kernels, tied_names
+from dogfit.checkpoints.read import Contents, read_contents, read_kernels, source_record, tied_names
 from dogfit.errors import InputError
 from dogfit.kernelset.kernelset import KernelSet
-from dogfit.kernelset.layers import Layer, Skipped, Source
+from dogfit.kernelset.layers import Layer, Skipped
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of kernels that were read and those to read, of all sources."""
@@ -188,12 +188,6 @@ def _load(
     skipped += [
         Skipped(model, name, contents.tensors[name].shape, f"tied to {kept}") for name, kept in tied.items()
     ]
-    source = Source(
-        model,
-        checkpoint.revision,
-        sum(reader.bytes_read for reader in checkpoint.files.values()),
-        sum(reader.size() for reader in checkpoint.files.values()),
-        checkpoint.license or contents.metadata.get("license"),
-    )
+    source = source_record(checkpoint, contents)
     notes = [f"{model}: {count} left out: {reason}" for reason, count in Counter(reasons).items()]
     return KernelSet.from_layers(pairs, sources=[source], skipped=skipped, notes=notes)

@@ -8,7 +8,7 @@ import numpy as np
 
 from dogfit.checkpoints.detect import Depthwise
 from dogfit.checkpoints.open import Checkpoint, open_checkpoint
-from dogfit.checkpoints.read import Contents, read_contents, read_kernels
+from dogfit.checkpoints.read import Contents, read_contents, read_kernels, source_record
 from dogfit.errors import InputError
 from dogfit.kernelset.kernelset import KernelSet
 from dogfit.kernelset.layers import Layer
@@ -35,7 +35,7 @@ def load_shard(
 
     Returns:
       KernelSet whose groups hold these rows, with a group for every size even if it is empty; its layers
-      count these rows alone.
+      count these rows alone, and `sources` the bytes that were read.
 
     Raises:
       InputError: if a source is missing or damaged, or has no such layer.
@@ -70,7 +70,7 @@ def load_shard(
             dtype = layer.tensor.dtype
             part = Layer(name, checkpoint.model, 0, None, None, layer.size, len(taps), dtype)
             pairs.append((part, taps))
-    return KernelSet.from_layers(pairs)
+    return KernelSet.from_layers(pairs, sources=[source_record(one, contents) for one, contents, _ in opened])
 
 
 def _layers_by_name(checkpoint: Checkpoint, contents: Contents, names: Sequence[str]) -> list[Depthwise]:

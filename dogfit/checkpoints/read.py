@@ -14,6 +14,7 @@ from dogfit.checkpoints.files import ReadCallback, read_header
 from dogfit.checkpoints.header import Tensor
 from dogfit.checkpoints.open import Checkpoint
 from dogfit.errors import InputError
+from dogfit.kernelset.layers import Source
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,22 @@ def read_kernels(
         for layer, part in zip(here, parts, strict=True):
             kernels[layer.tensor.name] = layer.kernels(part)
     return kernels
+
+
+def source_record(checkpoint: Checkpoint, contents: Contents) -> Source:
+    """Make the record of a checkpoint and of the bytes that were read of it so far.
+
+    Args:
+      checkpoint: the opened checkpoint.
+      contents: its contents.
+    """
+    return Source(
+        checkpoint.model,
+        checkpoint.revision,
+        sum(reader.bytes_read for reader in checkpoint.files.values()),
+        sum(reader.size() for reader in checkpoint.files.values()),
+        checkpoint.license or contents.metadata.get("license"),
+    )
 
 
 def tied_names(kernels: Mapping[str, Float32[np.ndarray, "c k k"]]) -> dict[str, str]:
