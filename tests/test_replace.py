@@ -8,27 +8,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
-import dogfit
-from dogfit.checkpoints import load_kernels
-from dogfit.errors import DogfitError, InputError
+from dogfit.autoencoder import AutoencoderConfig
+from dogfit.checkpoints import load_kernels, patch
+from dogfit.errors import DogfitError, InputError, OutputError
 from dogfit.export import match_gain_and_mean, nearest_filter, reconstruction, replace_kernels
 from dogfit.export.methods import METHODS
+from dogfit.fitting.api import fit_kernels
 from model_files import stub_torchvision, write_checkpoint
 from tiny_checkpoints import convnext_tensors, random_tensor
 
 KERNELS = "stages.0.0.dwconv.weight"
-NP_TYPES = {"F16": "<f2", "BF16": "bfloat16", "F32": "<f4", "F64": "<f8", "F8_E4M3": "float8_e4m3fn"}
-
-
-def numpy_type(name):
-    import ml_dtypes
-
-    return np.dtype(NP_TYPES[name] if NP_TYPES[name].startswith("<") else getattr(ml_dtypes, NP_TYPES[name]))
+DTYPES = {
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}
 
 
 def tensor_bytes(path):
@@ -74,9 +76,9 @@ def tiny(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["c1kk", "kk1c", "kkcm"])
-@pytest.mark.parametrize("dtype", NP_TYPES)
-def test_every_type_and_layout(tmp_path, dtype, layout):
-    kernels = random_tensor(12, 5, 5).astype(numpy_type(dtype))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_replace_kernels_every_type_and_layout(tmp_path, dtype, layout):
+    kernels = random_tensor(12, 5, 5).astype(DTYPES[dtype])
     shape = {"c1kk": (12, 1, 5, 5), "kk1c": (5, 5, 1, 12), "kkcm": (5, 5, 6, 2)}[layout]
     stored = kernels if layout == "c1kk" else np.moveaxis(kernels, 0, 2)
     stored = np.ascontiguousarray(stored.reshape(shape))
@@ -97,7 +99,7 @@ def test_every_type_and_layout(tmp_path, dtype, layout):
     limit = float(np.median(r2))
     done = replace_kernels(path, out, halved, min_r2=limit)
     assert changed(path, out) == {"a/depthwise_kernel"}
-    made = np.frombuffer(tensor_bytes(out)[0]["a/depthwise_kernel"], numpy_type(dtype)).reshape(shape)
+    made = np.frombuffer(tensor_bytes(out)[0]["a/depthwise_kernel"], DTYPES[dtype]).reshape(shape)
     made = made.reshape(12, 5, 5) if layout == "c1kk" else np.moveaxis(made.reshape(5, 5, 12), 2, 0)
     rows = done.replaced["a/depthwise_kernel"]
     assert rows.tolist() == (r2 >= limit).tolist()
@@ -112,7 +114,8 @@ def test_every_type_and_layout(tmp_path, dtype, layout):
     np.testing.assert_allclose(done.r2["a/depthwise_kernel"], r2, atol=1e-5)
 
 
-def test_a_model_of_timm_loads_its_replaced_checkpoint(tmp_path):
+@pytest.mark.slow
+def test_replace_kernels_timm_model_loads(tmp_path):
     torch = pytest.importorskip("torch", reason="loads a PyTorch model")
     if find_spec("timm") is None:
         pytest.skip("loads a model of timm")
@@ -146,7 +149,8 @@ def test_a_model_of_timm_loads_its_replaced_checkpoint(tmp_path):
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
-def test_a_sharded_half_precision_model_of_transformers_loads_its_replaced_checkpoint(tmp_path):
+@pytest.mark.slow
+def test_replace_kernels_sharded_transformers_model_loads(tmp_path):
     torch = pytest.importorskip("torch", reason="loads a PyTorch model")
     transformers = pytest.importorskip("transformers", reason="loads a model of transformers")
     config = transformers.ConvNextV2Config(hidden_sizes=[16, 32, 64, 64], depths=[1, 1, 2, 1])
@@ -176,7 +180,7 @@ def test_a_sharded_half_precision_model_of_transformers_loads_its_replaced_check
         assert torch.equal(value, again.state_dict()[name]) == (name not in names), name
 
 
-def test_kernels_that_cannot_be_described_stay_bit_for_bit(tmp_path):
+def test_replace_kernels_broken_ones_stay_bit_for_bit(tmp_path):
     tensors = convnext_tensors()
     tensors[KERNELS][0] = 0
     tensors[KERNELS][1] = 0.25
@@ -198,7 +202,7 @@ def test_kernels_that_cannot_be_described_stay_bit_for_bit(tmp_path):
     assert any("excluded by pattern" in note for note in done.notes)
 
 
-def test_gain_and_mean_are_put_back_unless_told_otherwise(tiny, tmp_path):
+def test_replace_kernels_puts_gain_and_mean_back(tiny, tmp_path):
     old = load_kernels(tiny).groups[7].kernels
 
     def shifted(kernels):
@@ -213,7 +217,7 @@ def test_gain_and_mean_are_put_back_unless_told_otherwise(tiny, tmp_path):
     assert max(r2.max() for r2 in done.r2.values()) < 0
 
 
-def test_matching_agrees_with_least_squares():
+def test_match_gain_and_mean_against_least_squares():
     kernels, shapes = random_tensor(40, 7, 7), random_tensor(40, 7, 7, seed=1)
     made, r2 = match_gain_and_mean(kernels, shapes)
     expected, expected_r2 = by_hand(kernels, shapes)
@@ -226,7 +230,7 @@ def test_matching_agrees_with_least_squares():
     np.testing.assert_allclose(none, 0, atol=1e-6)
 
 
-def test_arrays_and_mappings(tiny, tmp_path):
+def test_replace_kernels_with_arrays_and_mappings(tiny, tmp_path):
     kernelset = load_kernels(tiny)
     group = kernelset.groups[7]
     wanted = halved(group.kernels)
@@ -254,7 +258,7 @@ def test_arrays_and_mappings(tiny, tmp_path):
     assert "104 7×7 kernels kept" in none.notes[0]
 
 
-def test_tied_tensors_change_together(tmp_path):
+def test_replace_kernels_tied_tensors_change_together(tmp_path):
     shared = random_tensor(8, 1, 7, 7)
     tensors = convnext_tensors() | {KERNELS: shared, "stages.0.1.dwconv.weight": shared.copy()}
     path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
@@ -265,7 +269,7 @@ def test_tied_tensors_change_together(tmp_path):
     assert not np.array_equal(new[KERNELS], shared)
 
 
-def test_a_copy_beside_a_moving_average_is_left_alone_and_said(tmp_path):
+def test_replace_kernels_takes_the_moving_average_alone(tmp_path):
     tensors = convnext_tensors("model_ema.", seed=1) | convnext_tensors("model.")
     path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     save_file(tensors, path)
@@ -274,52 +278,65 @@ def test_a_copy_beside_a_moving_average_is_left_alone_and_said(tmp_path):
     assert any("moving average" in note for note in done.notes)
 
 
-def test_universal_filters_and_autoencoder(tiny):
-    filters = random_tensor(8, 7, 7)
-    kernels = load_kernels(tiny).groups[7].kernels
+def test_nearest_filter_explains_most():
+    filters, kernels = random_tensor(8, 7, 7), random_tensor(30, 7, 7, seed=1)
     shapes = nearest_filter(filters)(kernels)
     scores = np.stack([by_hand(kernels, np.broadcast_to(f, kernels.shape))[1] for f in filters], axis=1)
     np.testing.assert_allclose(match_gain_and_mean(kernels, shapes)[1], scores.max(axis=1), atol=1e-5)
-    with pytest.raises(ValueError, match="none of the 1 filters has a shape"):
+    with pytest.raises(ValueError, match="all of the 1 filters are constant or not finite"):
         nearest_filter(np.ones((1, 7, 7)))
 
-    # An autoencoder of one shape with a free code: what comes back is that shape.
-    wave = np.cos(np.arange(49)).reshape(7, 7)
+
+def test_reconstruction_keeps_kernels_without_a_code():
+    """An autoencoder of one shape with a free code gives that shape back."""
+    kernels, wave = random_tensor(5, 7, 7), np.cos(np.arange(49)).reshape(7, 7)
     model = SimpleNamespace(
         encode=lambda k: np.where(np.arange(len(k)) == 1, np.nan, 0.5),
         decode=lambda code: np.broadcast_to(wave, (len(code), 7, 7)),
     )
     made = reconstruction(model)(kernels)
     assert np.isnan(made[1]).all()
-    np.testing.assert_allclose(
-        np.delete(made, 1, axis=0), np.broadcast_to(wave, (len(kernels) - 1, 7, 7)), rtol=1e-6
-    )
+    np.testing.assert_allclose(np.delete(made, 1, axis=0), np.broadcast_to(wave, (4, 7, 7)), rtol=1e-6)
 
 
-def test_named_methods_train_what_they_need(tiny, tmp_path, monkeypatch):
-    from dogfit import autoencoder
-
-    train, seen = autoencoder.train_autoencoder, []
-
-    def quick(kernels):
-        seen.append(train(kernels, autoencoder.AutoencoderConfig(steps=20, restarts=1, widths=(16,))))
-        return seen[-1]
-
-    monkeypatch.setattr(autoencoder, "train_autoencoder", quick)
-    kernels = load_kernels(tiny).groups[7].kernels
-    done = replace_kernels(tiny, tmp_path / "a.safetensors", "autoencoder")
-    cosine = seen[0].reconstruction_cosine(kernels)
+@pytest.mark.slow
+def test_replace_kernels_methods_train_what_they_need(tiny, tmp_path):
+    config = AutoencoderConfig(steps=20, restarts=1, widths=(16,))
+    old = load_kernels(tiny).groups[7].normalized()
+    done = replace_kernels(tiny, tmp_path / "a.safetensors", "autoencoder", autoencoder=config)
+    new = load_kernels(done.path).groups[7].normalized()
+    cosine = np.einsum("nij,nij->n", old, new)
     np.testing.assert_allclose(np.concatenate(list(done.r2.values())), cosine**2, atol=1e-4)
-    done = replace_kernels(tiny, tmp_path / "u.safetensors", "universal")
-    new = load_kernels(done.path).groups[7].kernels
-    shapes = np.round(np.abs(dogfit.autoencoder.autoencoder.normalize_rows(new)[0]), 3)
+    done = replace_kernels(tiny, tmp_path / "u.safetensors", "universal", autoencoder=config)
+    shapes = np.round(np.abs(load_kernels(done.path).groups[7].normalized()), 3)
+    assert done.n_replaced == len(shapes)
     assert len(np.unique(shapes, axis=0)) <= 8
+
+
+def test_replace_kernels_too_few_for_an_autoencoder(tiny, tmp_path):
     few = replace_kernels(tiny, tmp_path / "f.safetensors", "universal", exclude=["stages.1.*"])
     assert few.n_replaced == 0
-    assert "an autoencoder takes 64 kernels" in few.notes[0]
+    assert "16 7×7 kernels kept" in few.notes[0]
+    assert "at least 64 are needed" in few.notes[0]
 
 
-def test_memory_holds_the_kernels_alone(tmp_path):
+def test_replace_kernels_with_fits(tmp_path):
+    """Replacements are the templates of the fits of each layer's kernels."""
+    tensors = {"dwconv.weight": random_tensor(8, 1, 7, 7)}
+    path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(tensors, path)
+    done = replace_kernels(path, out, "fits")
+    fit = fit_kernels(tensors["dwconv.weight"][:, 0])
+    assert done.n_replaced == 8
+    np.testing.assert_allclose(done.r2["dwconv.weight"], fit.r2, atol=1e-4)
+    np.testing.assert_allclose(load_file(out)["dwconv.weight"][:, 0], fit.templates(), atol=1e-4)
+    large = {"dwconv.weight": random_tensor(2, 1, 53, 53)}
+    save_file(large, path)
+    done = replace_kernels(path, out, "fits", overwrite=True)
+    assert done.notes[0] == "2 53×53 kernels kept: sizes 3 to 51 can be fitted"
+
+
+def test_replace_kernels_memory_holds_kernels_only(tmp_path):
     size = 96_000_000
     state = {"big.weight": (1000, size // 4000), KERNELS: (8, 1, 7, 7)}
     state = {
@@ -338,7 +355,7 @@ def test_memory_holds_the_kernels_alone(tmp_path):
     assert peak < size / 20
 
 
-def test_nothing_is_written_where_something_is_in_the_way(tiny, tmp_path):
+def test_replace_kernels_refuses_a_taken_place(tiny, tmp_path):
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"mine")
     with pytest.raises(OutputError, match="exists; give another place, or overwrite=True"):
@@ -363,11 +380,9 @@ def test_nothing_is_written_where_something_is_in_the_way(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("step", ["copyfile", "fsync", "replace"])
-def test_a_failure_leaves_nothing(tiny, tmp_path, monkeypatch, step):
+def test_replace_kernels_failure_leaves_nothing(tiny, tmp_path, monkeypatch, step):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
-
-    from dogfit.checkpoints import patch
 
     monkeypatch.setattr({"copyfile": patch.shutil, "fsync": os, "replace": Path}[step], step, fail)
     before = set(tmp_path.rglob("*"))
@@ -376,7 +391,7 @@ def test_a_failure_leaves_nothing(tiny, tmp_path, monkeypatch, step):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_what_does_not_fit_is_named(tiny, tmp_path):
+def test_replace_kernels_refuses_what_does_not_fit(tiny, tmp_path):
     out = tmp_path / "out.safetensors"
     for with_, message in {
         "fit": "no replacement is called 'fit'; choose from fits, universal, autoencoder",
@@ -393,7 +408,7 @@ def test_what_does_not_fit_is_named(tiny, tmp_path):
     assert not out.exists()
 
 
-def test_values_beyond_the_type_keep_their_kernel(tmp_path):
+def test_replace_kernels_keeps_kernels_beyond_the_type(tmp_path):
     weights = random_tensor(8, 1, 7, 7).astype(np.float16)
     path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     path.write_bytes(save({"dwconv.weight": weights}))
@@ -409,7 +424,7 @@ def test_values_beyond_the_type_keep_their_kernel(tmp_path):
         assert file.get_tensor("dwconv.weight")[2].tobytes() == weights[2].tobytes()
 
 
-def test_methods_of_the_command_line_are_those_of_the_function():
+def test_methods_are_those_of_the_command_line():
     from typing import get_args, get_type_hints
 
     from dogfit.job.config import RunConfig
