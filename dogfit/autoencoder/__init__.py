@@ -1,7 +1,8 @@
 """One-dimensional code for kernels of one size: model, sharded training, saved form."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dogfit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dogfit.autoencoder.autoencoder import Autoencoder, load_autoencoders
@@ -9,8 +10,7 @@ if TYPE_CHECKING:
     from dogfit.autoencoder.train import train_autoencoder
     from dogfit.errors import TooFewKernels
 
-# Public names and where they live; loaded on first use.
-_HOME = {
+_HOMES = {
     "Autoencoder": "dogfit.autoencoder.autoencoder",
     "load_autoencoders": "dogfit.autoencoder.autoencoder",
     "MIN_KERNELS": "dogfit.autoencoder.config",
@@ -27,12 +27,4 @@ __all__ = [
     "train_autoencoder",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

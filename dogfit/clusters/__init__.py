@@ -1,7 +1,8 @@
 """Named clusters along a code, how far they can be trusted, and the few filters that stand for all."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dogfit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dogfit.clusters.label_statistics import (
@@ -62,8 +63,7 @@ if TYPE_CHECKING:
         validate_clusters,
     )
 
-# Public names and where they live; loaded on first use.
-_HOME = {
+_HOMES = {
     "Distance": "dogfit.clusters.label_statistics",
     "Interval": "dogfit.clusters.label_statistics",
     "Outlier": "dogfit.clusters.label_statistics",
@@ -158,12 +158,4 @@ __all__ = [
     "validate_clusters",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

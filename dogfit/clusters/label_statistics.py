@@ -1,8 +1,8 @@
-"""Shares of labels: how sure they are, which layers stand out, how models differ, and runs over training.
+"""Shares of labels: their intervals, layers that stand out, distances between models, and training runs.
 
-A share is counted over kernels. Kernels of one layer are trained together and resemble each other, so that an
+A share is a fraction of kernels. Kernels of one layer are trained together and resemble each other, so an
 interval over kernels says how well the share of *these layers* is known; where layers or models are compared,
-whole layers are resampled or shuffled instead.
+whole layers are shuffled instead.
 """
 
 import re
@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike
 # Words before a number that make it a time in training. A bare number does not: "x2" and "x4" are sizes.
 _TIMES = "global_?step|steps?|epochs?|iterations?|iters?|ckpt|checkpoint|snapshot|batch"
 _TIME = re.compile(rf"(?<![a-zA-Z])(?:{_TIMES})[-_=. ]?(\d+)", re.IGNORECASE)
-# Layers of a model below which none can stand out from the others.
-LEAST_LAYERS = 4
+# Fewest layers of a model among which one can stand out from the others.
+MIN_LAYERS = 4
 
 
 class Interval(NamedTuple):
-    """A share and the limits of its confidence interval."""
+    """A share and the limits of its confidence interval, all in [0, 1]."""
 
     share: float
     low: float
@@ -33,17 +33,26 @@ class Interval(NamedTuple):
 def share_intervals(
     counts: ArrayLike, total: int, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> list[Interval]:
-    """Shares of `total` kernels with bootstrap intervals over kernels (percentile method).
+    """Compute shares of `total` kernels with bootstrap intervals over kernels (percentile method).
 
     Drawing kernels with replacement makes the counts multinomial, so they are drawn as such. A share of 0 or
     1 is the same in every draw; there the exact limit of Clopper and Pearson (1934) is given instead.
 
     Args:
-      counts: `[c]` kernels of each label; they may sum to less than `total`, not to more.
+      counts: kernels of each label `[c]`; they may sum to less than `total`, not to more.
+      total: kernels in all.
+      draws: bootstrap samples.
+      level: probability that the interval covers.
+      seed: of the draws.
+
+    Returns:
+      An interval for each label.
 
     Raises:
       ValueError: the counts are negative or sum to more than `total`, or `total` is below 1.
     """
+    from scipy.stats import binomtest
+
     of = np.asarray(counts, np.int64)
     if total < 1 or (of < 0).any() or of.sum() > total:
         raise ValueError(f"counts must be at least 0 and sum to at most total = {total} > 0, got {of}")
@@ -51,16 +60,25 @@ def share_intervals(
     rest = np.append(of, total - of.sum()) / total
     drawn = np.random.default_rng(seed).multinomial(total, rest, draws)[:, :-1] / total
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    reach = 1 - ((1 - level) / 2) ** (1 / total)
-    low = np.where(of == total, 1 - reach, low)
-    high = np.where(of == 0, reach, high)
+    of_none = binomtest(0, total).proportion_ci(level, method="exact").high
+    low = np.where(of == total, 1 - of_none, low)
+    high = np.where(of == 0, of_none, high)
     return [Interval(*map(float, row)) for row in zip(shares, low, high, strict=True)]
 
 
 def label_shares(
     labels: ArrayLike, names: Sequence[str], *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """Share of each name among labels `[n]`, see `share_intervals`; empty when there are no labels."""
+    """Compute the share of each name among some labels, with its interval.
+
+    Args:
+      labels: `[n]`.
+      names: of the labels to count.
+      draws, level, seed: see `share_intervals`.
+
+    Returns:
+      An interval for each name; empty when there are no labels.
+    """
     given = np.asarray(labels)
     if not given.size:
         return {}
@@ -72,7 +90,11 @@ def label_shares(
 class Outlier(NamedTuple):
     """A layer whose share of a label its model's other layers do not explain.
 
-    `low` and `high` hold 95 % of what the others lead one to expect; `p` is adjusted for all comparisons.
+    Attributes:
+      layer, label: indices into the counts.
+      share: of the label in the layer.
+      low, high: limits that hold 95 % of the shares to expect from the other layers.
+      p: adjusted for all comparisons.
     """
 
     layer: int
@@ -84,27 +106,27 @@ class Outlier(NamedTuple):
 
 
 def outlying_shares(counts: ArrayLike, totals: ArrayLike, *, rate: float = 0.05) -> list[Outlier]:
-    """Layers that stand out, by a stated rule.
+    """Find layers that stand out from the others of their model.
 
     For each layer and label the model's other layers give a beta-binomial distribution of the share: their
     mean, and their spread beyond counting noise, by moments (at least that of all labels together). The
     two-sided p of the layer's own count is adjusted over all layers and labels for the false discovery rate
-    under any dependence (Benjamini and Yekutieli, 2001); those at most `rate` are returned, the most striking
-    first.
+    under any dependence (Benjamini and Yekutieli, 2001); those at most `rate` are returned.
 
     Args:
       counts: `[l, c]` kernels of each layer and label.
       totals: `[l]` kernels of each layer.
+      rate: false discovery rate.
 
     Returns:
-      Nothing for fewer than four layers: too few others to say what is usual.
+      Outliers, the smallest p first; none for fewer than four layers, which say too little of what is usual.
     """
     from scipy.stats import false_discovery_control
 
     of, n = np.asarray(counts, np.int64), np.asarray(totals, np.int64)
     layers = np.flatnonzero(n > 0)
     labels = np.flatnonzero(of.sum(axis=0) > 0)
-    if len(layers) < LEAST_LAYERS or not len(labels):
+    if len(layers) < MIN_LAYERS or not len(labels):
         return []
     found = []
     for layer in layers:
@@ -117,13 +139,13 @@ def outlying_shares(counts: ArrayLike, totals: ArrayLike, *, rate: float = 0.05)
 
 
 def _usual(of: Int[np.ndarray, "l c"], n: Int[np.ndarray, "l"]) -> tuple[np.ndarray, np.ndarray]:
-    """Both parameters `[c]` of the beta distribution of a layer's share, by moments of the others."""
+    """Parameters `[c]` of the beta distribution of a layer's share, by moments of the other layers."""
     total, freedom = n.sum(), len(n) - 1
     mean = (of.sum(axis=0) + 0.5) / (total + 1)
     variance = mean * (1 - mean)
     squares = (n[:, None] * (of / n[:, None] - mean) ** 2).sum(axis=0)
-    # Counting alone gives `freedom`. A rare label says little about its spread by itself: that of all labels
-    # together is the least it is given.
+    # Counting alone gives `freedom`. A rare label says little about its own spread, so it is given at least
+    # that of all labels together.
     spread = np.maximum(squares / variance, squares.sum() / variance.sum())
     correlation = (spread - freedom) / (total - (n**2).sum() / total - freedom)
     correlation = np.clip(correlation, 1e-6, 0.95)
@@ -150,10 +172,13 @@ def _compare(
 
 
 class Distance(NamedTuple):
-    """Half the summed differences of two models' label shares (total variation), in [0, 1].
+    """Distance between the label shares of two models.
 
-    `chance` is the mean of the same when layers are dealt to the models at random, `p` the share of such
-    deals that lie as far apart: the smaller, the more it is the model that matters and not the layer.
+    Attributes:
+      distance: half the summed absolute differences (total variation), in [0, 1].
+      chance: mean distance when layers are assigned to the two models at random.
+      p: fraction of these assignments with at least this distance; the smaller, the more the models differ
+        and not only their layers.
     """
 
     distance: float
@@ -162,10 +187,12 @@ class Distance(NamedTuple):
 
 
 def share_distance(a: ArrayLike, b: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Distance:
-    """How far apart two models' label shares lie, beside what shuffling their layers gives.
+    """Compare two models' label shares, and test the difference by shuffling their layers.
 
     Args:
       a, b: counts `[layers, labels]` of the two models, the same labels in the same order.
+      draws: random assignments of the layers.
+      seed: of the draws.
 
     Raises:
       ValueError: the label axes differ, or a model has no kernels.
@@ -179,30 +206,36 @@ def share_distance(a: ArrayLike, b: ArrayLike, *, draws: int = 2000, seed: int =
     rows = rows[rows.sum(axis=1) > 0]
     m = int((first.sum(axis=1) > 0).sum())
 
-    def apart(dealt: Float[np.ndarray, "d rows"]) -> Float[np.ndarray, "d"]:
-        one, two = dealt @ rows, (1 - dealt) @ rows
+    def distances(first: Float[np.ndarray, "d rows"]) -> Float[np.ndarray, "d"]:
+        one, two = first @ rows, (1 - first) @ rows
         shares = [table / table.sum(axis=1, keepdims=True) for table in (one, two)]
         return np.abs(shares[0] - shares[1]).sum(axis=1) / 2
 
-    distance = float(apart(np.arange(len(rows))[None] < m)[0])
-    shuffled = apart(_deals(len(rows), m, draws, seed))
+    distance = float(distances(np.arange(len(rows))[None] < m)[0])
+    shuffled = distances(_random_subsets(len(rows), m, draws, seed))
     p = (1 + np.sum(shuffled >= distance - 1e-12)) / (1 + draws)
     return Distance(distance, float(shuffled.mean()), float(p))
 
 
 @lru_cache(maxsize=256)
-def _deals(rows: int, m: int, draws: int, seed: int) -> Float[np.ndarray, "draws rows"]:
-    """Which `m` of the rows the first model is dealt, by draw; the same for all pairs of such lengths."""
+def _random_subsets(rows: int, m: int, draws: int, seed: int) -> Float[np.ndarray, "draws rows"]:
+    """Masks of `m` of the rows, one for each draw; the same for all pairs of models of such lengths."""
     rng = np.random.default_rng(seed)
-    dealt = np.zeros((draws, rows))
-    for row in dealt:
+    chosen = np.zeros((draws, rows))
+    for row in chosen:
         row[rng.permutation(rows)[:m]] = 1
-    return dealt
+    return chosen
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Checkpoints of one run: its name with the time left out, and models and times in order."""
+    """Checkpoints of one run.
+
+    Attributes:
+      name: of the models, with the time replaced by an asterisk.
+      models: their names, in order of time.
+      times: the numbers in their names, such as steps or epochs.
+    """
 
     name: str
     models: tuple[str, ...]
@@ -210,13 +243,16 @@ class TrainingRun:
 
 
 def training_runs(layers: Mapping[str, Hashable]) -> list[TrainingRun]:
-    """Which models are checkpoints of one run, by their names.
+    """Find models that are checkpoints of one run, by their names.
 
     They have the same layers, and their names differ only in a number that follows a word of time: step,
     epoch, iteration, checkpoint, snapshot, ... (`step-1000`, `step-2000`).
 
     Args:
-      layers: for each model name, what must be equal within a run (names and shapes of the layers, say).
+      layers: for each model name, something that is equal within a run, such as names and shapes of layers.
+
+    Returns:
+      Runs of two or more checkpoints.
     """
     groups: dict[Hashable, list[tuple[tuple[int, ...], str]]] = {}
     for model, same in layers.items():

@@ -1,4 +1,4 @@
-"""The decoder's curve over its code, cut into segments that are named by our own fits."""
+"""Segments of an autoencoder's code, named by fits to the kernels that are decoded there."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LatentSegments:
-    """The decoder's curve, sampled evenly over the code and cut into named segments.
+    """A code cut into named segments, with kernels decoded at evenly spaced codes.
 
     A name may hold several segments; together they are one cluster.
 
     Attributes:
-      code: `[m]`, sampled codes.
-      kernels: `[m, k, k]`, decoded there; centred, unit norm.
-      label: `[m]`, the name each sample's own fit gave it, before segments were formed.
-      r2: `[m]`, how well that fit describes it.
+      code: sampled codes `[m]`.
+      kernels: decoded at these codes, centered and of unit norm `[m, k, k]`.
+      label: name that the fit to each decoded kernel gave it, before segments were formed `[m]`.
+      r2: of these fits `[m]`.
       segments: in the order of the code; they cover [0, 1].
     """
 
@@ -46,7 +46,14 @@ class LatentSegments:
         return tuple(dict.fromkeys(segment.name for segment in self.segments))
 
     def assign(self, code: ArrayLike) -> Int[np.ndarray, "n"]:
-        """Cluster of each code, as an index into `names`; -1 where the code is NaN."""
+        """Find the cluster of each code.
+
+        Args:
+          code: codes in [0, 1] `[n]`.
+
+        Returns:
+          Indices into `names` `[n]`; -1 where the code is NaN.
+        """
         codes = np.asarray(code, float)
         starts = np.array([segment.start for segment in self.segments])
         cluster = np.array([self.names.index(segment.name) for segment in self.segments])
@@ -71,7 +78,10 @@ def segment_code(
       label: that result to names `[m]`, as `dogfit.labels.label_fits` does.
       samples: number of codes.
       min_r2: a sample whose fit explains less is called "unnamed".
-      min_samples: a segment of fewer samples joins its longer neighbour.
+      min_samples: a segment of fewer samples joins its longer neighbor.
+
+    Returns:
+      The segments and the decoded kernels.
 
     Raises:
       ValueError: the code has several numbers, so that there is no order to cut.
@@ -95,7 +105,15 @@ def segment_code(
 
 
 def merge_short_runs(names: Sequence[str], shortest: int) -> list[tuple[str, int]]:
-    """Run-length encode `names`; runs below `shortest` join their longer neighbour, shortest runs first."""
+    """Run-length encode names, and let short runs join their longer neighbor, the shortest first.
+
+    Args:
+      names: in order.
+      shortest: length of a run below which it joins a neighbor.
+
+    Returns:
+      Names and lengths of the runs.
+    """
     runs: list[tuple[str, int]] = []
     for name in names:
         _append(runs, name, 1)
@@ -103,8 +121,8 @@ def merge_short_runs(names: Sequence[str], shortest: int) -> list[tuple[str, int
         at = min(range(len(runs)), key=lambda i: runs[i][1])
         if runs[at][1] >= shortest:
             break
-        neighbours = [i for i in (at - 1, at + 1) if 0 <= i < len(runs)]
-        runs[at] = (runs[max(neighbours, key=lambda i: runs[i][1])][0], runs[at][1])
+        neighbors = [i for i in (at - 1, at + 1) if 0 <= i < len(runs)]
+        runs[at] = (runs[max(neighbors, key=lambda i: runs[i][1])][0], runs[at][1])
         joined: list[tuple[str, int]] = []
         for name, length in runs:
             _append(joined, name, length)

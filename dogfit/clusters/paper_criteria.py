@@ -1,4 +1,4 @@
-"""The two definitions of "classified", kept apart: the paper's, by reconstruction, and ours, by fit.
+"""Two definitions of "classified", kept apart: the paper's, by reconstruction, and ours, by fit.
 
 The paper calls a kernel classified when the cosine to its autoencoder reconstruction is high enough; here a
 kernel is also described when the R² of its own fit is. Both are shares above a threshold, so both are given
@@ -16,21 +16,28 @@ PAPER_DISSIMILARITY = {5: 0.2, 7: 0.3}
 def paper_dissimilarity(size: int) -> float:
     """Cosine dissimilarity below which the paper counts a kernel as classified.
 
-    It states 0.2 for 5x5 and 0.3 for 7x7; other sizes take the value of the nearer of the two.
+    The paper states 0.2 for 5x5 and 0.3 for 7x7; other sizes take the value of the nearer of the two.
+
+    Args:
+      size: taps per side.
     """
     return PAPER_DISSIMILARITY[min(PAPER_DISSIMILARITY, key=lambda stated: abs(stated - size))]
 
 
 def paper_r2(size: int) -> float:
-    """R² of a centred kernel at the paper's dissimilarity: 0.64 for 5x5, 0.49 for 7x7."""
+    """R² of a centered kernel at the paper's dissimilarity: 0.64 for 5x5, 0.49 for 7x7.
+
+    Args:
+      size: taps per side.
+    """
     return round((1 - paper_dissimilarity(size)) ** 2, 4)
 
 
 def paper_share(cosine: ArrayLike, size: int) -> float | None:
-    """Share of kernels whose reconstruction passes the paper's threshold for this size.
+    """Share of kernels whose reconstruction passes the paper's threshold for their size.
 
     Args:
-      cosine: `[n]`, reconstruction cosine; NaN (no shape) counts as not passing.
+      cosine: reconstruction cosine `[n]`; NaN (a constant kernel) counts as not passing.
       size: taps per side.
 
     Returns:
@@ -43,13 +50,29 @@ def paper_share(cosine: ArrayLike, size: int) -> float | None:
 
 
 def share_above(values: ArrayLike, threshold: float) -> float | None:
-    """Share of values above a threshold. NaN counts as not above; None if there are no values."""
+    """Share of values above a threshold.
+
+    Args:
+      values: `[n]`; NaN counts as not above.
+      threshold: values equal to it do not pass.
+
+    Returns:
+      A number in [0, 1]; None if there are no values.
+    """
     values = np.asarray(values, np.float64)
     return float(np.mean(values > threshold)) if values.size else None
 
 
 def threshold_curve(values: ArrayLike, thresholds: ArrayLike) -> Float[np.ndarray, "t"]:
-    """Share of values `[n]` above each threshold `[t]`; NaN counts as not above. NaN when n is 0."""
+    """Share of values above each of some thresholds.
+
+    Args:
+      values: `[n]`; NaN counts as not above.
+      thresholds: `[t]`.
+
+    Returns:
+      Shares in [0, 1] `[t]`; NaN if there are no values.
+    """
     ordered = np.asarray(values, np.float64)
     n = ordered.size
     ordered = np.sort(ordered[~np.isnan(ordered)])
@@ -58,11 +81,17 @@ def threshold_curve(values: ArrayLike, thresholds: ArrayLike) -> Float[np.ndarra
 
 
 def paper_pattern(name: str) -> str:
-    """The pattern of the paper that a label of `dogfit.labels`, or a segment's name, belongs to.
+    """Find the pattern of the paper to which a label belongs.
 
     The paper names on- and off-centre, on- and off-square, crosses, first and second derivatives. Bars, rings
-    and saddles are second derivatives. What has no counterpart there (a blob cut off by the margin, your own
-    families) is "other"; "unclear" and "unfitted" kernels and "unnamed" segments are "none".
+    and saddles are second derivatives. Labels without a counterpart there (a blob cut off by the margin, your
+    own families) are "other"; "unclear" and "unfitted" kernels and "unnamed" segments are "none".
+
+    Args:
+      name: a label of `dogfit.labels`, or the name of a segment.
+
+    Returns:
+      One of `PAPER_PATTERNS`.
     """
     first, _, rest = name.partition("-")
     if name in ("unclear", "unfitted", "unnamed"):

@@ -1,6 +1,6 @@
-"""The few filters that stand for all: each kernel y replaced by its best a·x + b over a small set of x.
+"""Few filters x that stand for all kernels: each kernel y is replaced by the best a·x + b.
 
-For a centred x of unit norm the best a·x + b explains the squared centred cosine of y and x, as a share of
+For a centered x of unit norm the best a·x + b explains the squared centered cosine of y and x, as a share of
 y's energy about its mean; the sign of a is free, so a filter stands for its negative as well. Babaiee et al.
 (NeurIPS 2025) decode candidates from the autoencoder's code and drop them one by one, judged by accuracy;
 here explained energy judges. The forward search over the raw kernels needs no autoencoder: the objective is
@@ -23,12 +23,12 @@ from dogfit.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class UniversalFilters:
-    """Filters in the order of their worth.
+    """Filters, the most useful first.
 
     Attributes:
-      filters: `[m, k, k]`, centred, unit norm; the last to be dropped, or the first to be taken, first.
-      explained: `[m]`, mean share of a kernel's energy about its mean that the best of the first 1, 2, ... m
-        filters explains.
+      filters: centered and of unit norm `[m, k, k]`; the last to be dropped, or the first to be taken, first.
+      explained: mean fraction of a kernel's energy about its mean that the best of the first 1, 2, ... m
+        filters explains `[m]`.
     """
 
     filters: Float[np.ndarray, "m k k"]
@@ -38,18 +38,32 @@ class UniversalFilters:
 def backward_elimination(
     candidates: ArrayLike, kernels: ArrayLike, *, sample: int = 20_000, seed: int = 0
 ) -> UniversalFilters:
-    """Greedy backward elimination: candidates are dropped one by one, the cheapest first.
+    """Order filters by greedy backward elimination: they are dropped one by one, the cheapest first.
 
-    After Babaiee et al. (NeurIPS 2025), who judge by accuracy where this judges by explained energy.
+    Babaiee et al. (NeurIPS 2025) judge by accuracy where this judges by explained energy.
 
     Args:
       candidates: `[m, k, k]`, for example 50 evenly spaced codes, decoded.
-      kernels: `[n, k, k]`; at most `sample` of them, drawn at random, are used.
+      kernels: to be explained `[n, k, k]`.
+      sample: kernels used at most, drawn at random.
+      seed: of the sample.
+
+    Returns:
+      All candidates that are not constant, the last to be dropped first.
 
     Raises:
-      ValueError: no candidate, or no kernel, has a shape.
+      ValueError: no candidate, or no kernel, is finite and not constant.
+
+    Example:
+      >>> import numpy as np
+      >>> from dogfit.clusters import backward_elimination
+      >>> bar = np.outer([0, 1, 0], [1, 1, 1])
+      >>> noise = np.random.default_rng(0).normal(size=(3, 3))
+      >>> found = backward_elimination(np.stack([noise, bar]), np.stack([2 * bar, 1 - bar]))
+      >>> np.round(found.explained, 3)  # the bar alone explains both kernels
+      array([1., 1.])
     """
-    tried, rows = _usable(candidates, kernels, sample, seed)
+    tried, rows = _draw_rows(candidates, kernels, sample, seed)
     energy = (rows @ tried.T) ** 2
     kept = list(range(energy.shape[1]))
     explained, dropped = [], []
@@ -74,22 +88,28 @@ def forward_selection(
     sample: int = 4_000,
     seed: int = 0,
 ) -> UniversalFilters:
-    """Greedy forward selection among the kernels themselves: each time the one that adds most energy.
+    """Choose filters by greedy forward selection: each time the candidate that adds most explained energy.
 
     A filter's gain can only fall as others are taken, so gains are kept as bounds and the best is recomputed
     until it stays on top (lazy greedy; Minoux, 1978). The result is that of plain greedy.
 
     Args:
-      kernels: `[n, k, k]`; at most `sample` of them, drawn at random, are to be explained.
+      kernels: to be explained `[n, k, k]`.
       count: filters to take; fewer when no further one adds anything.
-      candidates: `[m, k, k]` to choose from; by default at most `pool` of the kernels, drawn at random.
+      candidates: to choose from `[m, k, k]`; by default some of the kernels.
+      pool: kernels that are candidates, at most, drawn at random.
+      sample: kernels to be explained, at most, drawn at random.
+      seed: of both samples.
+
+    Returns:
+      The filters in the order in which they were taken.
 
     Raises:
-      ValueError: no candidate, or no kernel, has a shape.
+      ValueError: no candidate, or no kernel, is finite and not constant.
     """
     if candidates is None:
-        candidates = _usable(kernels, kernels, pool, seed)[1].reshape(-1, *np.asarray(kernels).shape[1:])
-    tried, rows = _usable(candidates, kernels, sample, seed)
+        candidates = _draw_rows(kernels, kernels, pool, seed)[1].reshape(-1, *np.asarray(kernels).shape[1:])
+    tried, rows = _draw_rows(candidates, kernels, sample, seed)
     energy = (tried @ rows.T) ** 2
     covered = np.zeros(len(rows))
     bounds = [(-float(gain), index) for index, gain in enumerate(energy.sum(axis=1))]
@@ -112,11 +132,17 @@ def forward_selection(
 
 
 def explained_energy(filters: ArrayLike, kernels: ArrayLike) -> Float[np.ndarray, "n"]:
-    """Share of each kernel's energy about its mean that its best a·x + b explains, x out of the filters.
+    """Fraction of each kernel's energy about its mean that its best a·x + b explains, x out of the filters.
 
     Args:
       filters: `[m, k, k]`, any scale; constant ones explain nothing.
-      kernels: `[n, k, k]`. Kernels without a shape get NaN.
+      kernels: `[n, k, k]`.
+
+    Returns:
+      Fractions in [0, 1] `[n]`; NaN for constant and non-finite kernels.
+
+    Raises:
+      ValueError: the two differ in kernel size.
     """
     tried, _ = normalize_rows(filters)
     rows, good = normalize_rows(kernels, np.asarray(filters).shape[1])
@@ -124,10 +150,16 @@ def explained_energy(filters: ArrayLike, kernels: ArrayLike) -> Float[np.ndarray
 
 
 def elbow(explained: ArrayLike) -> int:
-    """Number of filters at the elbow of a rising curve `[m]`: where it lies farthest above its own chord.
+    """Find the elbow of a rising curve: the point that lies farthest above its chord.
 
-    The chord joins the first and the last point, so the answer depends on where the curve ends; curves are
-    comparable at one length only. 1 for a curve of at most two points.
+    The chord joins the first and the last point, so the answer depends on where the curve ends: compare
+    curves of one length only.
+
+    Args:
+      explained: value for 1, 2, ... m filters `[m]`.
+
+    Returns:
+      A number of filters; 1 for a curve of at most two points.
     """
     curve = np.asarray(explained, np.float64)
     if curve.size < 3:
@@ -136,14 +168,26 @@ def elbow(explained: ArrayLike) -> int:
 
 
 class Matches(NamedTuple):
-    """For each reference filter, the nearest of some filters, up to sign: its index and |cosine|."""
+    """Most similar filter to each reference filter.
+
+    Attributes:
+      index: of the filter `[r]`.
+      cosine: |cosine| of the two, centered, in [0, 1] `[r]`.
+    """
 
     index: Int[np.ndarray, "r"]
     cosine: Float[np.ndarray, "r"]
 
 
 def match_filters(filters: ArrayLike, references: ArrayLike) -> Matches:
-    """Nearest of the filters `[m, k, k]` to each of the references `[r, k, k]`; filters may serve twice.
+    """Find the most similar of some filters to each reference, up to sign; a filter may serve twice.
+
+    Args:
+      filters: `[m, k, k]`, any scale.
+      references: `[r, k, k]`, any scale.
+
+    Returns:
+      A match for each reference.
 
     Raises:
       ValueError: the two differ in kernel size.
@@ -155,7 +199,13 @@ def match_filters(filters: ArrayLike, references: ArrayLike) -> Matches:
 
 
 def read_filters(path: str | Path) -> Float[np.ndarray, "m k k"]:
-    """Filters from a file: JSON (an array `[m, k, k]`, or an object that holds one as "filters"), or `.npy`.
+    """Read filters from a file.
+
+    Args:
+      path: JSON (an array `[m, k, k]`, or an object that holds one as "filters"), or `.npy`.
+
+    Returns:
+      Filters, float32 `[m, k, k]`.
 
     Raises:
       InputError: there is no such file, or it holds something else.
@@ -181,11 +231,11 @@ def read_filters(path: str | Path) -> Float[np.ndarray, "m k k"]:
     return array
 
 
-def _usable(candidates: ArrayLike, kernels: ArrayLike, sample: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Unit rows of the candidates that have a shape, and of a sample of such kernels."""
+def _draw_rows(candidates: ArrayLike, kernels: ArrayLike, sample: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Normalize the candidates and a sample of the kernels; constant ones are left out."""
     tried, usable = normalize_rows(candidates)
     array = np.asarray(kernels)
-    # Some to spare for kernels without a shape, and no copy of millions.
+    # Some to spare for constant kernels, and no copy of millions.
     drawn = np.random.default_rng(seed).permutation(len(array))[: 2 * sample]
     rows, good = normalize_rows(array[drawn], np.asarray(candidates).shape[1])
     if not usable.any() or not good.any():

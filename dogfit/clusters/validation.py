@@ -1,7 +1,7 @@
-"""Are there clusters, how many, and would the same method find them in noise?
+"""Evidence for and against clusters: silhouettes, stability, BIC and the gap statistic.
 
-The same questions go to the network's kernels and to null kernels: what a method finds in both is what the
-method imposes. Samples are bounded, so that the answers cost about a minute whatever the network.
+The same scores are taken of the network's kernels and of null kernels: structure that a method finds in both
+comes from the method. Samples are bounded, so that this takes about a minute for any network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,21 +24,21 @@ from dogfit.clusters.partitions import (
 COUNTS = (2, 3, 4, 6, 8, 10, 12, 16, 24, 32)
 """Numbers of clusters that are tried."""
 SAMPLE = 1500
-"""Kernels used, drawn at random; silhouettes and bootstraps grow with their square or more."""
+"""Kernels used, drawn at random; the cost of silhouettes and bootstraps grows with their square or more."""
 _COUNT_REPEATS = 3
 
 
 @dataclass(frozen=True)
 class PartitionScore:
-    """How one partition fares.
+    """Scores of one partition.
 
     Attributes:
-      space: what was clustered: "kernels", "PCA", "code"; or the name of a given partition.
+      space: in which it was made: "kernels", "PCA" or "code"; or the name of a given partition.
       method: "k-means", "mixture", or "given".
-      clusters: how many it has.
+      clusters: their number.
       silhouette: in the space that was clustered, in [-1, 1]; NaN for a given partition.
       silhouette_kernels: the same partition's silhouette among the kernels themselves.
-      restarts_ari: mean ARI between runs from different random starts; NaN where not asked.
+      restarts_ari: mean ARI between runs from different random starts; NaN for a given partition.
       bootstrap_ari: mean ARI between runs on bootstrap samples, each assigning all kernels.
       agreement: ARI and NMI with each given partition.
     """
@@ -58,6 +58,7 @@ class CountCurve:
     """Scores against the number of clusters in one space.
 
     Attributes:
+      space: "kernels", "PCA" or "code".
       counts: numbers of clusters, ascending.
       silhouette: of k-means, in the space.
       bootstrap_ari: stability of k-means under the bootstrap.
@@ -72,7 +73,7 @@ class CountCurve:
 
     @property
     def supported(self) -> dict[str, int]:
-        """The number each score prefers. One at the end of the range tried is a bound, not an answer."""
+        """Number that each score prefers. One at the end of the range tried is a bound, not an answer."""
         best = {"silhouette": self.silhouette, "bootstrap_ari": self.bootstrap_ari}
         found = {name: self.counts[int(np.nanargmax(values))] for name, values in best.items()}
         return {**found, "bic": self.counts[int(np.nanargmin(self.bic))]}
@@ -80,7 +81,13 @@ class CountCurve:
 
 @dataclass(frozen=True)
 class ClusterValidation:
-    """What is said about one set of kernels: scores at one number of clusters, curves over many."""
+    """Evidence for clusters in one set of kernels.
+
+    Attributes:
+      kernels: number of kernels used.
+      scores: at one number of clusters.
+      curves: over many numbers of clusters, one for each space.
+    """
 
     kernels: int
     scores: tuple[PartitionScore, ...]
@@ -101,15 +108,20 @@ def validate_clusters(
     """Score k-means and Gaussian mixtures on kernels, PCA and code, and partitions that are given.
 
     Args:
-      kernels: `[n, s, s]`; those without a shape are left out.
-      code: of each kernel, `[n]`; NaN leaves a kernel out.
+      kernels: `[n, s, s]`; constant and non-finite ones are left out.
+      code: of each kernel `[n]`; NaN leaves a kernel out.
       clusters: number of clusters for the scores.
-      given: partitions by name, `[n]` each, such as names along the code.
+      given: partitions by name `[n]` each, such as names along the code.
       counts: numbers of clusters for the curves; those above a quarter of the kernels are left out.
       sample: kernels used at most.
+      repeats: partitions for each measure of stability.
+      seed: of samples and starts.
+
+    Returns:
+      Scores of every method in every space and of the given partitions, and curves.
 
     Raises:
-      ValueError: fewer than 8 kernels have a shape.
+      ValueError: fewer than 8 kernels are finite and not constant.
     """
     rows, good = normalize_rows(kernels)
     codes = None if code is None else np.asarray(code, np.float64)
@@ -191,8 +203,8 @@ class Gap:
 
     Attributes:
       counts: numbers of clusters `[k]`.
-      gap: `[k]`, mean log within-cluster scatter of the references less that of the kernels.
-      error: `[k]`, standard deviation over the references, widened for their number.
+      gap: mean log within-cluster scatter of the references less that of the kernels `[k]`.
+      error: standard deviation over the references, widened for their number `[k]`.
     """
 
     counts: tuple[int, ...]
@@ -201,7 +213,7 @@ class Gap:
 
     @property
     def supported(self) -> int:
-        """The smallest number whose gap the next does not exceed by more than its error."""
+        """Smallest number whose gap the next does not exceed by more than its error."""
         for place in range(len(self.counts) - 1):
             if self.gap[place] >= self.gap[place + 1] - self.error[place + 1]:
                 return self.counts[place]
@@ -216,7 +228,7 @@ def gap_statistic(
     sample: int = SAMPLE,
     seed: int = 0,
 ) -> Gap:
-    """Gap statistic of k-means (Tibshirani, Walther and Hastie, 2001), with null kernels as its reference.
+    """Compute the gap statistic of k-means (Tibshirani, Walther and Hastie, 2001) with null kernels.
 
     The usual reference is uniform in a box. A covariance-matched null is stricter: it has the kernels' own
     second moments, so that a gap says there is grouping beyond them.
@@ -225,6 +237,11 @@ def gap_statistic(
       kernels: `[n, s, s]`.
       references: several sets of null kernels `[m, s, s]`; all sets and the kernels are cut to one length.
       counts: numbers of clusters, ascending.
+      sample: kernels used at most.
+      seed: of samples and starts.
+
+    Returns:
+      The gap for each number of clusters.
 
     Raises:
       ValueError: fewer than two references, or too few kernels for the numbers asked.
