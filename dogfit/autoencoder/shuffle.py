@@ -15,6 +15,8 @@ def shuffled_rows(
     A Feistel network permutes the numbers below the next power of two; those that land at `n` or above are
     sent through again until they fall below (cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite
     Domains, 2002). A batch costs its own length, for any `n`: no sort, no array of all rows to carry along.
+    At ten million rows `jax.random.permutation` takes half a gigabyte and far more time than the default
+    training (`benchmarks/shuffle.py`, docs/autoencoder.md).
 
     Args:
       epoch: number of the shuffle, for each entry of the batch `[b]`.

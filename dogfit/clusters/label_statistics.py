@@ -51,7 +51,7 @@ def share_intervals(
     Raises:
       ValueError: the counts are negative or sum to more than `total`, or `total` is below 1.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import beta
 
     of = np.asarray(counts, np.int64)
     if total < 1 or (of < 0).any() or of.sum() > total:
@@ -60,7 +60,7 @@ def share_intervals(
     rest = np.append(of, total - of.sum()) / total
     drawn = np.random.default_rng(seed).multinomial(total, rest, draws)[:, :-1] / total
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    of_none = binomtest(0, total).proportion_ci(level, method="exact").high
+    of_none = beta.ppf((1 + level) / 2, 1, total)
     low = np.where(of == total, 1 - of_none, low)
     high = np.where(of == 0, of_none, high)
     return [Interval(*map(float, row)) for row in zip(shares, low, high, strict=True)]

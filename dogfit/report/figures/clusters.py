@@ -60,7 +60,7 @@ def draw_intervals(sections: Mapping[str, Any], size: int, hardest_null: str) ->
     bars, names = ax.get_legend_handles_labels()
     (cross,) = ax.plot([], [], "x", color=style.NULL_COLORS[-1])
     legend = [*bars, cross], [*names, f"{hardest_null} null"]
-    fig.legend(*legend, loc="outside lower center", ncols=5, fontsize=7)
+    fig.legend(*legend, loc="outside lower center", ncols=6, fontsize=7)
     return fig
 
 

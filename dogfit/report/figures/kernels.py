@@ -46,7 +46,7 @@ def draw_clusters(found: SizeResult, size: int) -> "Figure | None":
     members = [list(cluster.members) for cluster in rows]
     style.show_kernels(ax, [[cluster.center] for cluster in rows], limit, left=0, top=0)
     style.show_kernels(ax, members, limit, left=1.35, top=0, columns=MEMBERS_SHOWN)
-    headings = ((0.5, "center"), (1.85, "most similar"), (MEMBERS_SHOWN + 0.85, "least"))
+    headings = ((0.5, "center"), (1.85, "closest"), (MEMBERS_SHOWN + 0.85, "farthest"))
     for x, text in headings:
         ax.text(x, -0.12, text, ha="center", va="bottom", fontsize=7)
     ax.text(MEMBERS_SHOWN + 1.5, -0.12, "kernels", ha="left", va="bottom", fontsize=7)
