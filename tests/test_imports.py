@@ -33,6 +33,7 @@ HOUSE = (
     "kernelset",
     "devices",
     "distributed",
+    "normalize",
     "kernels",
     "atomic_write",
     "errors",

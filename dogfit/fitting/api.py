@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
 from dogfit.fitting.bounds import Bounds, resolve_bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES, Family, unidentifiable
 from dogfit.fitting.family_names import FAMILIES
-from dogfit.fitting.program import fit_block, fit_sharded
+from dogfit.fitting.program import fit_block, fit_sharded, in_working_precision
 from dogfit.fitting.result import FitResult, concatenate
 from dogfit.fitting.search import chunk_rows
 from dogfit.kernels.model.gaussian import GaussianModel
@@ -75,7 +75,7 @@ def fit_kernel(
     """
     kernel = jnp.asarray(kernel)
     task = _task(kernel.shape, "h w", families, config)
-    kernel = _working_dtype(kernel)
+    kernel = in_working_precision(kernel)
     weight = None if weights is None else jnp.asarray(weights, kernel.dtype)
     _check_weights(weight, [kernel.shape])
     boxes = resolve_bounds(bounds, task.families, task.shape)
@@ -232,7 +232,7 @@ def _fit_piece(piece: _Piece, x64: bool) -> FitResult:
     padding = _chunk_rows(piece.task.mesh) - rows
     # The caller's float64 setting may be local to its thread.
     with jax.enable_x64(x64):
-        kernels = _working_dtype(jnp.asarray(np.pad(piece.kernels, ((0, padding), (0, 0), (0, 0)))))
+        kernels = in_working_precision(jnp.asarray(np.pad(piece.kernels, ((0, padding), (0, 0), (0, 0)))))
         weights = piece.weights
         if weights is not None:
             whole = np.broadcast_to(weights, piece.kernels.shape)
@@ -295,11 +295,6 @@ def _check_weights(weights: ArrayLike | None, shapes: Sequence[tuple[int, ...]])
         host = np.asarray(weights)
         if not (np.isfinite(host) & (host >= 0)).all():
             raise ValueError("weights must be finite and not negative; 0 leaves a tap out")
-
-
-def _working_dtype(kernels: Array) -> Array:
-    """float64 stays, everything else is fitted in float32."""
-    return kernels if kernels.dtype == jnp.float64 else kernels.astype(jnp.float32)
 
 
 def _chunk_rows(mesh: Mesh | None) -> int:

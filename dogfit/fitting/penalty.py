@@ -11,6 +11,8 @@ from dogfit.fitting.api import fit_kernel
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES, Family, unidentifiable
 from dogfit.fitting.family_names import FAMILIES
+from dogfit.fitting.program import in_working_precision
+from dogfit.normalize import Flag, flag_of
 
 Reduction = Literal["mean", "energy", "none"]
 
@@ -18,8 +20,8 @@ QUICK = FitConfig(effort=2, steps=20)
 """Less search than a fit for its own sake needs: a miss only makes the penalty of one kernel, for one step, a
 little larger than its distance."""
 
-# The largest tap of a kernel that counts as zero; R² has no bounded slope there.
-_ZERO_TAP = 1e-12
+# Kernels without a larger tap are not pulled: the slope of R² grows as they shrink.
+_LEAST_PULLED = 1e-12
 
 
 def dog_penalty(
@@ -58,12 +60,15 @@ def dog_penalty(
         raise ValueError(f"reduce must be one of {', '.join(Reduction.__args__)}, got {reduce!r}")
     weights = jnp.asarray(weights)
     kernels = depthwise_kernels(weights)
-    floor = max(_ZERO_TAP, float(jnp.finfo(weights.dtype).tiny))
     if not len(kernels):
         raise ValueError(f"there is no kernel in weights of shape {weights.shape}")
+    least, greatest = (jax.lax.stop_gradient(f(kernels, axis=(1, 2))) for f in (jnp.min, jnp.max))
+    # A gradient must have a place in the type of the weights.
+    pulled = jnp.maximum(-least, greatest) > max(_LEAST_PULLED, float(jnp.finfo(weights.dtype).tiny))
+    kernels = jnp.where(pulled[:, None, None], kernels, jax.lax.stop_gradient(kernels))
+    kernels = in_working_precision(kernels)
     # Replaced before anything is computed from them, so that no gradient is a product with NaN.
-    largest = jnp.max(jnp.abs(kernels), axis=(1, 2))
-    sound = jnp.isfinite(largest) & (largest > floor)
+    sound = flag_of(least.astype(kernels.dtype), greatest.astype(kernels.dtype)) == Flag.OK
     kernels = jnp.where(sound[:, None, None], kernels, 0.0)
 
     wanted = _without_nested(families, kernels.shape[1:])

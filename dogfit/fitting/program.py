@@ -19,6 +19,9 @@ from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.derivatives import model_jacobian
 from dogfit.kernels.objective.products import mean_taps, whiten
 from dogfit.kernels.types import Box, Found
+from dogfit.normalize import Flag, Layout, normalize
+
+_BATCH_LAST = Layout(sum_taps, lambda x: lax.stop_gradient(largest_tap(x)), lambda x: x[None, None, :])
 
 
 class _Unit(NamedTuple):
@@ -70,7 +73,7 @@ def fit_block(
     if not boxes and all(isinstance(family.model, GaussianModel) for family in families):
         transform = materialize(canonical_transform(images, weight))
         images, weight = transform.apply(images), None if weight is None else transform.apply(weight)
-    unit = materialize(_normalise(images, weight))
+    unit = materialize(_normalize(images, weight))
     weight = _relative(weight, unit)
     profiled = [with_profile(family, config.profile) for family in families]
     searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
@@ -142,34 +145,17 @@ def fit_sharded(
     return jax.shard_map(fit, mesh=mesh, in_specs=specs, out_specs=rows)(kernels, weights, boxes)
 
 
-def _normalise(kernels: Images, weights: Images | None) -> _Unit:
-    counted = jnp.ones_like(kernels) if weights is None else weights
-    used = counted > 0
-    taps = sum_taps(used.astype(kernels.dtype))
-    # What is not finite has no product with zero.
-    finite = sum_taps(0.0 * jnp.where(used, kernels, 0.0)) == 0
-    if weights is not None:
-        finite = finite & jnp.all(weights >= 0, axis=(0, 1))
-    safe = jnp.where(used & finite[None, None, :], kernels, 0.0)
-    counted = jnp.where(used, counted, 0.0)
-    everything = jnp.where(taps > 0, sum_taps(counted), 1.0)
-    # Scaled before squaring, so that kernels of any magnitude are alike.
-    largest = largest_tap(jnp.abs(safe))
-    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
-    scaled = safe / scale[None, None, :]
-    mean = sum_taps(counted * scaled) / everything
-    # Weights count relatively: as many taps as have any.
-    relative = counted * (taps / everything)[None, None, :]
-    centred = jnp.sqrt(relative) * (scaled - mean[None, None, :])
-    energy = sum_taps(centred**2)
-    # Equal up to rounding.
-    varied = energy > taps * (4 * float(jnp.finfo(kernels.dtype).eps)) ** 2
-    fitted = finite & varied
-    energy = jnp.where(fitted, energy, 1.0)
-    images = jnp.where(fitted[None, None, :], centred / jnp.sqrt(energy)[None, None, :], 0.0)
-    bad = jnp.where(finite, jnp.int8(Status.CONSTANT), jnp.int8(Status.NONFINITE))
-    status = jnp.where(fitted, jnp.int8(Status.CONVERGED), bad)
-    return _Unit(images, mean * scale, scale * jnp.sqrt(energy), jnp.maximum(taps, 1.0), status)
+def in_working_precision(kernels: Array) -> Array:
+    """Convert kernels to the precision they are fitted in: float64 stays, everything else becomes float32."""
+    return kernels if kernels.dtype == jnp.float64 else kernels.astype(jnp.float32)
+
+
+def _normalize(kernels: Images, weights: Images | None) -> _Unit:
+    found = normalize(kernels, _BATCH_LAST, weights=weights)
+    used = jnp.ones_like(kernels) if weights is None else (weights > 0).astype(kernels.dtype)
+    bad = jnp.where(found.flag == Flag.NONFINITE, jnp.int8(Status.NONFINITE), jnp.int8(Status.CONSTANT))
+    status = jnp.where(found.flag == Flag.OK, jnp.int8(Status.CONVERGED), bad)
+    return _Unit(found.taps, found.mean, found.norm, jnp.maximum(sum_taps(used), 1.0), status)
 
 
 def _relative(weights: Images | None, unit: _Unit) -> Images | None:

@@ -1,26 +1,14 @@
-"""Kernels of one size, and the statistics by which broken ones are recognised."""
+"""Kernels of one size, and the statistics by which broken ones are recognized."""
 
-import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int8, Int32
 
-ZERO_TAP = 1e-12
-# A constant kernel stored in float32 keeps a centred norm of about 1e-7 of its norm.
-CONSTANT_RATIO = 1e-6
-# Kernels at once in float64: of millions of them, memory should hold one copy.
-BLOCK = 65_536
+from dogfit.normalize import BLOCK_ROWS, ROWS, Flag, Normalized, normalize
 
-
-class Flag(enum.IntEnum):
-    """Condition of a kernel; only OK rows are normalised, fitted and encoded."""
-
-    OK = 0
-    ZERO = 1  # every tap below 1e-12 in absolute value
-    CONSTANT = 2  # the taps differ by no more than rounding
-    NONFINITE = 3  # a NaN or an infinity among the taps, or a norm beyond float32
+__all__ = ["Flag", "KernelGroup", "group_kernels"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +36,7 @@ class KernelGroup:
         """
         unit = np.empty_like(self.kernels)
         for rows in _blocks(len(unit)):
-            ok = (self.flag[rows] == Flag.OK)[:, None, None]
-            centered = np.where(ok, self.kernels[rows], 0).astype(np.float64)
-            centered -= centered.mean((1, 2), keepdims=True)
-            norm = np.sqrt(np.sum(centered**2, (1, 2), keepdims=True))
-            unit[rows] = centered / np.where(ok, norm, 1)
+            unit[rows] = _normalize(self.kernels[rows]).taps.reshape(unit[rows].shape)
         return unit
 
 
@@ -76,19 +60,17 @@ def group_kernels(layers: Sequence[tuple[int, Float32[np.ndarray, "c k k"]]]) ->
 
 def _statistics(kernels: Float32[np.ndarray, "n k k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, norm about the mean, and flag of each kernel."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        taps = kernels.astype(np.float64)
-        mean = taps.mean((1, 2))
-        norm = np.sqrt(np.sum((taps - mean[:, None, None]) ** 2, (1, 2)))
-        energy = np.sqrt(np.sum(taps**2, (1, 2)))
-        mean, norm = mean.astype(np.float32), norm.astype(np.float32)
-        flag = np.full(len(kernels), Flag.OK, np.int8)
-        flag[norm <= CONSTANT_RATIO * energy] = Flag.CONSTANT
-        flag[np.abs(kernels).max((1, 2)) < ZERO_TAP] = Flag.ZERO
-        flag[~(np.isfinite(norm) & np.isfinite(mean))] = Flag.NONFINITE
-    return mean, norm, flag
+    _, mean, norm, flag = _normalize(kernels)
+    lost = flag == Flag.NONFINITE
+    mean, norm = np.where(lost, np.nan, mean), np.where(lost, np.nan, np.where(flag == Flag.OK, norm, 0))
+    return mean.astype(np.float32), norm.astype(np.float32), flag
+
+
+def _normalize(kernels: Float32[np.ndarray, "n k k"]) -> Normalized:
+    rows = kernels.reshape(len(kernels), kernels.shape[-1] ** 2).astype(np.float64)
+    return normalize(rows, ROWS, dtype=kernels.dtype)
 
 
 def _blocks(n: int) -> Iterator[slice]:
-    """Slices of at most BLOCK rows that cover n rows; one empty slice for none."""
-    return (slice(start, start + BLOCK) for start in range(0, max(n, 1), BLOCK))
+    """Slices of at most `BLOCK_ROWS` rows that cover n rows; one empty slice for none."""
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, max(n, 1), BLOCK_ROWS))
