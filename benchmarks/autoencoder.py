@@ -139,8 +139,8 @@ def theirs(training: np.ndarray, heldout: np.ndarray, config, *, compiled: bool)
 
 def race(kernels: np.ndarray, cores: int, restarts: int) -> None:
     from dogfit.autoencoder import AutoencoderConfig
-    from dogfit.autoencoder.autoencoder import normalize_rows
     from dogfit.autoencoder.training_step import training_schedule
+    from dogfit.normalize import normalize_rows
 
     taps = np.random.default_rng(0).permutation(normalize_rows(kernels)[0])
     heldout, training = taps[:HELD], taps[HELD:]
@@ -210,7 +210,7 @@ def reached(kernels: np.ndarray, noise: np.ndarray, step_counts: list[int]) -> N
 
 def covariance_matched(kernels: np.ndarray, n: int) -> np.ndarray:
     """Gaussian kernels with the mean and covariance of all kernels, each brought to unit norm first."""
-    from dogfit.autoencoder.autoencoder import normalize_rows
+    from dogfit.normalize import normalize_rows
 
     taps = normalize_rows(kernels)[0].astype(np.float64)
     rng = np.random.default_rng(1)

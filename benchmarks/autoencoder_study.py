@@ -20,8 +20,8 @@ import numpy as np
 from autoencoder import SHARED, cpu_seconds, real, synthetic
 
 from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder, training_step
-from dogfit.autoencoder.autoencoder import normalize_rows
 from dogfit.autoencoder.network import code_grid
+from dogfit.normalize import normalize_rows
 
 DEFAULT = AutoencoderConfig(restarts=1)
 PLAIN = dataclasses.replace(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from dogfit.fitting.api import MAX_SIZE
 from dogfit.fitting.families import BUILTIN_FAMILIES, MAX_RATIO, MAX_SHAPE, MIN_RATIO, render, with_profile
 from dogfit.fitting.result import FitResult
+from dogfit.normalize import unit_norm
 
 Range = tuple[float, float]
 
@@ -136,10 +137,10 @@ def dog_derivative(
         drawn, noisy, normed = jax.random.split(key, 3)
         height, width, _, count = shape
         working = jnp.promote_types(dtype, jnp.float32)
-        kernels = _unit(_draw(source, drawn, (height, width), count, working))
+        kernels = unit_norm(_draw(source, drawn, (height, width), count, working))
         if noise:
             white = jax.random.normal(noisy, kernels.shape, working) / math.sqrt(height * width)
-            kernels = _unit(kernels + noise * white)
+            kernels = unit_norm(kernels + noise * white)
         norms = jnp.sqrt(jnp.sum(lend(normed, shape, working) ** 2, axis=(0, 1, 2)))
         return jnp.transpose(norms[:, None, None] * kernels, (1, 2, 0))[:, :, None].astype(dtype)
 
@@ -155,14 +156,6 @@ def dog_derivative(
         return out if out_sharding is None else jax.device_put(out, out_sharding)
 
     return init
-
-
-def _unit(kernels: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
-    """Scaled before squaring; a kernel that lies outside its taps stays zero."""
-    largest = jnp.max(jnp.abs(kernels), axis=(1, 2), keepdims=True)
-    kernels = kernels / jnp.where(largest > 0, largest, 1.0)
-    norm = jnp.sqrt(jnp.sum(kernels**2, axis=(1, 2), keepdims=True))
-    return kernels / jnp.where(norm > 0, norm, 1.0)
 
 
 def _draw(

@@ -1,7 +1,7 @@
 """Centering, unit norm, and the one test of whether a kernel has a shape at all.
 
 Loading, fitting, training and the penalty all decide by `flag_of`, so that a kernel which one of them takes
-is taken by the others. Functions without `rows` in their name serve NumPy and JAX arrays alike.
+is taken by the others. `flag_of`, `normalize` and `unit_norm` serve NumPy and JAX arrays alike.
 """
 
 import enum
@@ -162,10 +162,7 @@ def normalize_rows(
     Raises:
       ValueError: for another shape.
     """
-    array = np.asarray(kernels)
-    if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
-        k = size or "k"
-        raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
+    array = square_kernels(kernels, size)
     rows = array.reshape(len(array), array.shape[1] ** 2)
     unit, good = np.empty(rows.shape, np.float32), np.empty(len(rows), bool)
     for start in range(0, len(rows), BLOCK_ROWS):
@@ -173,6 +170,32 @@ def normalize_rows(
         found = normalize(rows[here].astype(np.float32), ROWS)
         unit[here], good[here] = found.taps, found.flag == Flag.OK
     return unit, good
+
+
+def normalize_kernels(kernels: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w"]:
+    """Center kernels and scale them to unit norm, in their own precision; zero where there is no shape."""
+    rows = kernels.reshape(len(kernels), kernels.shape[1] * kernels.shape[2])
+    return normalize(rows, ROWS).taps.reshape(kernels.shape)
+
+
+def square_kernels(kernels: Float[ArrayLike, "n k k"], size: int | None = None) -> Float[np.ndarray, "n k k"]:
+    """Check that kernels are `[n, k, k]`.
+
+    Args:
+      kernels: any array.
+      size: the k they must have; any if None.
+
+    Returns:
+      The kernels as a NumPy array.
+
+    Raises:
+      ValueError: for another shape.
+    """
+    array = np.asarray(kernels)
+    if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
+        k = size or "k"
+        raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
+    return array
 
 
 def unit_norm(kernels: Any) -> Any:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dogfit.analysis import size as analyse
+from dogfit.normalize import normalize_kernels
 
 
 @pytest.mark.parametrize("sample", [1000, 120])
@@ -11,7 +12,7 @@ def test_kmeans_of_a_sample_puts_every_kernel_to_its_nearest_centre(monkeypatch,
     generator = np.random.default_rng(0)
     shapes = generator.standard_normal((4, 5, 5))
     truth = generator.integers(4, size=700)
-    kernels = analyse._normalised(shapes[truth] + 0.2 * generator.standard_normal((700, 5, 5))).astype(
+    kernels = normalize_kernels(shapes[truth] + 0.2 * generator.standard_normal((700, 5, 5))).astype(
         np.float32
     )
     monkeypatch.setattr(analyse, "KMEANS_SAMPLE", sample)

@@ -17,10 +17,11 @@ from dogfit.autoencoder import (
     train_autoencoder,
     training_step,
 )
-from dogfit.autoencoder.autoencoder import FILE, code_entropy, is_collapsed, normalize_rows
+from dogfit.autoencoder.autoencoder import FILE, code_entropy, is_collapsed
 from dogfit.autoencoder.network import Network, code_grid
 from dogfit.devices import data_mesh, place_rows, replicated, row_layout, row_sharding
 from dogfit.errors import DogfitError, InputError
+from dogfit.normalize import normalize_rows
 
 SMALL = AutoencoderConfig(
     steps=150, batch_size=64, decoder_only_batch_size=64, restarts=2, widths=(64,), frequencies=4

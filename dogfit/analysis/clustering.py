@@ -85,7 +85,7 @@ def with_universal(
 
 def _covered(filters: np.ndarray, kernels: np.ndarray) -> Float[np.ndarray, "m"]:
     """Explained energy of the first 1, 2, ... filters, in the order given."""
-    from dogfit.autoencoder.autoencoder import normalize_rows
+    from dogfit.normalize import normalize_rows
 
     tried, rows = normalize_rows(filters)[0], normalize_rows(kernels)[0]
     return np.maximum.accumulate((rows @ tried.T) ** 2, axis=1).mean(axis=0)

@@ -12,6 +12,7 @@ from dogfit.analysis.results import NETWORK, SizeResult
 from dogfit.analysis.shares import threshold_curves
 from dogfit.kernelset.groups import KernelGroup
 from dogfit.kernelset.kernelset import KernelSet
+from dogfit.normalize import normalize_kernels
 
 if TYPE_CHECKING:
     from dogfit.clusters import LatentSegments
@@ -137,10 +138,7 @@ def filter_examples(found: SizeResult, count: int) -> dict[str, Float[np.ndarray
         return {}
     examples = {search.name: search.filters[:count] for search in found.universal.found}
     if found.universal.given is not None:
-        given = found.universal.given[:count]
-        given = given - given.mean(axis=(1, 2), keepdims=True)
-        norm = np.sqrt(np.sum(given**2, axis=(1, 2), keepdims=True))
-        examples["given"] = given / np.where(norm > 0, norm, 1)
+        examples["given"] = normalize_kernels(found.universal.given[:count])
     return examples
 
 

@@ -19,6 +19,7 @@ from dogfit.analysis.tables import parquet
 from dogfit.clusters import paper_r2, read_filters
 from dogfit.job.config import RunConfig
 from dogfit.kernelset.groups import Flag, KernelGroup
+from dogfit.normalize import normalize_kernels
 from dogfit.nulls import covariance_matched, untrained, white_noise
 from dogfit.runtime.progress import Progress, Update
 from dogfit.runtime.tasks import (
@@ -131,7 +132,9 @@ def analyze_size(
     found = fits(NETWORK, read_by_all(group.kernels))
     own = found.scores(NETWORK, group.normalized(), group.layer)
     nulls = [
-        replace(fits(name, Rows(kernels)).scores(name, _normalised(kernels), layer), difficulty=difficulty)
+        replace(
+            fits(name, Rows(kernels)).scores(name, normalize_kernels(kernels), layer), difficulty=difficulty
+        )
         for difficulty, (name, (kernels, layer)) in enumerate(null_kernels(group, config.seed).items())
     ]
     result = SizeResult(
@@ -170,12 +173,6 @@ def null_kernels(group: KernelGroup, seed: int) -> dict[str, tuple[np.ndarray, n
         "untrained": (untrained(n, k, seed), nowhere),
         "covariance-matched": covariance_matched(group, seed, n),
     }
-
-
-def _normalised(kernels: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k k"]:
-    centred = kernels - kernels.mean((1, 2), keepdims=True)
-    norm = np.sqrt(np.sum(centred**2, (1, 2), keepdims=True))
-    return centred / np.where(norm > 0, norm, 1)
 
 
 def _autoencoder(
@@ -289,7 +286,7 @@ def _with_baseline(result: SizeResult, config: RunConfig, progress: Progress) ->
     }
     return replace(
         result,
-        kmeans=Clusters(index, tuple(names), _normalised(centres)),
+        kmeans=Clusters(index, tuple(names), normalize_kernels(centres)),
         agreement={f"{a} / {b}": agreement(numbered[a], numbered[b])._asdict() for a, b in pairs},
         silhouette={name: score for name, score in scores.items() if np.isfinite(score)},
     )

@@ -19,12 +19,12 @@ from dogfit.autoencoder.network import Params
 from dogfit.autoencoder.training_step import decode_block, encode_block, initial_state
 from dogfit.devices import pad_rows
 from dogfit.errors import InputError
+from dogfit.normalize import normalize_rows, square_kernels
 
 FILE = "autoencoder.safetensors"
 FORMAT = "dogfit-autoencoder-2"
 NORMALIZATION = "each kernel minus its mean, divided by its Frobenius norm"
 BLOCK = 4096
-NORMALIZED_AT_ONCE = 65_536
 # The encoder has collapsed when its codes fill fewer than about three of 64 equal bins (entropy as a fraction
 # of log 64); the decoder when its reconstructions vary less than a tenth as much as the kernels do.
 BINS, COLLAPSED_ENTROPY, COLLAPSED_VARIANCE = 64, 0.25, 0.1
@@ -166,7 +166,7 @@ class Autoencoder:
         Raises:
           ValueError: the kernels are not `[n, k, k]` with k = `size`.
         """
-        array = _square(kernels, self.size)
+        array = square_kernels(kernels, self.size)
         code = np.empty((len(array), self.config.code_dim), np.float32)
         cosine = np.empty(len(array), np.float32)
         for start in range(0, len(array), block):
@@ -285,51 +285,6 @@ def load_autoencoders(path: str | Path) -> dict[int, Autoencoder]:
             raise InputError(f"{root} holds two autoencoders for {k}x{k} kernels; give the path of one")
         found[autoencoder.size] = autoencoder
     return found
-
-
-def normalize_rows(
-    kernels: ArrayLike, size: int | None = None
-) -> tuple[Float[np.ndarray, "n taps"], Bool[np.ndarray, "n"]]:
-    """Flatten kernels `[n, k, k]`, subtract their means and scale them to unit norm.
-
-    Returns:
-      float32 rows, all zero where a kernel is constant or not finite, and a mask that is False on those.
-
-    Raises:
-      ValueError: if the shape is not `[n, k, k]`, or k is not `size` where one is given.
-    """
-    array = _square(kernels, size)
-    unit = np.empty((len(array), array.shape[1] ** 2), np.float32)
-    good = np.empty(len(array), bool)
-    # In blocks, because each step below makes a copy, and of millions of kernels one copy is enough.
-    for start in range(0, len(array), NORMALIZED_AT_ONCE):
-        here = slice(start, start + NORMALIZED_AT_ONCE)
-        unit[here], good[here] = _normalize_block(
-            array[here].reshape(len(array[here]), -1).astype(np.float32)
-        )
-    return unit, good
-
-
-def _normalize_block(
-    rows: Float[np.ndarray, "b taps"],
-) -> tuple[Float[np.ndarray, "b taps"], Bool[np.ndarray, "b"]]:
-    finite = np.asarray(np.isfinite(rows).all(axis=1))
-    rows = np.where(finite[:, None], rows, 0)
-    scale = np.abs(rows).max(axis=1, keepdims=True, initial=0)
-    rows = rows / np.where(scale > 0, scale, 1)
-    rows -= rows.mean(axis=1, keepdims=True)
-    norm = np.sqrt(np.sum(rows**2, axis=1))
-    # Below this the taps differ by rounding alone.
-    good = finite & (norm > 1e-5)
-    return np.where(good[:, None], rows / np.where(good, norm, 1)[:, None], 0), good
-
-
-def _square(kernels: ArrayLike, size: int | None = None) -> Float[np.ndarray, "n k k"]:
-    array = np.asarray(kernels)
-    if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
-        k = size or "k"
-        raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")
-    return array
 
 
 def code_entropy(codes: Float[np.ndarray, "n code"]) -> float:

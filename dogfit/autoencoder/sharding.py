@@ -9,11 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float, UInt64
 
-from dogfit.autoencoder.autoencoder import normalize_rows
 from dogfit.autoencoder.config import MIN_KERNELS, AutoencoderConfig
 from dogfit.devices import mesh_processes
 from dogfit.distributed import gather_rows, process_count, process_index
 from dogfit.errors import DogfitError, InputError, TooFewKernels
+from dogfit.normalize import normalize_rows
 
 MAX_HELDOUT = 4096
 # Rows at either end by which shards are told apart, and rows at once where a step makes copies.

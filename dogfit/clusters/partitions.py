@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from dogfit.autoencoder.autoencoder import normalize_rows
+from dogfit.normalize import normalize_rows
 
 Method = Literal["k-means", "mixture"]
 METHODS: tuple[Method, ...] = ("k-means", "mixture")

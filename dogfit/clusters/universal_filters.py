@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from dogfit.autoencoder.autoencoder import normalize_rows
 from dogfit.errors import InputError
+from dogfit.normalize import normalize_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
 
-from dogfit.autoencoder.autoencoder import normalize_rows
 from dogfit.clusters.partitions import (
     METHODS,
     Method,
@@ -20,6 +19,7 @@ from dogfit.clusters.partitions import (
     silhouette_rows,
     stability,
 )
+from dogfit.normalize import normalize_rows
 
 COUNTS = (2, 3, 4, 6, 8, 10, 12, 16, 24, 32)
 """Numbers of clusters that are tried."""

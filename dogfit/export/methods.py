@@ -77,7 +77,7 @@ def nearest_filter(filters: Float[ArrayLike, "m k k"]) -> Method:
     Raises:
       ValueError: if all filters are constant or not finite.
     """
-    from dogfit.autoencoder.autoencoder import normalize_rows
+    from dogfit.normalize import normalize_rows
 
     shapes = np.asarray(filters)
     units, good = normalize_rows(shapes)
