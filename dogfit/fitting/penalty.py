@@ -38,8 +38,8 @@ def dog_penalty(
     has no jumps, as that of a family chosen by BIC has. The gradient is that of the residual with the
     template held (envelope theorem), so it costs little more than the value.
 
-    Constant, zero and non-finite kernels have penalty zero and gradient zero. A kernel without a tap above 1e-12
-    (6e-5 for float16 weights) has gradient zero.
+    Constant, zero and non-finite kernels have penalty zero and gradient zero. A kernel without a tap above
+    1e-12 (6e-5 for float16 weights) has gradient zero.
 
     Args:
       weights: kernels `[n, h, w]`, or of a depthwise convolution as Flax `[h, w, 1, n]` or PyTorch
