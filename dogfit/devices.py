@@ -108,7 +108,14 @@ class RowLayout(NamedTuple):
 
 
 def mesh_processes(mesh: Mesh) -> list[int]:
-    """List the numbers of the processes whose devices are in the mesh, ascending."""
+    """List the processes whose devices are in a mesh.
+
+    Args:
+      mesh: see `data_mesh`.
+
+    Returns:
+      Their numbers, ascending.
+    """
     return sorted({device.process_index for device in mesh.devices.flat})
 
 

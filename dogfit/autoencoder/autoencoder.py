@@ -140,7 +140,11 @@ class Autoencoder:
         return np.asarray(taps).reshape(-1, self.size, self.size)
 
     def reconstruction_cosine(self, kernels: ArrayLike, *, search: bool = True) -> Float[np.ndarray, "n"]:
-        """Cosine of each centered kernel `[n, k, k]` with its reconstruction.
+        """Compute the cosine of each centered kernel with its reconstruction.
+
+        Args:
+          kernels: `[n, k, k]`; centered and scaled to unit norm here.
+          search: False uses the encoder's own code.
 
         Returns:
           Cosines `[n]`; NaN for constant and non-finite kernels.
@@ -198,7 +202,10 @@ class Autoencoder:
         return save(tensors, metadata={"dogfit": json.dumps(about)})
 
     def save(self, directory: str | Path) -> Path:
-        """Write the autoencoder as one safetensors file into `directory`; whole, or not at all.
+        """Write the autoencoder as one safetensors file; whole, or not at all.
+
+        Args:
+          directory: folder of the file, made if it is missing.
 
         Returns:
           The path of the file.
@@ -212,7 +219,13 @@ class Autoencoder:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Autoencoder":
-        """Read what `save` wrote; `directory` may also name the file.
+        """Read what `save` wrote.
+
+        Args:
+          directory: folder that holds the file, or the file.
+
+        Returns:
+          The autoencoder.
 
         Raises:
           InputError: the file is missing, damaged or not an autoencoder of this format.
@@ -229,6 +242,12 @@ class Autoencoder:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Autoencoder":
         """Restore what `to_bytes` gave.
+
+        Args:
+          data: content of the file.
+
+        Returns:
+          The autoencoder.
 
         Raises:
           SafetensorError, KeyError, TypeError, ValueError: it is no autoencoder of this format, or damaged.

@@ -67,6 +67,12 @@ class AutoencoderConfig:
     def from_json(cls, settings: Mapping[str, Any]) -> Self:
         """Restore settings from what `dataclasses.asdict` gave, after JSON has made lists of its tuples.
 
+        Args:
+          settings: values by name; names that are missing get their defaults.
+
+        Returns:
+          The settings.
+
         Raises:
           TypeError: a name is unknown.
           ValueError: a value is out of its range.

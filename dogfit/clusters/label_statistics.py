@@ -194,6 +194,9 @@ def share_distance(a: ArrayLike, b: ArrayLike, *, draws: int = 2000, seed: int =
       draws: random assignments of the layers.
       seed: of the draws.
 
+    Returns:
+      The distance, its mean under random assignment, and p.
+
     Raises:
       ValueError: the label axes differ, or a model has no kernels.
     """

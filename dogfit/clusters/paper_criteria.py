@@ -20,6 +20,9 @@ def paper_dissimilarity(size: int) -> float:
 
     Args:
       size: taps per side.
+
+    Returns:
+      A number in [0, 2].
     """
     return PAPER_DISSIMILARITY[min(PAPER_DISSIMILARITY, key=lambda stated: abs(stated - size))]
 
@@ -29,6 +32,9 @@ def paper_r2(size: int) -> float:
 
     Args:
       size: taps per side.
+
+    Returns:
+      A number in [0, 1].
     """
     return round((1 - paper_dissimilarity(size)) ** 2, 4)
 
