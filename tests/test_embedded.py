@@ -36,7 +36,7 @@ def weights() -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in load_file(FILE).items()}
 
 
-def test_file_is_small_half_precision_and_complete():
+def test_model_file_is_small_and_complete():
     assert FILE.stat().st_size <= 3_000_000
     with safe_open(FILE, framework="numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -48,14 +48,14 @@ def test_file_is_small_half_precision_and_complete():
     assert sum(shape[0] for shape in kernels) >= 1000
 
 
-def test_weights_are_finite_and_no_kernel_is_dead(weights):
+def test_model_file_has_no_dead_kernel(weights):
     assert all(np.isfinite(value).all() for value in weights.values())
     for name, value in weights.items():
         if DEPTHWISE.fullmatch(name):
             assert value.std(axis=(1, 2, 3)).min() > 0, name
 
 
-def test_model_card_and_record_belong_to_the_file():
+def test_model_card_belongs_to_the_file():
     card = (embedded.PATH / "README.md").read_text()
     record = json.loads((embedded.PATH / "training.json").read_text())
     assert "python -m dogfit.embedded.train" in card
@@ -65,7 +65,7 @@ def test_model_card_and_record_belong_to_the_file():
         assert photograph.removesuffix(".jpg") in card
 
 
-def test_importing_the_folder_loads_nothing_heavy():
+def test_embedded_import_loads_nothing_heavy():
     code = (
         "import sys, dogfit.embedded; print(sorted({'jax', 'numpy', 'optax', 'sklearn'} & set(sys.modules)))"
     )
@@ -73,8 +73,10 @@ def test_importing_the_folder_loads_nothing_heavy():
     assert shown.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.1, 0.2])
-def test_removes_noise_from_a_photograph_it_was_not_trained_on(weights, level):
+def test_denoise_held_out_photograph(weights, level):
+    """Better than the best blur, and by its depthwise kernels."""
     assert "china.jpg" not in train.TRAINING_PHOTOGRAPHS
     clean = load_sample_image("china.jpg")[:128, :128] / np.float32(255)
     rng = np.random.default_rng(1)
@@ -107,11 +109,15 @@ def _by_lax(x, weight):
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 9, 3), (4, 8, 7, 2)])
-def test_depthwise_and_its_gradients_equal_the_grouped_convolution(shape):
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((4, 5, 6, 3), 3), pytest.param((1, 5, 9, 3), 7, marks=pytest.mark.slow)],
+)
+def test_depthwise_against_grouped_convolution(shape, size):
+    """Values and gradients."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, gradient = (jax.random.normal(key, shape) for key in keys[:2])
-    weight = jax.random.normal(keys[2], (shape[-1], 1, 7, 7))
+    weight = jax.random.normal(keys[2], (shape[-1], 1, size, size))
 
     def value_and_gradients(function):
         value, pull = jax.vjp(function, x, weight)
@@ -123,7 +129,7 @@ def test_depthwise_and_its_gradients_equal_the_grouped_convolution(shape):
         np.testing.assert_allclose(one, other, atol=2e-4)
 
 
-def test_gradients_of_scale_shift_equal_the_automatic_ones():
+def test_scale_shift_gradients_against_automatic_ones():
     keys = jax.random.split(jax.random.key(1), 4)
     x, gradient = (jax.random.normal(key, (2, 3, 4, 5)) for key in keys[:2])
     scale, shift = (jax.random.normal(key, (5,)) for key in keys[2:])
@@ -176,14 +182,15 @@ def _denoise_in_torch(parameters, images, config):
     return (images + functional.pixel_shuffle(conv("head", x), 2)).permute(0, 2, 3, 1).numpy()
 
 
-def test_network_equals_the_one_built_from_torch_layers(weights):
+@pytest.mark.slow
+def test_denoise_against_torch_layers(weights):
     images = np.random.default_rng(2).uniform(size=(1, 128, 128, 3)).astype(np.float32)
     expected = _denoise_in_torch(weights, images, NetworkConfig())
     got = run_network(weights, images, NetworkConfig())
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_patches_come_from_the_photographs_and_follow_the_seed():
+def test_sample_patches_follow_the_seed():
     image = np.arange(32 * 48 * 3, dtype=np.float32).reshape(32, 48, 3)
     config = train.TrainingConfig(batch_size=5, patch_size=16)
     batch = next(train.sample_patches([image], config))
@@ -196,15 +203,16 @@ def test_patches_come_from_the_photographs_and_follow_the_seed():
     assert steps <= {3.0, 6.0, 144.0, 288.0}
 
 
-def test_training_writes_a_model_and_its_record_and_follows_the_seed(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_train_writes_a_model_and_follows_the_seed(tmp_path):
     photograph = np.random.default_rng(4).uniform(size=(260, 270, 3)).astype(np.float32)
-    monkeypatch.setattr(train, "load_photograph", lambda _: photograph)
 
     def trained(name: str, seed: int):
         config = train.TrainingConfig(
             out=tmp_path / name, steps=3, batch_size=2, patch_size=16, report_every=2, seed=seed
         )
-        return train.train(config, TINY), (config.out / "model.safetensors").read_bytes()
+        parameters = train.train(config, TINY, [photograph], {"held out": photograph})
+        return parameters, (config.out / "model.safetensors").read_bytes()
 
     parameters, first = trained("first", seed=0)
     written = load_file(tmp_path / "first" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""What a person gets: the wheel, built and used away from the checkout, and one version everywhere."""
+"""Package as it is installed: the wheel, built and used away from the checkout, and one version."""
 
 import importlib.metadata
 import os
@@ -17,6 +17,7 @@ import dogfit
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+NO_COMPILER = {"CC": "false", "CXX": "false"}
 
 
 def call(*command: str | Path, cwd: Path, **variables: str) -> str:
@@ -67,7 +68,14 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory) -> Path:
+def plain_wheel(source, tmp_path_factory) -> Path:
+    """The wheel of a machine without a compiler."""
+    return build("wheel", source, tmp_path_factory.mktemp("plain"), **NO_COMPILER)
+
+
+@pytest.fixture(scope="module")
+def wheel(source, plain_wheel, tmp_path_factory) -> Path:
+    assert plain_wheel.exists()  # first, because both are built in one folder
     return build("wheel", source, tmp_path_factory.mktemp("wheel"))
 
 
@@ -97,36 +105,40 @@ def usable(installed) -> Path:
     return installed
 
 
-def test_the_wheel_holds_dogfit_alone(wheel):
-    tops = {name.partition("/")[0] for name in contents(wheel)}
+def test_wheel_holds_dogfit_alone(plain_wheel):
+    tops = {name.partition("/")[0] for name in contents(plain_wheel)}
     assert tops == {"dogfit", f"dogfit-{dogfit.__version__}.dist-info"}
 
 
-def test_the_wheel_holds_every_module_and_data_file(wheel, source):
+def test_wheel_holds_every_module_and_data_file(plain_wheel, source):
     files = [path.relative_to(source) for path in (source / "dogfit").rglob("*") if path.is_file()]
     files += ["dogfit" / p.relative_to(source) for p in (source / "kernels").rglob("*.py")]
     expected = {path.as_posix() for path in files}
-    held = {name for name in contents(wheel) if name.startswith("dogfit/")}
-    compiled = {name for name in held if name.startswith("dogfit/kernels/native/_native.")}
-    assert held - compiled == expected
-    # Optional, but nothing may hide that it does not build where there is a compiler.
-    assert len(compiled) == (shutil.which("c++") is not None)
+    assert {name for name in contents(plain_wheel) if name.startswith("dogfit/")} == expected
     assert {"dogfit/kernels/__init__.py", "dogfit/py.typed", "dogfit/embedded/model.safetensors"} <= expected
 
 
-def test_the_sdist_builds_the_same_wheel_and_needs_no_compiler(source, wheel, tmp_path):
+@pytest.mark.slow
+def test_wheel_holds_the_compiled_search(wheel, plain_wheel):
+    """It is optional, but nothing may hide that it does not build where there is a compiler."""
+    compiled = contents(wheel) - contents(plain_wheel)
+    assert len(compiled) == (shutil.which("c++") is not None)
+    assert all(name.startswith("dogfit/kernels/native/_native.") for name in compiled)
+
+
+@pytest.mark.slow
+def test_sdist_builds_the_same_wheel(source, plain_wheel, tmp_path):
     call(sys.executable, "-m", "tarfile", "-e", build("sdist", source, tmp_path), tmp_path, cwd=tmp_path)
     (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
     sources = {path.name for path in (source / "kernels" / "native" / "csrc").iterdir()}
     assert {path.name for path in (unpacked / "kernels" / "native" / "csrc").iterdir()} == sources
     (tmp_path / "out").mkdir()
-    plain = contents(build("wheel", unpacked, tmp_path / "out", CC="false", CXX="false"))
-    assert plain == {
-        name for name in contents(wheel) if not name.startswith("dogfit/kernels/native/_native.")
-    }
+    again = build("wheel", unpacked, tmp_path / "out", **NO_COMPILER)
+    assert contents(again) == contents(plain_wheel)
 
 
-def test_no_top_level_kernels_is_installed(installed, tmp_path):
+@pytest.mark.slow
+def test_wheel_installs_no_top_level_kernels(installed, tmp_path):
     script = (
         "import importlib.util as u, pathlib, sysconfig; print(u.find_spec('kernels'), "
         "*(p.name for p in pathlib.Path(sysconfig.get_path('purelib')).iterdir() if 'kernels' in p.name))"
@@ -134,16 +146,19 @@ def test_no_top_level_kernels_is_installed(installed, tmp_path):
     assert call(installed, "-c", script, cwd=tmp_path).split() == ["None"]
 
 
-def test_the_installed_package_works_elsewhere(usable, tmp_path):
-    script = "import dogfit, dogfit.kernels; print(dogfit.__file__); print(dogfit.kernels.__file__)"
-    package, kernels = call(usable, "-c", script, cwd=tmp_path).splitlines()
+@pytest.mark.slow
+def test_installed_package_works_elsewhere(usable, tmp_path):
+    script = "import dogfit, dogfit.kernels as k; print(dogfit.__file__, k.__file__, dogfit.__version__)"
+    package, kernels, version = call(usable, "-c", script, cwd=tmp_path).split()
+    assert version == dogfit.__version__
     assert Path(package).is_relative_to(usable.parent.parent)
     assert Path(kernels).parent == Path(package).parent / "kernels"
     script = "from dogfit.embedded import PATH; print((PATH / 'model.safetensors').stat().st_size)"
     assert 0 < int(call(usable, "-c", script, cwd=tmp_path)) <= 3 * 2**20
 
 
-def test_the_console_script_is_the_main_job(usable, tmp_path):
+@pytest.mark.slow
+def test_console_script_is_the_main_job(usable, tmp_path):
     script = usable.parent / "dogfit"
     assert call(script, "--version", cwd=tmp_path) == call(
         usable, "-m", "dogfit.run", "--version", cwd=tmp_path
@@ -151,16 +166,17 @@ def test_the_console_script_is_the_main_job(usable, tmp_path):
     assert call(script, "--version", cwd=tmp_path).split()[-1] == dogfit.__version__
 
 
-def test_packages_are_listed_in_full():
+def test_pyproject_lists_every_package():
     inside = {path.parent.relative_to(REPOSITORY) for path in (REPOSITORY / "dogfit").rglob("__init__.py")}
     below = {path.parent.relative_to(REPOSITORY) for path in (REPOSITORY / "kernels").rglob("__init__.py")}
     packages = {".".join(path.parts) for path in inside | {"dogfit" / path for path in below}}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages
 
 
-def test_one_version_everywhere():
-    citation = (REPOSITORY / "CITATION.cff").read_text()
-    assert f"\nversion: {dogfit.__version__}\n" in citation
-    assert PROJECT["project"]["version"] == dogfit.__version__
-    assert importlib.metadata.version("dogfit") == dogfit.__version__
-    assert f"## [{dogfit.__version__}]" in (REPOSITORY / "CHANGELOG.md").read_text()
+def test_version_is_the_same_everywhere():
+    """It is written in pyproject.toml alone; the package reads it from its metadata."""
+    version = PROJECT["project"]["version"]
+    assert importlib.metadata.version("dogfit") == dogfit.__version__ == version
+    assert f"\nversion: {version}\n" in (REPOSITORY / "CITATION.cff").read_text()
+    assert f"## [{version}]" in (REPOSITORY / "CHANGELOG.md").read_text()
+    assert version not in (REPOSITORY / "dogfit" / "__init__.py").read_text()

@@ -1,4 +1,4 @@
-"""The network that `python -m dogfit.run` looks at when it is given none. See README.md beside this file."""
+"""Network that `python -m dogfit.run` analyses when it is given none; README.md here is its model card."""
 
 from pathlib import Path
 

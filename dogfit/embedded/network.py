@@ -1,4 +1,4 @@
-"""The embedded network: a small ConvNeXt-shaped pyramid that removes noise from photographs.
+"""Architecture of the embedded network: a small ConvNeXt-shaped pyramid that removes noise from photographs.
 
 Parameters are one flat dictionary, named as timm names a ConvNeXt's and in PyTorch's layouts, so the
 checkpoint file is the parameter dictionary itself. Images are [n, height, width, 3] in [0, 1], both sides
@@ -19,15 +19,19 @@ Parameters = dict[str, Array]
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Five stages: three downwards (at 1/2, 1/4, 1/8 of the image's resolution), two back up (1/4, 1/2)."""
+    """Sizes of the five stages: three downwards (at 1/2, 1/4, 1/8 of the image's resolution), two upwards."""
 
     depths: tuple[int, int, int, int, int] = (3, 3, 1, 2, 3)
+    """Blocks of each stage."""
     widths: tuple[int, int, int] = (64, 96, 160)
+    """Channels at 1/2, 1/4 and 1/8 of the resolution."""
     kernel_size: int = 7
+    """Side of the depthwise kernels, in taps."""
     mlp_ratio: int = 2
+    """Hidden channels of a block over its channels."""
 
     def stage_widths(self) -> tuple[int, ...]:
-        """Width of each of the five stages; the way up mirrors the way down."""
+        """Channels of each of the five stages; the way up mirrors the way down."""
         low, middle, high = self.widths
         return (low, middle, high, middle, low)
 
@@ -45,10 +49,17 @@ def _sum_positions(x: Float[Array, "... c"]) -> Float[Array, "c"]:
 
 @jax.custom_vjp
 def depthwise(x: Float[Array, "n h w c"], weight: Float[Array, "c 1 k k"]) -> Float[Array, "n h w c"]:
-    """Depthwise correlation with zero padding, stride 1, odd k: PyTorch's `Conv2d(c, c, k, groups=c)`.
+    """Correlate each channel with its kernel: PyTorch's `Conv2d(c, c, k, padding=k // 2, groups=c)`.
 
     Grouped convolution is slow on a CPU. A sum of k*k shifted products is one fused loop, and its gradients
     written the same way are about ten times faster than those that automatic differentiation finds.
+
+    Args:
+      x: features `[n, h, w, c]`.
+      weight: kernels `[c, 1, k, k]`, k odd.
+
+    Returns:
+      Features of the same shape; the border is padded with zeros.
     """
     size, (height, width) = weight.shape[-1], x.shape[1:3]
     padded = _padded(x, size)
@@ -88,7 +99,14 @@ depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def parameter_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter, in network order."""
+    """List the name and shape of every parameter.
+
+    Args:
+      config: sizes of the network.
+
+    Returns:
+      Name -> shape, in network order.
+    """
     low, widths, size = config.widths[0], config.stage_widths(), config.kernel_size
     shapes: dict[str, tuple[int, ...]] = {"stem.0.weight": (low, 3, 2, 2), "stem.0.bias": (low,)}
     for stage, (depth, width) in enumerate(zip(config.depths, widths, strict=True)):
@@ -118,7 +136,15 @@ def parameter_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
 
 
 def initial_parameters(config: NetworkConfig, seed: int) -> Parameters:
-    """ConvNeXt's initialisation: weights truncated normal of 0.02, biases 0, norms 1; layer scale 0.1."""
+    """Draw parameters as ConvNeXt does: truncated normal weights of 0.02, biases 0, norms 1, layer scale 0.1.
+
+    Args:
+      config: sizes of the network.
+      seed: seed of the weights.
+
+    Returns:
+      Name -> float32 array.
+    """
     shapes = parameter_shapes(config)
     sizes = [math.prod(shape) for shape in shapes.values()]
     drawn = 0.02 * jax.random.truncated_normal(jax.random.key(seed), -2.0, 2.0, (sum(sizes),), jnp.float32)
@@ -138,7 +164,16 @@ def initial_parameters(config: NetworkConfig, seed: int) -> Parameters:
 
 @jax.custom_vjp
 def scale_shift(x: Float[Array, "n h w c"], scale: Float[Array, "c"], shift: Float[Array, "c"]) -> Array:
-    """`x * scale + shift` per channel, with gradients that are fast on a CPU."""
+    """Compute `x * scale + shift` in each channel, with gradients that are fast on a CPU.
+
+    Args:
+      x: features `[n, h, w, c]`.
+      scale: factors `[c]`.
+      shift: summands `[c]`.
+
+    Returns:
+      Features of the same shape.
+    """
     return x * scale[None, None, None] + shift[None, None, None]
 
 
@@ -182,9 +217,9 @@ def _upsample(parameters: Parameters, name: str, x: Float[Array, "n h w c"]) -> 
 
 
 def _norm(parameters: Parameters, name: str, x: Array) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-6)
-    return scale_shift(centred * scale, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+    centered = x - x.mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(centered**2, -1, keepdims=True) + 1e-6)
+    return scale_shift(centered * scale, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
 
 
 def _block(parameters: Parameters, name: str, x: Array) -> Array:
@@ -198,12 +233,15 @@ def _block(parameters: Parameters, name: str, x: Array) -> Array:
 def denoise(
     parameters: Parameters, images: Float[Array, "n h w 3"], config: NetworkConfig
 ) -> Float[Array, "n h w 3"]:
-    """Estimate the clean images behind noisy ones; the noise level is not told.
+    """Estimate the clean images behind noisy ones; the network is not told the level of the noise.
 
     Args:
       parameters: as `initial_parameters` returns them or the checkpoint file holds them.
-      images: values about [0, 1], height and width multiples of 8.
-      config: depths and widths that the parameters were made for.
+      images: values about [0, 1], `[n, h, w, 3]`, h and w multiples of 8.
+      config: sizes that the parameters were made for.
+
+    Returns:
+      Images of the same shape.
     """
     x = _downsample(parameters, "stem.0", images - 0.5)
     skips = []
@@ -221,5 +259,13 @@ def denoise(
 
 
 def psnr(image: Float[np.ndarray, "..."], clean: Float[np.ndarray, "..."]) -> float:
-    """Peak signal-to-noise ratio in dB of an image with values in [0, 1]."""
+    """Compute the peak signal-to-noise ratio of an image.
+
+    Args:
+      image: values, clipped to [0, 1].
+      clean: the values behind it, in [0, 1], of the same shape.
+
+    Returns:
+      The ratio in dB.
+    """
     return float(-10 * np.log10(np.mean((np.clip(image, 0, 1) - clean) ** 2)))

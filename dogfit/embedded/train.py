@@ -6,7 +6,7 @@ on the same machine and library versions gives the same bytes; elsewhere the res
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -67,13 +67,16 @@ class TrainingConfig:
 
 
 def load_photograph(name: str) -> Photograph:
-    """One photograph as float32 RGB in [0, 1]; a grey one has three equal channels.
+    """Load a photograph.
 
     Args:
       name: one of TRAINING_PHOTOGRAPHS or HELD_OUT_PHOTOGRAPHS.
 
+    Returns:
+      RGB values in [0, 1], `[h, w, 3]`, float32; a grey photograph has three equal channels.
+
     Raises:
-      DogfitError: scikit-image is needed and missing.
+      DogfitError: if scikit-image is needed and missing.
     """
     if name.endswith(".jpg"):
         from sklearn.datasets import load_sample_image
@@ -98,11 +101,19 @@ def _halved(image: Photograph) -> Photograph:
 
 
 def sample_patches(
-    photographs: list[Photograph], config: TrainingConfig
+    photographs: Sequence[Photograph], config: TrainingConfig
 ) -> Iterator[Float[np.ndarray, "n p p 3"]]:
-    """Endless batches of random patches, each flipped and turned at random, in full or half resolution."""
+    """Draw random patches, each flipped and turned at random, in full or half resolution.
+
+    Args:
+      photographs: RGB images in [0, 1], larger than a patch.
+      config: batch size, patch size and seed.
+
+    Yields:
+      Batches `[n, p, p, 3]`, without end.
+    """
     rng, size = np.random.default_rng(config.seed), config.patch_size
-    images = photographs + [_halved(image) for image in photographs]
+    images = [*photographs, *(_halved(image) for image in photographs)]
     while True:
         batch = []
         for _ in range(config.batch_size):
@@ -114,8 +125,17 @@ def sample_patches(
 
 
 @cache
-def optimiser(steps: int, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
-    """AdamW with a cosine schedule, warm-up over the first twentieth, gradients clipped."""
+def make_optimizer(steps: int, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+    """Make AdamW with a cosine schedule, warm-up over the first twentieth, and clipped gradients.
+
+    Args:
+      steps: length of the schedule.
+      learning_rate: its peak.
+      weight_decay: decoupled decay of weights with two axes or more.
+
+    Returns:
+      The same object for the same arguments, so that a training step is compiled once.
+    """
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
     decayed = partial(jax.tree.map, lambda parameter: parameter.ndim > 1)
     return optax.chain(
@@ -135,7 +155,20 @@ def train_step(
     network: NetworkConfig,
     update: optax.TransformUpdateFn,
 ) -> tuple[Parameters, optax.OptState, Float[Array, ""]]:
-    """One step on a batch of clean patches; returns parameters, optimiser state and mean absolute error."""
+    """Do one training step.
+
+    Args:
+      parameters: parameters of the network; given away.
+      state: state of the optimiser; given away.
+      clean: patches without noise, `[n, p, p, 3]`.
+      key: random key of the noise.
+      noise: range of the standard deviation of the noise.
+      network: sizes of the network.
+      update: update rule of the optimiser.
+
+    Returns:
+      New parameters, new state and the mean absolute error before the step.
+    """
     level_key, noise_key = jax.random.split(key)
     low, high = noise
     level = jax.random.uniform(level_key, (clean.shape[0], 1, 1, 1), minval=low, maxval=high)
@@ -150,9 +183,19 @@ def train_step(
 
 
 def held_out_psnr(
-    parameters: Parameters, photographs: dict[str, Photograph], level: float, network: NetworkConfig
+    parameters: Parameters, photographs: Mapping[str, Photograph], level: float, network: NetworkConfig
 ) -> dict[str, dict[str, float]]:
-    """PSNR in dB per photograph (central 256x256 pixels, fixed noise), `noisy` and `denoised`."""
+    """Measure the denoiser on the central 256x256 pixels of photographs.
+
+    Args:
+      parameters: parameters of the network.
+      photographs: name -> image, at least 256 pixels high and wide.
+      level: standard deviation of the noise, which is the same in every call.
+      network: sizes of the network.
+
+    Returns:
+      Name -> PSNR in dB of the `noisy` and the `denoised` image.
+    """
     scores = {}
     for name, image in photographs.items():
         top, left = ((side - 256) // 2 for side in image.shape[:2])
@@ -170,22 +213,32 @@ def held_out_psnr(
 _denoise = jax.jit(denoise, static_argnums=2)
 
 
-def train(config: TrainingConfig, network: NetworkConfig) -> Parameters:
-    """Train from scratch, writing the model and its record as it goes.
+def train(
+    config: TrainingConfig,
+    network: NetworkConfig,
+    photographs: Sequence[Photograph] | None = None,
+    held_out: Mapping[str, Photograph] | None = None,
+) -> Parameters:
+    """Train from scratch; the model and the record of its training are written at every report.
 
     Args:
       config: the training run.
       network: the architecture.
+      photographs: images to train on; TRAINING_PHOTOGRAPHS if None.
+      held_out: images to measure on, by name; HELD_OUT_PHOTOGRAPHS if None.
 
     Returns:
       The trained parameters, float32; the file holds them as float16.
     """
     config.out.mkdir(parents=True, exist_ok=True)
-    held_out = {name: load_photograph(name) for name in HELD_OUT_PHOTOGRAPHS}
-    patches = sample_patches([load_photograph(name) for name in TRAINING_PHOTOGRAPHS], config)
+    if held_out is None:
+        held_out = {name: load_photograph(name) for name in HELD_OUT_PHOTOGRAPHS}
+    if photographs is None:
+        photographs = [load_photograph(name) for name in TRAINING_PHOTOGRAPHS]
+    patches = sample_patches(photographs, config)
     parameters, key = initial_parameters(network, config.seed), jax.random.key(config.seed)
-    optimise = optimiser(config.steps, config.learning_rate, config.weight_decay)
-    state = optimise.init(parameters)
+    optimizer = make_optimizer(config.steps, config.learning_rate, config.weight_decay)
+    state = optimizer.init(parameters)
     record = {
         "config": asdict(config) | {"out": config.out.name},
         "network": asdict(network),
@@ -201,7 +254,7 @@ def train(config: TrainingConfig, network: NetworkConfig) -> Parameters:
             jax.random.fold_in(key, step),
             noise=config.noise,
             network=network,
-            update=optimise.update,
+            update=optimizer.update,
         )
         losses.append(loss)
         if step % config.report_every and step != config.steps:
