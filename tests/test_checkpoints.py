@@ -1,11 +1,11 @@
-"""Which tensors of a checkpoint count as depthwise, and what is read of them: values, order, names."""
+"""Depthwise tensors of a checkpoint, and what is read of them: values, order, names."""
 
 import json
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -13,10 +13,11 @@ from dogfit.checkpoints import load_kernels
 from dogfit.checkpoints.naming import bare_name, network_order, stage_and_block
 from dogfit.errors import InputError
 from dogfit.kernelset import Flag
+from examples import run_example
 from tiny_checkpoints import convnext_tensors, layer_names, load_tensors, random_tensor, skip_reasons
 
 
-def test_values_order_stage_and_block(tmp_path):
+def test_load_kernels_values_and_order(tmp_path):
     tensors = convnext_tensors()
     kernels = load_tensors(tmp_path, tensors)
     expected = [(0, 0), (0, 1)] + [(1, block) for block in range(11)]
@@ -27,7 +28,11 @@ def test_values_order_stage_and_block(tmp_path):
         np.testing.assert_array_equal(taps, tensors[layer.name][:, 0])
 
 
-def test_reads_headers_and_kernels_alone(tmp_path):
+def test_load_kernels_example():
+    run_example(load_kernels)
+
+
+def test_load_kernels_reads_headers_and_kernels_only(tmp_path):
     tensors = convnext_tensors(channels=32)
     seen = []
     kernels = load_tensors(tmp_path, tensors, progress=lambda *now: seen.append(now))
@@ -49,7 +54,7 @@ def test_reads_headers_and_kernels_alone(tmp_path):
         ("F8_E5M2", ml_dtypes.float8_e5m2),
     ],
 )
-def test_stored_types(tmp_path, name, kind):
+def test_load_kernels_stored_types(tmp_path, name, kind):
     values = random_tensor(8, 1, 5, 5).astype(kind)
     header = {"dwconv.weight": {"dtype": name, "shape": [8, 1, 5, 5], "data_offsets": [0, values.nbytes]}}
     text = json.dumps(header).encode()
@@ -59,7 +64,7 @@ def test_stored_types(tmp_path, name, kind):
     np.testing.assert_array_equal(kernels.groups[5].kernels, values[:, 0].astype(np.float32))
 
 
-def test_keras_and_flax_layouts(tmp_path):
+def test_load_kernels_keras_and_flax_layouts(tmp_path):
     flax, keras, multiplied = (
         random_tensor(5, 5, 1, 16),
         random_tensor(3, 3, 16, 1),
@@ -86,7 +91,7 @@ def test_keras_and_flax_layouts(tmp_path):
     np.testing.assert_array_equal(kernels.groups[7].kernels[2 * 3 + 1], multiplied[:, :, 3, 1])
 
 
-def test_channel_multiplier(tmp_path):
+def test_load_kernels_channel_multiplier(tmp_path):
     tensors = convnext_tensors() | {"stages.0.0.extra.depthwise.weight": random_tensor(24, 1, 3, 3)}
     kernels = load_tensors(tmp_path, tensors)
     np.testing.assert_array_equal(
@@ -97,7 +102,7 @@ def test_channel_multiplier(tmp_path):
 @pytest.mark.parametrize(
     "prefix", ["module.", "state_dict.", "model.", "model.module.", "net.", "_orig_mod."]
 )
-def test_wrapping_prefixes(tmp_path, prefix):
+def test_load_kernels_wrapping_prefixes(tmp_path, prefix):
     kernels = load_tensors(tmp_path, convnext_tensors(prefix))
     assert len(kernels.layers) == 13
     assert (kernels.layers[5].stage, kernels.layers[5].block) == (1, 3)
@@ -116,7 +121,7 @@ def test_wrapping_prefixes(tmp_path, prefix):
         "momentum_buffer.{}",
     ],
 )
-def test_optimiser_state_is_not_a_network(tmp_path, moment):
+def test_load_kernels_leaves_out_optimizer_state(tmp_path, moment):
     tensors = convnext_tensors()
     moments = {moment.format(name): values * 0.1 for name, values in tensors.items()}
     kernels = load_tensors(tmp_path, tensors | moments)
@@ -135,7 +140,7 @@ def test_optimiser_state_is_not_a_network(tmp_path, moment):
         ("student.", "teacher."),
     ],
 )
-def test_of_a_weight_and_its_average_the_average_is_taken(tmp_path, raw, average):
+def test_load_kernels_takes_the_average_of_a_weight(tmp_path, raw, average):
     tensors = convnext_tensors(raw) | convnext_tensors(average, seed=1)
     kernels = load_tensors(tmp_path, tensors)
     assert len(kernels.layers) == 13
@@ -144,18 +149,18 @@ def test_of_a_weight_and_its_average_the_average_is_taken(tmp_path, raw, average
     assert (kernels.layers[12].stage, kernels.layers[12].block) == (1, 10)
 
 
-def test_average_stored_without_dots(tmp_path):
+def test_load_kernels_average_stored_without_dots(tmp_path):
     average = {f"model_ema.{name.replace('.', '')}": v for name, v in convnext_tensors(seed=1).items()}
     kernels = load_tensors(tmp_path, convnext_tensors("model.") | average)
     assert layer_names(kernels)[3] == "model_ema.stages11dwconvweight"
     assert [layer.block for layer in kernels.layers] == [0, 1, *range(11)]
 
 
-def test_an_average_alone_is_read(tmp_path):
+def test_load_kernels_average_alone(tmp_path):
     assert len(load_tensors(tmp_path, convnext_tensors("state_dict_ema.")).layers) == 13
 
 
-def test_include_overrules_and_exclude_overrules_all(tmp_path):
+def test_load_kernels_include_and_exclude(tmp_path):
     tensors = convnext_tensors("model.") | convnext_tensors("ema.", seed=1)
     both = load_tensors(tmp_path, tensors, include=["model.*"])
     assert len(both.layers) == 26
@@ -165,7 +170,7 @@ def test_include_overrules_and_exclude_overrules_all(tmp_path):
         load_tensors(tmp_path, tensors, exclude=["*"])
 
 
-def test_other_ranks_and_degenerate_shapes(tmp_path):
+def test_load_kernels_other_ranks_and_shapes(tmp_path):
     others = {
         "stages.0.0.conv1d.dwconv.weight": random_tensor(8, 1, 7),
         "stages.0.0.conv3d.dwconv.weight": random_tensor(8, 1, 3, 3, 3),
@@ -194,7 +199,7 @@ def test_other_ranks_and_degenerate_shapes(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 4, 4), (8, 1, 7, 7)])
-def test_grey_stem_is_ambiguous(tmp_path, shape):
+def test_load_kernels_gray_stem_is_ambiguous(tmp_path, shape):
     tensors = convnext_tensors() | {"downsample_layers.0.0.weight": random_tensor(*shape, seed=999)}
     kernels = load_tensors(tmp_path, tensors)
     assert len(kernels.layers) == 13
@@ -243,12 +248,12 @@ def test_grey_stem_is_ambiguous(tmp_path, shape):
         {"conv.weight": (64, 64, 3, 1), "other.weight": (64, 64, 1, 3), "stem.weight": (64, 3, 7, 7)},
     ],
 )
-def test_networks_without_depthwise_layers(tmp_path, shapes):
+def test_load_kernels_networks_without_depthwise_layers(tmp_path, shapes):
     with pytest.raises(InputError, match="no depthwise layer among"):
         load_tensors(tmp_path, {name: random_tensor(*shape) for name, shape in shapes.items()})
 
 
-def test_names_that_say_nothing(tmp_path):
+def test_load_kernels_names_that_say_nothing(tmp_path):
     """torchvision's MobileNetV2: depthwise by its neighbours alone; and the same network for grey images."""
     for channels in (3, 1):
         tensors = {"features.0.0.weight": random_tensor(32, channels, 3, 3)}
@@ -265,7 +270,7 @@ def test_names_that_say_nothing(tmp_path):
         assert ("features.0.0.weight" in skip_reasons(kernels)) == (channels == 1)
 
 
-def test_torchvisions_convnext_names(tmp_path):
+def test_load_kernels_torchvision_names(tmp_path):
     tensors, width = {"features.0.0.weight": random_tensor(16, 3, 4, 4)}, 16
     for stage in range(1, 9, 2):
         for block in range(3):
@@ -295,9 +300,9 @@ tensor_names = st.one_of(
 shapes = st.lists(st.sampled_from([0, 1, 1, 2, 3, 3, 7, 64]), min_size=2, max_size=5)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(tensor_names.filter(bool), shapes, min_size=1, max_size=8), st.booleans())
-def test_any_sound_file_is_read_or_refused_in_words(tmp_path_factory, tensors, everything):
+def test_load_kernels_any_sound_file(tmp_path_factory, tensors, everything):
+    """A sound file is read, or refused in words."""
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     tensors.pop("__metadata__", None)
     save_file({name: np.zeros(shape, np.float16) for name, shape in tensors.items()}, path)
@@ -311,13 +316,13 @@ def test_any_sound_file_is_read_or_refused_in_words(tmp_path_factory, tensors, e
     assert kernels.n == len(kernels.table())
 
 
-def test_a_second_copy_under_another_prefix(tmp_path):
+def test_load_kernels_second_copy(tmp_path):
     kernels = load_tensors(tmp_path, convnext_tensors("model.") | convnext_tensors("module.", seed=1))
     assert len(kernels.layers) == 13
     assert kernels.notes == ("tiny: 13 left out: a second copy under another prefix",)
 
 
-def test_tied_layers_count_once(tmp_path):
+def test_load_kernels_tied_layers_count_once(tmp_path):
     tensors = convnext_tensors()
     tensors["shared.dwconv.weight"] = tensors["stages.1.4.dwconv.weight"].copy()
     kernels = load_tensors(tmp_path, tensors)
@@ -326,7 +331,7 @@ def test_tied_layers_count_once(tmp_path):
     assert kernels.notes == ("tiny: 1 left out: tied to another layer",)
 
 
-def test_untouched_layers_are_not_tied(tmp_path):
+def test_load_kernels_untouched_layers_are_not_tied(tmp_path):
     tensors = convnext_tensors()
     for block in (2, 3):
         tensors[f"stages.1.{block}.dwconv.weight"] = np.zeros((8, 1, 7, 7), np.float32)
@@ -335,7 +340,7 @@ def test_untouched_layers_are_not_tied(tmp_path):
     assert (kernels.groups[7].flag == Flag.ZERO).sum() == 16
 
 
-def test_one_nan_costs_one_row(tmp_path):
+def test_load_kernels_broken_rows(tmp_path):
     tensors = convnext_tensors()
     tensors["stages.0.0.dwconv.weight"][3, 0, 2, 2] = np.nan
     tensors["stages.0.0.dwconv.weight"][5, 0, 2, 2] = np.inf
@@ -344,7 +349,7 @@ def test_one_nan_costs_one_row(tmp_path):
     assert set(group.flag[[3, 5]]) == {Flag.NONFINITE}
 
 
-def test_sizes(tmp_path):
+def test_load_kernels_sizes(tmp_path):
     tensors = convnext_tensors() | {"stages.0.0.small.dwconv.weight": random_tensor(8, 1, 3, 3)}
     everything = load_tensors(tmp_path, tensors)
     large = load_tensors(tmp_path, tensors, sizes=[7])
@@ -354,7 +359,7 @@ def test_sizes(tmp_path):
         load_tensors(tmp_path, tensors, sizes=[5])
 
 
-def test_stated_order_and_shape_convention(tmp_path):
+def test_load_kernels_stated_order_and_layout(tmp_path):
     tensors = {name: random_tensor(6, 5, 5, seed=i) for i, name in enumerate(["Conv_9", "Conv_10", "Conv_2"])}
     order = ["Conv_10", "Conv_2", "Conv_9"]
     stated = {"layer_order": json.dumps(order), "shape_convention": "(channels, height, width), ..."}
@@ -367,7 +372,7 @@ def test_stated_order_and_shape_convention(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", "[1]", "[" * 10_000, '["unknown"]'])
-def test_an_unusable_order_is_ignored(tmp_path, text):
+def test_load_kernels_ignores_an_unusable_order(tmp_path, text):
     kernels = load_tensors(tmp_path, convnext_tensors(), {"layer_order": text})
     assert [layer.block for layer in kernels.layers] == [0, 1, *range(11)]
 
@@ -397,11 +402,11 @@ def test_an_unusable_order_is_ignored(tmp_path, text):
         ("stages." + "9" * 5000 + ".0.dwconv.weight", None, 0),
     ],
 )
-def test_stage_and_block_by_dialect(name, stage, block):
+def test_stage_and_block_by_naming_rule(name, stage, block):
     assert stage_and_block(bare_name(name)) == (stage, block)
 
 
-def test_numbers_sort_by_value():
+def test_network_order_by_value():
     names = [f"stages.{s}.{b}.dwconv.weight" for s in (0, 1, 10) for b in (0, 2, 9, 10, 100)]
     assert sorted(set(names), key=network_order) == names
     assert sorted(["x.01.a", "x.1.b", "x.002.a"], key=network_order) == ["x.01.a", "x.1.b", "x.002.a"]

@@ -21,7 +21,7 @@ needs_shared = pytest.mark.skipif(
 )
 
 
-def test_folder_and_model_name(tmp_path):
+def test_load_kernels_folder_and_model_name(tmp_path):
     folder = tmp_path / "my-model"
     folder.mkdir()
     save_file(convnext_tensors(), folder / "model.safetensors")
@@ -34,7 +34,7 @@ def test_folder_and_model_name(tmp_path):
     assert load_kernels(folder / "open_clip_model.safetensors").models == ("open_clip_model",)
 
 
-def test_several_sources_make_one_set(tmp_path):
+def test_load_kernels_several_sources(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         save_file(convnext_tensors(seed=ord(name)), tmp_path / name / "model.safetensors")
@@ -56,7 +56,7 @@ def _sharded(folder, index="model.safetensors.index.json"):
 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "weights.index.json"])
-def test_sharded_folder(tmp_path, index):
+def test_load_kernels_sharded_folder(tmp_path, index):
     _sharded(tmp_path / "sharded", index)
     kernels = load_kernels(tmp_path / "sharded")
     assert kernels.models == ("sharded",)
@@ -80,7 +80,7 @@ def test_sharded_folder(tmp_path, index):
         (7, "weight_map must map strings to strings"),
     ],
 )
-def test_index_that_points_elsewhere(tmp_path, shard, message):
+def test_load_kernels_index_that_points_elsewhere(tmp_path, shard, message):
     weight_map = _sharded(tmp_path / "s")
     save_file(convnext_tensors(), tmp_path / "outside.safetensors")
     weight_map["stages.0.0.dwconv.weight"] = shard
@@ -90,14 +90,14 @@ def test_index_that_points_elsewhere(tmp_path, shard, message):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000])
-def test_damaged_index(tmp_path, text):
+def test_load_kernels_damaged_index(tmp_path, text):
     _sharded(tmp_path / "s")
     (tmp_path / "s" / "model.safetensors.index.json").write_text(text)
     with pytest.raises(InputError, match="index"):
         load_kernels(tmp_path / "s")
 
 
-def test_index_that_promises_too_much(tmp_path):
+def test_load_kernels_index_that_promises_too_much(tmp_path):
     weight_map = _sharded(tmp_path / "s")
     weight_map["absent"] = "model-00001-of-00003.safetensors"
     (tmp_path / "s" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -105,7 +105,7 @@ def test_index_that_promises_too_much(tmp_path):
         load_kernels(tmp_path / "s")
 
 
-def test_missing_paths(tmp_path, monkeypatch):
+def test_load_kernels_missing_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ("nothing", "./no/such", "../up", "a/b/c", "x/y.safetensors", "x/model.pth", tmp_path / "z"):
         with pytest.raises(InputError, match="no such file or folder"):
@@ -115,7 +115,7 @@ def test_missing_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])
-def test_pickles_are_refused_unread(tmp_path, suffix):
+def test_load_kernels_refuses_pickles_unread(tmp_path, suffix):
     path = tmp_path / f"my model{suffix}"
     path.write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(InputError, match=r"hold Python pickles.*save_file") as caught:
@@ -125,7 +125,8 @@ def test_pickles_are_refused_unread(tmp_path, suffix):
         load_kernels(tmp_path)
 
 
-def test_the_conversion_line_works(tmp_path):
+@pytest.mark.slow
+def test_conversion_hint_works(tmp_path):
     torch = pytest.importorskip("torch", reason="runs the conversion with PyTorch")
     state = {name: torch.from_numpy(values) for name, values in convnext_tensors("module.").items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "old model.pt")
@@ -140,7 +141,7 @@ def test_the_conversion_line_works(tmp_path):
 @pytest.mark.parametrize(
     "name", ["model.h5", "model.keras", "flax_model.msgpack", "m.onnx", "m.gguf", "m.npz"]
 )
-def test_other_formats(tmp_path, name):
+def test_load_kernels_other_formats(tmp_path, name):
     (tmp_path / name).write_bytes(b"anything")
     for path in (tmp_path / name, tmp_path):
         with pytest.raises(InputError, match="safetensors") as caught:
@@ -148,7 +149,7 @@ def test_other_formats(tmp_path, name):
         assert name in str(caught.value)
 
 
-def test_other_folders(tmp_path):
+def test_load_kernels_other_folders(tmp_path):
     with pytest.raises(InputError, match="no safetensors file; found nothing"):
         load_kernels(tmp_path)
     (tmp_path / "notes.txt").write_text("")
@@ -164,16 +165,16 @@ def test_other_folders(tmp_path):
         load_kernels(tmp_path)
 
 
-def test_truncated_anywhere(tmp_path):
+def test_load_kernels_truncated_anywhere(tmp_path):
     content = save(convnext_tensors())
     path = tmp_path / "cut.safetensors"
-    for length in [*range(20), *range(20, len(content), 997), len(content) - 1]:
+    for length in [*range(20), *range(20, len(content), 4999), len(content) - 1]:
         path.write_bytes(content[:length])
         with pytest.raises(InputError, match=r"cut\.safetensors"):
             load_kernels(path)
 
 
-def test_nothing_to_find_says_what_is_there(tmp_path):
+def test_load_kernels_says_what_is_there(tmp_path):
     with pytest.raises(InputError, match=r"among 2 tensors \(1 of F32 \[8, 3, 3, 3\]\)") as caught:
         load_tensors(tmp_path, {"conv.weight": random_tensor(8, 3, 3, 3), "fc.weight": random_tensor(10, 8)})
     assert caught.value.exit_code == 3
@@ -182,7 +183,7 @@ def test_nothing_to_find_says_what_is_there(tmp_path):
 
 
 @needs_shared
-def test_convnextpose():
+def test_load_kernels_convnextpose():
     path = SHARED / "checkpoints" / "convnextpose-xs"
     kernels = load_kernels(path)
     depths = (2, 2, 6, 2)
@@ -197,7 +198,7 @@ def test_convnextpose():
 
 
 @needs_shared
-def test_every_shared_file():
+def test_load_kernels_every_shared_file():
     paths = sorted((SHARED / "kernels").glob("*.safetensors"))
     everything = load_kernels(*paths, include=["*"])
     assert (len(paths), everything.n) == (37, 130_364)

@@ -102,7 +102,7 @@ def _signature(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", DEPTHWISE_FILES)
-def test_every_depthwise_architecture_of_timm(timm_files, file, tmp_path):
+def test_load_kernels_timm_architectures(timm_files, file, tmp_path):
     seen, found = set(), 0
     for name in timm_files[file]:
         model = _create(name)
@@ -118,7 +118,7 @@ def test_every_depthwise_architecture_of_timm(timm_files, file, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_architectures_of_timm_have_none(timm_files, tmp_path):
+def test_load_kernels_other_timm_architectures(timm_files, tmp_path):
     for file in sorted(timm_files.keys() - set(DEPTHWISE_FILES)):
         model = _create(timm_files[file][0])
         assert _check(model, tmp_path / "model.safetensors") is None, file
@@ -130,8 +130,9 @@ pvt_v2 swiftformer cvt
 """.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRANSFORMERS)
-def test_transformers_configurations(kind, tmp_path):
+def test_load_kernels_transformers_configurations(kind, tmp_path):
     if find_spec("transformers") is None:
         pytest.skip("transformers is not installed")
     with no_initialization(), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""KernelSet: provenance, statistics, selection, and its file."""
+"""Kernel sets: origin of each kernel, statistics, selection, and their file."""
 
 import errno
 import json
@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from dogfit.errors import DogfitError, InputError
 from dogfit.kernelset import Flag, KernelSet, Layer, Skipped, Source
+from examples import run_example
 
 
 def _layer(name="a", model="m", position=0, size=3, channels=2, **more):
@@ -49,7 +50,7 @@ def _same(a, b):
             np.testing.assert_array_equal(one, other)
 
 
-def test_groups_by_size_in_layer_order():
+def test_from_layers_groups_by_size():
     kernels = _set()
     assert (kernels.n, kernels.sizes, kernels.models) == (9, (3, 7), ("m",))
     group = kernels.groups[7]
@@ -60,7 +61,7 @@ def test_groups_by_size_in_layer_order():
 
 
 @given(hnp.arrays(np.float32, (5, 4, 4), elements=st.floats(-1e3, 1e3, width=32)))
-def test_statistics_against_plain_arithmetic(taps):
+def test_group_statistics_against_plain_arithmetic(taps):
     group = KernelSet.from_layers([(_layer(size=4, channels=5), taps)]).groups[4]
     rows = group.normalized()
     for kernel, mean, norm, flag, row in zip(taps, group.mean, group.norm, group.flag, rows, strict=True):
@@ -91,7 +92,7 @@ def test_statistics_against_plain_arithmetic(taps):
         (np.eye(3) + 100, Flag.OK),
     ],
 )
-def test_flags_stay_in_their_row(kernel, flag):
+def test_group_flags_stay_in_their_row(kernel, flag):
     good = _kernels(2, 3)
     taps = np.stack([good[0], kernel.astype(np.float32), good[1]])
     group = KernelSet.from_layers([(_layer(channels=3), taps)]).groups[3]
@@ -102,18 +103,18 @@ def test_flags_stay_in_their_row(kernel, flag):
     assert group.normalized()[1].any() == (flag == Flag.OK)
 
 
-def test_shape_must_match_the_layer():
+def test_from_layers_refuses_another_shape():
     with pytest.raises(ValueError, match=r"layer 'a': kernels must be \(2, 3, 3\), got \(2, 5, 5\)"):
         KernelSet.from_layers([(_layer(), _kernels(2, 5))])
 
 
-def test_shape_in_the_file_must_hold_the_kernels():
+def test_layer_refuses_a_shape_without_room():
     assert _layer().shape == (2, 1, 3, 3)
     with pytest.raises(ValueError, match=r"layer 'a': 2 kernels of 3x3 cannot have shape \(3, 3, 3, 1\)"):
         Layer("a", "m", 0, None, None, 3, 2, "F32", shape=(3, 3, 3, 1))
 
 
-def test_select():
+def test_select_by_every_condition():
     kernels = KernelSet.concatenate([_set("m"), _set("other")])
     assert [layer.name for layer in kernels.select(model="oth*").layers] == ["first", "second", "third"]
     picked = kernels.select(model="m", size=7, stage=1)
@@ -127,7 +128,7 @@ def test_select():
         kernels.select(size=5)
 
 
-def test_select_parts_concatenate_to_the_whole():
+def test_concatenate_selected_parts():
     kernels = _set()
     parts = [kernels.select(layer=layer.name) for layer in kernels.layers]
     _same(KernelSet.concatenate(parts), kernels)
@@ -141,7 +142,7 @@ def test_concatenate_keeps_copies_apart():
     np.testing.assert_array_equal(both.groups[3].layer, [1, 1, 4, 4, 7, 7])
 
 
-def test_table():
+def test_table_columns():
     kernels = _set()
     table = kernels.table()
     columns = ["model", "layer", "position", "stage", "block", "channel", "size", "mean", "norm", "flag"]
@@ -157,11 +158,11 @@ def test_table():
     assert unknown.schema["stage"] == polars.Int32
 
 
-def test_table_of_nothing_has_the_same_columns():
+def test_table_of_nothing():
     assert KernelSet.from_layers([]).table().schema == _set().table().schema
 
 
-def test_save_and_load(tmp_path):
+def test_save_load(tmp_path):
     kernels = KernelSet.concatenate([_set("m"), _set("ü/other\n")])
     path = tmp_path / "kernels.safetensors"
     kernels.save(path)
@@ -169,11 +170,17 @@ def test_save_and_load(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_save_and_load_nonfinite(tmp_path):
+def test_save_load_nonfinite(tmp_path):
     taps = np.array([[[np.nan, 1], [2, 3]], [[np.inf, 0], [0, 0]], [[0, 0], [0, 0]]], np.float32)
     kernels = KernelSet.from_layers([(_layer(size=2, channels=3), taps)])
     kernels.save(tmp_path / "k.safetensors")
     _same(KernelSet.load(tmp_path / "k.safetensors"), kernels)
+
+
+@pytest.mark.parametrize("method", [KernelSet.select, KernelSet.save, KernelSet.load])
+def test_examples(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_example(method)
 
 
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -204,7 +211,7 @@ def test_load_refuses_other_files(tmp_path):
         KernelSet.load(tmp_path / "text")
 
 
-def test_load_refuses_records_that_do_not_fit(tmp_path):
+def test_load_refuses_kernels_without_a_layer(tmp_path):
     record = {"layers": [], "sources": [], "skipped": [], "notes": []}
     metadata = {"format": "dogfit-kernelset-1", "record": json.dumps(record)}
     save_file({"kernels.3": _kernels(2, 3)}, tmp_path / "k.safetensors", metadata)

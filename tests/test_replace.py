@@ -20,6 +20,7 @@ from dogfit.errors import DogfitError, InputError, OutputError
 from dogfit.export import match_gain_and_mean, nearest_filter, reconstruction, replace_kernels
 from dogfit.export.methods import METHODS
 from dogfit.fitting.api import fit_kernels
+from examples import run_example
 from model_files import stub_torchvision, write_checkpoint
 from tiny_checkpoints import convnext_tensors, random_tensor
 
@@ -334,6 +335,11 @@ def test_replace_kernels_with_fits(tmp_path):
     save_file(large, path)
     done = replace_kernels(path, out, "fits", overwrite=True)
     assert done.notes[0] == "2 53×53 kernels kept: sizes 3 to 51 can be fitted"
+
+
+def test_replace_kernels_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_example(replace_kernels)
 
 
 def test_replace_kernels_memory_holds_kernels_only(tmp_path):
