@@ -1,14 +1,11 @@
-"""The fitter: every kernel, every family, seeded, refined and selected in one compiled pass.
+"""Fits of kernels: one inside JAX code, arrays of any length, and streams of blocks.
 
-`fit_kernel` is the pure function, for use inside `jit`, `vmap` and `grad`. `fit_kernels` streams
-arrays of any length through it in blocks; `fit_stream` does the same for more kernels than memory holds.
+Every kernel is fitted with every family, seeded, refined and selected in one compiled pass. `fit_kernel` is
+the pure function, for use inside `jit`, `vmap` and `grad`. `fit_kernels` streams arrays of any length through
+it in blocks; `fit_stream` does the same for more kernels than memory holds.
 """
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +14,18 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float
 
+from dogfit.fitting.batching import Piece, Task, cut_pieces, fit_pieces
 from dogfit.fitting.bounds import Bounds, resolve_bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES, Family, unidentifiable
 from dogfit.fitting.family_names import FAMILIES
-from dogfit.fitting.program import fit_block, fit_sharded, in_working_precision
+from dogfit.fitting.program import fit_block, in_working_precision
 from dogfit.fitting.result import FitResult, concatenate
-from dogfit.fitting.search import chunk_rows
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.types import Box
 
 MIN_SIZE, MAX_SIZE = 3, 51
 Families = Sequence[str | Family]
-# Lower and upper bounds, `[p, 1]` or `[p, n]`.
-HostBox = tuple[np.ndarray, np.ndarray]
-
-
-class _Task(NamedTuple):
-    """What is fitted to every kernel of a call."""
-
-    families: tuple[Family, ...]
-    unidentifiable: tuple[tuple[str, str], ...]
-    config: FitConfig
-    shape: tuple[int, int]
-    mesh: Mesh | None = None
 
 
 def fit_kernel(
@@ -53,25 +38,38 @@ def fit_kernel(
 ) -> FitResult:
     """Fit one kernel with every family and choose one of them.
 
-    Pure: works inside the caller's `jit`, `vmap` (which batches the search, not merely repeats it),
-    `scan`, `shard_map` and `grad`. `r2` is differentiable in the kernel; since the parameters sit at an
-    optimum, they count as constant (envelope theorem).
+    Pure: works inside the caller's `jit`, `vmap` (which batches the search, not merely repeats it), `scan`,
+    `shard_map` and `grad`. `r2` is differentiable in the kernel; since the parameters sit at an optimum, they
+    count as constant (envelope theorem).
 
     Args:
-      kernel: taps in correlation order. float32 and float64 are fitted as such, lower
-        precisions in float32.
-      families: names out of `dogfit.fitting.families.BUILTIN_FAMILIES`, or families of your own; those the
-        kernel's shape cannot identify are left out and listed in `FitResult.unidentifiable`.
-      weights: of taps, for instance the inverse of their noise variance; 0 leaves a tap out, and
+      kernel: taps `[h, w]` in correlation order, in any unit. float32 and float64 are fitted as such, other
+        types in float32.
+      families: names out of `dogfit.fitting.family_names.ALL_FAMILIES`, or families of your own; those that
+        the kernel's shape cannot identify are left out and listed in `FitResult.unidentifiable`.
+      weights: of taps `[h, w]`, for instance the inverse of their noise variance; 0 leaves a tap out, and
         what stands there does not matter.
       bounds: narrower bounds of parameters, or values to fix them at: `{"sigma_px": (0.5, 2.0)}`, or by
-        family, `{"dog": {"x0_px": 0.0}}`. Names: x0_px, y0_px, sigma_px, surround_ratio (of the
-        surround's width to the centre's), surround_weight, and the ranges of your own families.
+        family, `{"dog": {"x0_px": 0.0}}`. Names: x0_px, y0_px, sigma_px (taps), surround_ratio (of the
+        surround's width to the center's), surround_weight, and the ranges of your own families.
       config: profile, criterion and search effort; static.
 
+    Returns:
+      FitResult whose arrays lack the first axis.
+
     Raises:
-      ValueError: for another shape, a side outside 3 to 51, an unknown family, bounds or weights that
-        do not fit, or an elliptic family with discrete profiles.
+      ValueError: for another shape, a side outside 3 to 51, an unknown family, bounds or weights that do not
+        fit, an elliptic family with discrete profiles, or an engine that cannot make the fit.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> import dogfit
+      >>> y, x = np.mgrid[-2:3, -2:3]
+      >>> blob = np.exp(-((x - 0.3) ** 2 + y**2) / 2)
+      >>> fit = jax.jit(lambda kernel: dogfit.fit_kernel(kernel, ["gaussian"]))(blob)
+      >>> print(f"R² {fit.r2:.2f}, status {dogfit.Status(int(fit.status)).name}")
+      R² 1.00, status CONVERGED
     """
     kernel = jnp.asarray(kernel)
     task = _task(kernel.shape, "h w", families, config)
@@ -102,10 +100,10 @@ def fit_kernels(
     kernel that is constant or not finite gets a status, and affects no other.
 
     Args:
-      kernels: taps in correlation order (as PyTorch stores them); for a Conv2d weight pass
+      kernels: taps `[n, h, w]` in correlation order (as PyTorch stores them); for a Conv2d weight pass
         `weight[:, 0]`. A memory-mapped array is read as it goes, and an iterator of blocks as they come.
       families: see `fit_kernel`.
-      weights: of taps, shared `[h, w]` or each kernel's own; see `fit_kernel`.
+      weights: of taps, shared `[h, w]` or each kernel's own `[n, h, w]`; see `fit_kernel`.
       bounds: see `fit_kernel`; values may be arrays `[n]`, one per kernel.
       config: profile, criterion and search effort.
       mesh: devices of this process that share the kernels, each fitting its own (see
@@ -113,10 +111,21 @@ def fit_kernels(
       progress: called with the kernels done so far and their number (None for an iterator).
 
     Returns:
-      FitResult with NumPy arrays.
+      FitResult with NumPy arrays, a row for each kernel.
 
     Raises:
       ValueError: as `fit_kernel`; for an iterator that yields nothing.
+
+    Example:
+      >>> import numpy as np
+      >>> import dogfit
+      >>> y, x = np.mgrid[-2:3, -2:3]
+      >>> blob = np.exp(-(x**2 + y**2) / 2)
+      >>> fit = dogfit.fit_kernels(np.stack([blob, x * blob, 0 * blob]), ["gaussian", "d1"])
+      >>> fit.table()["family"].to_list()
+      ['gaussian', 'd1', None]
+      >>> fit.table()["status"].to_list()
+      ['converged', 'converged', 'constant']
     """
     if isinstance(kernels, Iterator):
         results = fit_stream(kernels, families, weights=weights, bounds=bounds, config=config, mesh=mesh)
@@ -146,29 +155,51 @@ def fit_stream(
     config: FitConfig = DEFAULT,
     mesh: Mesh | None = None,
 ) -> Iterator[FitResult]:
-    """Fit blocks of kernels as they come, one `FitResult` per block, in order and in bounded memory.
+    """Fit blocks of kernels as they come, in order and in bounded memory.
 
-    Blocks may have any length; long ones are cut for the device, short ones padded. All blocks of one
-    kernel shape share a compiled program. Weights and bounds are shared by all kernels; `mesh` as for
-    `fit_kernels`.
+    Blocks may have any length; long ones are cut for the device, short ones padded. All blocks of one kernel
+    shape share a compiled program.
+
+    Args:
+      blocks: arrays `[n, h, w]`; see `fit_kernels`.
+      families: see `fit_kernel`.
+      weights: of taps `[h, w]`, shared by all kernels; see `fit_kernel`.
+      bounds: see `fit_kernel`; shared by all kernels.
+      config: profile, criterion and search effort.
+      mesh: see `fit_kernels`.
+
+    Yields:
+      A FitResult with NumPy arrays for each block.
+
+    Raises:
+      ValueError: as `fit_kernel`, when the block in question is reached.
+
+    Example:
+      >>> import numpy as np
+      >>> import dogfit
+      >>> y, x = np.mgrid[-2:3, -2:3]
+      >>> blob = np.exp(-(x**2 + y**2) / 2)
+      >>> blocks = (np.stack([x * blob] * count) for count in (3, 1))
+      >>> [len(fit) for fit in dogfit.fit_stream(blocks, ["gaussian", "d1"])]
+      [3, 1]
     """
 
-    def jobs() -> Iterator[list[_Piece]]:
+    def jobs() -> Iterator[list[Piece]]:
         for block in blocks:
             host = np.asarray(block)
             task = _task(host.shape, "n h w", families, config)._replace(mesh=mesh)
             weight = None if weights is None else np.asarray(weights)
             _check_weights(weight, [host.shape[1:]])
             boxes = _host_boxes(bounds, task)
-            if any(lower.shape[-1] != 1 for lower, _ in boxes.values()):
+            if any(box.lower.shape[-1] != 1 for box in boxes.values()):
                 raise ValueError("bounds of a stream must be numbers, shared by all kernels")
-            yield _cut(_Piece(host, weight, boxes, task))
+            yield cut_pieces(Piece(host, weight, boxes, task))
 
-    return _run(jobs())
+    return fit_pieces(jobs())
 
 
 def _fit_array(
-    host: np.ndarray,
+    host: Float[np.ndarray, "n h w"],
     families: Families,
     weights: ArrayLike | None,
     bounds: Bounds | None,
@@ -179,87 +210,20 @@ def _fit_array(
     weight = None if weights is None else np.asarray(weights)
     _check_weights(weight, [host.shape[1:], host.shape])
     boxes = _host_boxes(bounds, task)
-    for name, (lower, _) in boxes.items():
-        given = lower.shape[-1]
+    for name, box in boxes.items():
+        given = box.lower.shape[-1]
         if given not in (1, len(host)):
             raise ValueError(f"bounds of {name} are for {given} kernels, but there are {len(host)}")
-    return _run([piece] for piece in _cut(_Piece(host, weight, boxes, task)))
+    return fit_pieces([piece] for piece in cut_pieces(Piece(host, weight, boxes, task)))
 
 
-class _Piece(NamedTuple):
-    """Kernels with all that belongs to them, on the host."""
-
-    kernels: np.ndarray
-    weights: np.ndarray | None
-    boxes: dict[str, HostBox]
-    task: _Task
-
-
-def _cut(whole: _Piece) -> list[_Piece]:
-    """Pieces of at most one call of the compiled program."""
-    rows = _chunk_rows(whole.task.mesh)
-
-    def part(start: int) -> _Piece:
-        here = slice(start, start + rows)
-        weights = whole.weights if whole.weights is None or whole.weights.ndim == 2 else whole.weights[here]
-        boxes = {
-            name: box if box[0].shape[-1] == 1 else (box[0][:, here], box[1][:, here])
-            for name, box in whole.boxes.items()
-        }
-        return whole._replace(kernels=whole.kernels[here], weights=weights, boxes=boxes)
-
-    return [part(start) for start in range(0, max(len(whole.kernels), 1), rows)]
-
-
-def _run(jobs: Iterable[list[_Piece]]) -> Iterator[FitResult]:
-    """Fit lists of pieces on all cores, one result per list, in order."""
-    workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 2
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[list[Future[FitResult]]] = deque()
-        for pieces in jobs:
-            x64 = bool(jax.config.read("jax_enable_x64"))
-            waiting.append([pool.submit(_fit_piece, piece, x64) for piece in pieces])
-            # Enough in flight to keep every worker busy, few enough to keep memory flat.
-            while sum(map(len, waiting)) > 2 * workers:
-                yield concatenate([future.result() for future in waiting.popleft()])
-        while waiting:
-            yield concatenate([future.result() for future in waiting.popleft()])
-
-
-def _fit_piece(piece: _Piece, x64: bool) -> FitResult:
-    rows = len(piece.kernels)
-    # Zero rows end at once: constant kernels have nothing to climb.
-    padding = _chunk_rows(piece.task.mesh) - rows
-    # The caller's float64 setting may be local to its thread.
-    with jax.enable_x64(x64):
-        kernels = in_working_precision(jnp.asarray(np.pad(piece.kernels, ((0, padding), (0, 0), (0, 0)))))
-        weights = piece.weights
-        if weights is not None:
-            whole = np.broadcast_to(weights, piece.kernels.shape)
-            weights = jnp.asarray(np.pad(whole, ((0, padding), (0, 0), (0, 0))), kernels.dtype)
-        boxes = {
-            name: Box(*(jnp.asarray(_pad_bound(side, padding), kernels.dtype) for side in box))
-            for name, box in piece.boxes.items()
-        }
-        mesh = piece.task.mesh
-        if mesh is None:
-            result = fit_block(kernels, weights, boxes, *piece.task[:3])
-        else:
-            result = fit_sharded(kernels, weights, boxes, *piece.task[:3], mesh)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], result)
-
-
-def _pad_bound(side: np.ndarray, padding: int) -> np.ndarray:
-    return side if side.shape[-1] == 1 else np.pad(side, ((0, 0), (0, padding)), mode="edge")
-
-
-def _host_boxes(bounds: Bounds | None, task: _Task) -> dict[str, HostBox]:
+def _host_boxes(bounds: Bounds | None, task: Task) -> dict[str, Box]:
     boxes = resolve_bounds(bounds, task.families, task.shape)
-    return {name: (np.asarray(box.lower), np.asarray(box.upper)) for name, box in boxes.items()}
+    return {name: Box(np.asarray(box.lower), np.asarray(box.upper)) for name, box in boxes.items()}
 
 
-def _task(shape: tuple[int, ...], wanted: str, families: Families, config: FitConfig) -> _Task:
-    """What to fit; raises for input that cannot be fitted."""
+def _task(shape: tuple[int, ...], wanted: str, families: Families, config: FitConfig) -> Task:
+    """Decide what to fit; raise for input that cannot be fitted."""
     if len(shape) != len(wanted.split()):
         raise ValueError(
             f"kernels must be [{', '.join(wanted.split())}], got shape {tuple(shape)}; "
@@ -282,7 +246,7 @@ def _task(shape: tuple[int, ...], wanted: str, families: Families, config: FitCo
     kept = tuple(family for family in distinct if family.name not in reasons)
     if not kept:
         raise ValueError(f"no family left to fit: {'; '.join(reasons.values())}")
-    return _Task(kept, tuple(reasons.items()), config, (height, width))
+    return Task(kept, tuple(reasons.items()), config, (height, width))
 
 
 def _check_weights(weights: ArrayLike | None, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -295,8 +259,3 @@ def _check_weights(weights: ArrayLike | None, shapes: Sequence[tuple[int, ...]])
         host = np.asarray(weights)
         if not (np.isfinite(host) & (host >= 0)).all():
             raise ValueError("weights must be finite and not negative; 0 leaves a tap out")
-
-
-def _chunk_rows(mesh: Mesh | None) -> int:
-    """Kernels per call of the compiled program."""
-    return chunk_rows() * (1 if mesh is None else mesh.size)
