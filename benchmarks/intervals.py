@@ -17,9 +17,10 @@ from itertools import pairwise
 import fit as fitter
 import jax
 import numpy as np
+from scipy.stats import binomtest
 
 import dogfit
-from dogfit.uncertainty import NOMINAL, Coverage, bootstrap, bootstrap_coverage, wilson
+from dogfit.uncertainty import NOMINAL, Coverage, bootstrap, bootstrap_coverage
 
 SIGNAL = (0.0, 5.0, 8.0, 12.0, 20.0, np.inf)
 KINDS = {
@@ -35,7 +36,7 @@ def cell(covered: np.ndarray) -> str:
     known = covered[np.isfinite(covered)]
     if len(known) < 50:
         return "-"
-    low, high = wilson(known.mean(), len(known))
+    low, high = binomtest(int(known.sum()), len(known)).proportion_ci(0.95, method="wilson")
     return f"{100 * known.mean():.1f} ± {50 * (high - low):.1f}"
 
 

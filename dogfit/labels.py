@@ -1,4 +1,4 @@
-"""From fitted parameters to names, by rule.
+"""Names of kernels by rule, from their fitted parameters.
 
 | name | family | rule |
 |---|---|---|
@@ -50,12 +50,26 @@ LABELS = (
 
 
 def label_fits(result: FitResult, least_r2: float = 0.49) -> np.ndarray:
-    """Label of each kernel's chosen fit, `[n]` strings out of `LABELS`; rules in the module's table.
+    """Name each kernel by rule, from the parameters of its chosen fit.
+
+    The rules are in the table above, which `help(dogfit.labels)` shows.
 
     Args:
       result: fits of one kernel size.
       least_r2: fits that explain less are "unclear". The default is the paper's criterion for 7x7
         kernels, cosine 0.7.
+
+    Returns:
+      Strings `[n]` out of `LABELS`, or names of your own families.
+
+    Example:
+      >>> import numpy as np
+      >>> import dogfit
+      >>> y, x = np.mgrid[-2:3, -2:3]
+      >>> blob = np.exp(-(x**2 + y**2) / 2)
+      >>> kernels = np.stack([blob, -blob, x * blob, 0 * blob])
+      >>> dogfit.label_fits(dogfit.fit_kernels(kernels, ["gaussian", "d1"])).tolist()
+      ['on-centre', 'off-centre', 'd1-E', 'unfitted']
     """
     labels = np.full(len(result), UNFITTED, dtype=object)
     for index, family in enumerate(result.families):

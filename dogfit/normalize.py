@@ -173,7 +173,14 @@ def normalize_rows(
 
 
 def normalize_kernels(kernels: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w"]:
-    """Center kernels and scale them to unit norm, in their own precision; zero where there is no shape."""
+    """Center kernels and scale them to unit norm, in their own precision.
+
+    Args:
+      kernels: `[n, h, w]`, float32 or float64.
+
+    Returns:
+      Kernels `[n, h, w]`; zero where a kernel is constant or not finite.
+    """
     rows = kernels.reshape(len(kernels), kernels.shape[1] * kernels.shape[2])
     return normalize(rows, ROWS).taps.reshape(kernels.shape)
 
@@ -199,7 +206,14 @@ def square_kernels(kernels: Float[ArrayLike, "n k k"], size: int | None = None) 
 
 
 def unit_norm(kernels: Any) -> Any:
-    """Scale kernels `[n, h, w]` to unit norm about zero; those that are zero stay zero."""
+    """Scale kernels to unit norm about zero.
+
+    Args:
+      kernels: `[n, h, w]`, NumPy or JAX.
+
+    Returns:
+      Kernels `[n, h, w]`; those that are zero stay zero.
+    """
     xp = kernels.__array_namespace__()
     largest = xp.abs(kernels).max(axis=(1, 2), keepdims=True)
     scaled = kernels / xp.where(largest > 0, largest, 1.0)

@@ -1,4 +1,4 @@
-"""Null kernels: what a description scores on kernels that carry none of the structure it claims.
+"""Null kernels, which carry none of the structure that a description claims.
 
 Every null is drawn with NumPy from the seed alone, so it is the same on every device.
 """
@@ -11,18 +11,40 @@ from dogfit.kernelset.groups import Flag, KernelGroup
 
 
 def white_noise(n: int, k: int, seed: int) -> Float[np.ndarray, "n k k"]:
-    """Independent standard normal taps, float32."""
+    """Draw independent standard normal taps.
+
+    Args:
+      n: number of kernels.
+      k: taps per side.
+      seed: of the draw; each null and size has a stream of its own.
+
+    Returns:
+      float32 `[n, k, k]`.
+
+    Example:
+      >>> white_noise(3, 7, seed=0).shape
+      (3, 7, 7)
+    """
     return _generator(seed, "white noise", k).standard_normal((n, k, k), dtype=np.float32)
 
 
 def untrained(n: int, k: int, seed: int, *, init: str = "trunc_normal") -> Float[np.ndarray, "n k k"]:
-    """Depthwise kernels as a network has them before training, float32.
+    """Draw depthwise kernels as a network has them before training.
 
     Args:
+      n: number of kernels.
+      k: taps per side.
+      seed: of the draw; each null and size has a stream of its own.
       init: "trunc_normal" is timm's and the original ConvNeXt's `trunc_normal_(std=0.02)`. Its cut lies at
         an absolute value of 2, a hundred standard deviations out, so that the taps are plainly normal and,
         after scaling to unit norm, the same in distribution as white noise. "uniform" is what PyTorch gives a
         `Conv2d` by itself, `kaiming_uniform_(a=sqrt(5))`: uniform within 1/k for one input channel per group.
+
+    Returns:
+      float32 `[n, k, k]`.
+
+    Raises:
+      ValueError: for another name of an initialization.
     """
     generator = _generator(seed, f"untrained {init}", k)
     if init == "trunc_normal":
@@ -35,7 +57,7 @@ def untrained(n: int, k: int, seed: int, *, init: str = "trunc_normal") -> Float
 def covariance_matched(
     group: KernelGroup, seed: int, n: int | None = None
 ) -> tuple[Float[np.ndarray, "n k k"], Int[np.ndarray, " n"]]:
-    """Gaussian kernels with the mean and covariance of the raw taps of the layer they stand for.
+    """Draw Gaussian kernels with the mean and covariance of the raw taps of the layer they stand for.
 
     The hardest of the nulls: it keeps each layer's average kernel, its smoothness and its usual orientations,
     and drops only what goes beyond second order. A layer with fewer kernels than taps has a singular
@@ -44,10 +66,12 @@ def covariance_matched(
     Args:
       group: kernels of one size. Flagged rows are left out of the statistics; layers with fewer than two good
         kernels have no covariance and are left out altogether.
+      seed: of the draw; each kernel size has a stream of its own.
       n: kernels to draw, shared among the layers in proportion to their kernels. By default one for each.
 
     Returns:
-      The kernels (float32) and the index of each one's layer; both empty if no layer has two good kernels.
+      The kernels, float32 `[n, k, k]`, and the index of each one's layer, int32 `[n]`; both empty if no layer
+      has two good kernels.
     """
     k = group.kernels.shape[-1]
     good = group.flag == Flag.OK
@@ -76,14 +100,21 @@ def covariance_matched(
 
 
 def threshold_at_rate(null_r2: ArrayLike, rate: float) -> float:
-    """Smallest threshold that at most `rate` of a null exceeds.
+    """Find the smallest threshold that at most a given share of a null exceeds.
 
     Args:
       null_r2: R² of null kernels `[n]`; NaN (kernels without a fit) never passes and is not counted.
       rate: share of the null that may pass, at least 0 and below 1. To pass is to lie strictly above.
 
+    Returns:
+      The threshold, one of the R² given.
+
     Raises:
       ValueError: if the rate is outside [0, 1) or no null has an R².
+
+    Example:
+      >>> threshold_at_rate([0.1, 0.2, 0.3, 0.4], rate=0.25)
+      0.3
     """
     scores = np.asarray(null_r2, np.float64)
     scores = np.sort(scores[~np.isnan(scores)])[::-1]

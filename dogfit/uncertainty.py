@@ -1,4 +1,4 @@
-"""Do standard errors keep their promise? Parametric bootstrap of fitted kernels."""
+"""Coverage of standard errors, by parametric bootstrap of fitted kernels."""
 
 import math
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from dogfit.kernels.model.custom import CustomModel
 if TYPE_CHECKING:
     import polars
 
-# What an interval of one standard error is to cover.
 NOMINAL = math.erf(math.sqrt(0.5))
+"""Share of truths that an interval of one standard error should cover."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,14 @@ class Coverage:
     """Refits left out for another status."""
 
     def covered(self, factor: float = 1.0) -> Float[np.ndarray, "m p"]:
-        """1 where `factor` standard errors reach the truth, 0 where not, NaN where there is no error."""
+        """Decide for each parameter of each refit whether its interval covers the truth.
+
+        Args:
+          factor: half the width of the interval, in standard errors.
+
+        Returns:
+          1 where the interval reaches the truth, 0 where not, NaN where there is no standard error.
+        """
         inside = np.abs(self.error) <= factor * self.stderr
         return np.where(np.isfinite(self.stderr), inside, np.nan)
 
@@ -59,7 +66,8 @@ def bootstrap(
       config: of the refits; the defaults with the result's profile if None.
 
     Returns:
-      Errors by family, and the number of kernels at a bound or unconverged, which could not be drawn.
+      `Coverage` by the name of the family, and the number of kernels at a bound or unconverged, which could
+      not be drawn.
 
     Raises:
       ValueError: if no kernel converged inside the bounds, or for a number below 1.
@@ -90,15 +98,35 @@ def bootstrap_coverage(
     the same family. Kernels and refits with a parameter at a bound are left out: it has no error.
 
     Args:
-      result, sample, draws, seed, config: see `bootstrap`.
+      result: of `fit_kernels`.
+      sample: kernels drawn from those that converged inside the bounds; all if there are fewer.
+      draws: noisy copies of each.
+      seed: of the sample and the noise.
+      config: of the refits; the defaults with the result's profile if None.
 
     Returns:
       A row for each family and parameter: `covered`, which should be 0.683, with its 95 % interval (Wilson)
       `low` to `high`; `covered_t`, with Student's factor for the degrees of freedom; `needed`, the factor
       on the standard error that would cover 68.3 %; `count` of intervals; `at_bound` and `unfinished`
       refits left out.
+
+    Raises:
+      ValueError: if no kernel converged inside the bounds, or for a number below 1.
+
+    Example:
+      >>> import numpy as np
+      >>> import dogfit
+      >>> y, x = np.mgrid[-2:3, -2:3]
+      >>> noise = np.random.default_rng(0).normal(size=(40, 5, 5))
+      >>> fit = dogfit.fit_kernels(np.exp(-((x - 0.2) ** 2 + y**2) / 2) + 0.05 * noise, ["gaussian"])
+      >>> table = dogfit.uncertainty.bootstrap_coverage(fit, draws=2)
+      >>> table["parameter"].to_list()
+      ['offset', 'amplitude', 'x0_px', 'y0_px', 'sigma_px']
+      >>> bool((table["covered"] > 0.4).all())
+      True
     """
     import polars
+    from scipy.stats import binomtest
 
     found, _ = bootstrap(result, sample=sample, draws=draws, seed=seed, config=config)
     table = []
@@ -109,16 +137,16 @@ def bootstrap_coverage(
             count = int(known.sum())
             if not count:
                 continue
-            share = float(plain[known, column].mean())
-            low, high = wilson(share, count)
+            test = binomtest(int(plain[known, column].sum()), count)
+            interval = test.proportion_ci(0.95, method="wilson")
             ratio = np.abs(coverage.error[known, column]) / coverage.stderr[known, column]
             table.append(
                 {
                     "family": name,
                     "parameter": parameter,
-                    "covered": share,
-                    "low": low,
-                    "high": high,
+                    "covered": float(test.statistic),
+                    "low": float(interval.low),
+                    "high": float(interval.high),
                     "covered_t": float(student[known, column].mean()),
                     "needed": float(np.quantile(ratio, NOMINAL)),
                     "count": count,
@@ -130,18 +158,40 @@ def bootstrap_coverage(
 
 
 def student_factor(freedom: int) -> float:
-    """Quantile of Student's t that covers what one standard deviation of a normal variable does.
+    """Find the factor on standard errors with which intervals from few taps cover 68.3 %.
 
-    Its expansion (Fisher and Cornish), within 0.1 % from two degrees of freedom on.
+    Args:
+      freedom: taps less parameters.
+
+    Returns:
+      The quantile of Student's t that covers what one standard deviation of a normal variable does.
+
+    Example:
+      >>> print(f"{student_factor(44):.3f} at 7x7, {student_factor(4):.3f} at 3x3, for a Gaussian")
+      1.011 at 7x7, 1.142 at 3x3, for a Gaussian
     """
-    return 1 + 1 / (2 * freedom) + 1 / (4 * freedom**2) + 1 / (16 * freedom**3)
+    from scipy.stats import t
+
+    return float(t.ppf((1 + NOMINAL) / 2, freedom))
 
 
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a binomial share."""
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return middle - half, middle + half
+def draw_noise(result: FitResult, generator: np.random.Generator) -> Float[np.ndarray, "n h w"]:
+    """Draw Gaussian noise of the level that each fit left, in the kernels' unit.
+
+    Args:
+      result: fits, with weights if they had any: those are relative inverse variances. A tap of weight 0 gets
+        no noise.
+      generator: the source of the noise.
+
+    Returns:
+      An image for each kernel, float64 `[n, h, w]`.
+    """
+    level = np.asarray(result.noise, np.float64)[:, None, None]
+    if result.weights is not None:
+        weights = np.asarray(result.weights, np.float64)
+        mean = weights.sum(axis=(1, 2)) / result.n_taps
+        level = level * np.sqrt(mean[:, None, None] / np.where(weights > 0, weights, np.inf))
+    return level * generator.standard_normal((len(result), *result.shape))
 
 
 def _redraw(
@@ -152,13 +202,7 @@ def _redraw(
     chosen = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], result)
     templates = chosen.templates().astype(np.float64)
     level = np.asarray(chosen.noise, np.float64)
-    spread = np.broadcast_to(level[:, None, None], templates.shape)
-    if chosen.weights is not None:
-        # Weights are relative, and the inverse of a variance; a tap without any is left out.
-        weights = np.asarray(chosen.weights, np.float64)
-        mean = weights.sum(axis=(1, 2)) / np.maximum((weights > 0).sum(axis=(1, 2)), 1)
-        spread = spread * np.sqrt(mean[:, None, None] / np.where(weights > 0, weights, np.inf))
-    noisy = (templates + spread * generator.standard_normal(templates.shape)).astype(chosen.r2.dtype)
+    noisy = (templates + draw_noise(chosen, generator)).astype(chosen.r2.dtype)
     refit = fit_kernels(noisy, [family], weights=chosen.weights, config=config)
     kept = refit.status == Status.CONVERGED
     truth = np.asarray(chosen.parameters[family.name], np.float64)
@@ -170,7 +214,7 @@ def _redraw(
         _error(family, estimate[kept], truth[kept]),
         refit.standard_errors()[family.name][kept],
         (np.sqrt((centred**2).sum(axis=(1, 2))) / level)[kept],
-        int(np.median(np.asarray(chosen._taps()))) - len(family.parameters),
+        int(np.median(chosen.n_taps)) - len(family.parameters),
         int(np.sum(refit.status == Status.AT_BOUND)),
         int(np.sum(~kept & (refit.status != Status.AT_BOUND))),
     )

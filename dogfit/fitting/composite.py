@@ -1,4 +1,4 @@
-"""Kernels that one family does not exhaust: the sum of two fits, where the second pays for its parameters."""
+"""Sums of two fits, for kernels that one family does not exhaust."""
 
 import math
 from collections.abc import Sequence
@@ -59,13 +59,26 @@ def fit_composites(
     residual never grows; the parts may have different centres. Each kernel keeps the best pair it met.
 
     Args:
-      kernels: taps in correlation order.
+      kernels: taps `[n, h, w]` in correlation order.
       families: see `fit_kernel`.
       sweeps: most times that both parts are refitted; kernels that have settled are left out.
       config: profile, criterion within each part, and search effort.
 
+    Returns:
+      Fits by one family and by the sum of two, with the criterion that says where the second part pays for
+      its parameters.
+
     Raises:
       ValueError: as `fit_kernels`; for fewer than 1 sweep.
+
+    Example:
+      >>> import numpy as np
+      >>> import dogfit
+      >>> y, x = np.mgrid[-3:4, -3:4]
+      >>> spots = [np.exp(-((x - at) ** 2 + (y - at) ** 2) / 0.7) for at in (-2, 2)]
+      >>> found = dogfit.fit_composites(sum(spots)[None], ["gaussian"], sweeps=2)
+      >>> bool(found.single.r2[0] < 0.7), bool(found.r2[0] > 0.99), bool(found.pays[0])
+      (True, True, True)
     """
     if sweeps < 1:
         raise ValueError(f"sweeps must be at least 1, got {sweeps}")

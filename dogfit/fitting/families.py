@@ -1,4 +1,4 @@
-"""Model families: what is fitted, what its parameters mean, and how it looks.
+"""Families of functions: what is fitted, what its parameters mean, and how it looks.
 
 Coordinates: x to the right (last axis), y down (rows), both in taps from the middle of the kernel;
 correlation order, as PyTorch stores kernels. Every family has a free offset.
@@ -111,7 +111,7 @@ def custom_family(
     ranges: Mapping[str, SearchRange],
     gains: Sequence[str],
 ) -> Family:
-    """A family of your own: a basis function in, the same search, projection, status and errors out.
+    """Make a family of a basis function of your own, with the same search, status and errors.
 
     The best of the nodes of all `ranges` are the starts; derivatives come from JAX. Every evaluation makes
     the basis and its second derivatives, so it is slower than the families built in. A family made once is
@@ -125,8 +125,24 @@ def custom_family(
       ranges: searched parameters with their bounds and numbers of nodes.
       gains: names of the functions' weights, one each.
 
+    Returns:
+      A family to hand to `fit_kernels` and all that take families.
+
     Raises:
-      ValueError: for a name that is taken, or no parameter to search.
+      ValueError: for a name that is taken or used twice, or no parameter to search.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> import dogfit
+      >>> def ridge(x, y, x0_px, width_px):
+      ...     return (jnp.exp(-(((x - x0_px) / width_px) ** 2)),)
+      >>> ranges = {"x0_px": dogfit.SearchRange(-1, 1, 3), "width_px": dogfit.SearchRange(0.5, 2, 2)}
+      >>> family = dogfit.custom_family("ridge", ridge, ranges, gains=("gain",))
+      >>> x = np.arange(-2.0, 3.0)[None, :] + np.zeros((5, 1))
+      >>> fit = dogfit.fit_kernel(3 * np.exp(-((x - 0.5) ** 2)), [family])
+      >>> dict(zip(family.names, fit.parameters["ridge"].round(2).tolist()))["width_px"]
+      1.0
     """
     if name in BUILTIN_FAMILIES:
         raise ValueError(f"{name} is the name of a family built in; choose another")
@@ -142,7 +158,15 @@ def custom_family(
 
 
 def with_profile(family: Family, profile: str) -> Family:
-    """The family with another profile; a custom family has its own."""
+    """Give a family another profile.
+
+    Args:
+      family: any; a custom family has its own profile and stays as it is.
+      profile: see `FitConfig.profile`.
+
+    Returns:
+      The family that is drawn so.
+    """
     if isinstance(family.model, CustomModel):
         return family
     return replace(family, model=replace(family.model, profile=profile))
@@ -172,7 +196,15 @@ def reported_names(model: Model, search_parameter: str) -> tuple[str, ...]:
 
 
 def unidentifiable(families: Iterable[Family], shape: tuple[int, int]) -> dict[str, str]:
-    """Families that kernels `[h, w]` have too few taps to test: the reason of each, by name."""
+    """List families that kernels of a shape have too few taps to test.
+
+    Args:
+      families: any.
+      shape: taps along y and x.
+
+    Returns:
+      The reason of each such family, by name; empty if all can be tested.
+    """
     height, width = shape
     return {
         family.name: (
@@ -269,7 +301,16 @@ def _principal_axes(xx: Array, xy: Array, yy: Array) -> tuple[Array, Array, Arra
 
 
 def render(family: Family, parameters: Float[Array, "b m"], shape: tuple[int, int]) -> Float[Array, "b h w"]:
-    """Images of a family, from its reported parameters."""
+    """Draw images of a family from its reported parameters.
+
+    Args:
+      family: with the profile it was fitted with, see `with_profile`.
+      parameters: `[b, m]`, in the order of `family.parameters` and their units.
+      shape: taps along y and x.
+
+    Returns:
+      Images `[b, h, w]`.
+    """
     point, offset, gains = from_parameters(family, parameters)
     image = jnp.broadcast_to(offset[None, None, :], (*shape, parameters.shape[0]))
     for gain, function in zip(gains, basis_images(family.model, point, shape), strict=True):

@@ -1,4 +1,4 @@
-"""More kernels than memory holds: fitted as they come, written to a folder of Parquet files."""
+"""Fits of more kernels than memory holds, written to a folder of Parquet files as they come."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ _SETTINGS, _SUMMARY = "settings.json", "summary.json"
 
 @dataclass(frozen=True)
 class ParquetFits:
-    """What a folder of fits holds."""
+    """Account of what a folder of fits holds."""
 
     folder: Path
     kernels: int
@@ -77,13 +77,30 @@ def fit_parquet(
       kernels: an array (a memory-mapped one is read as it goes), or blocks of any length as they come. To
         continue, blocks must come again from the first kernel: those that are done are passed over.
       folder: new, empty, or one of the same run.
-      families: as for `fit_stream`, like `weights`, `bounds` and `config`.
+      families: as for `fit_stream`.
+      weights: as for `fit_stream`.
+      bounds: as for `fit_stream`.
+      config: as for `fit_stream`.
       rows_per_file: kernels in each file but the last; one file's fits are in memory at a time.
       progress: called after each file with the kernels done so far and their number (None for blocks).
+
+    Returns:
+      What the folder holds when all is done.
 
     Raises:
       OutputError: if the folder holds something else, or fits of other kernels or with other settings.
       ValueError: as `fit_stream`; if there is no kernel; for `rows_per_file` below 1.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> import dogfit
+      >>> y, x = np.mgrid[-2:3, -2:3]
+      >>> blob = np.exp(-(x**2 + y**2) / 2)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     done = dogfit.fit_parquet(np.stack([blob, x * blob]), f"{folder}/fits", ["gaussian", "d1"])
+      ...     done.scan().select("row", "family").collect().rows()
+      [(0, 'gaussian'), (1, 'd1')]
     """
     if rows_per_file < 1:
         raise ValueError(f"rows_per_file must be at least 1, got {rows_per_file}")
@@ -131,7 +148,7 @@ def fit_parquet(
 
 
 def _blocks(kernels: np.ndarray | Iterable[ArrayLike]) -> Iterator[np.ndarray]:
-    """Pieces of a size that suits the fitter, copied out of memory-mapped files one at a time."""
+    """Cut kernels into pieces of a size that suits the fitter, each copied when its turn comes."""
     for block in [kernels] if isinstance(kernels, np.ndarray) else kernels:
         host = np.asarray(block)
         for start in range(0, len(host), _BLOCK_ROWS):
@@ -139,7 +156,7 @@ def _blocks(kernels: np.ndarray | Iterable[ArrayLike]) -> Iterator[np.ndarray]:
 
 
 def _without(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """Blocks but their first rows."""
+    """Drop the first rows of blocks."""
     for block in blocks:
         if rows < len(block):
             yield block[rows:]
@@ -147,7 +164,7 @@ def _without(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
 
 
 def _gather(results: Iterator[FitResult], rows: int) -> Iterator[FitResult]:
-    """Results of exactly so many rows each, but the last."""
+    """Regroup results into ones of exactly so many rows, but the last."""
     waiting: list[FitResult] = []
     for result in results:
         waiting.append(result)

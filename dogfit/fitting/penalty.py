@@ -1,4 +1,4 @@
-"""How far kernels are from the nearest derivative of Gaussians: a term for anybody's training loss."""
+"""Distance of kernels from the nearest family, as a term for anybody's training loss."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -31,7 +31,7 @@ def dog_penalty(
     reduce: Reduction = "mean",
     config: FitConfig = QUICK,
 ) -> Float[Array, ""] | Float[Array, " n"]:
-    """Share of depthwise kernels that the nearest of the families leaves unexplained, 1 - R².
+    """Measure the share of depthwise kernels that the nearest of the families leaves unexplained, 1 - R².
 
     Differentiable, and pure: for use inside `jit`, `grad`, `vmap`, `scan` and `shard_map` (where it is of the
     kernels of one device). The nearest family is the one of largest R², with no charge for parameters: its R²
@@ -56,6 +56,17 @@ def dog_penalty(
 
     Raises:
       ValueError: for another shape or reduction, and as `fit_kernel`.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> import dogfit
+      >>> kernels = np.random.default_rng(0).normal(size=(8, 5, 5)).astype(np.float32)
+      >>> step = jax.jit(jax.value_and_grad(lambda kernels: dogfit.dog_penalty(kernels, ["gaussian"])))
+      >>> before, gradient = step(kernels)
+      >>> after, _ = step(kernels - 2.0 * gradient)
+      >>> bool(after < before)
+      True
     """
     if reduce not in Reduction.__args__:
         raise ValueError(f"reduce must be one of {', '.join(Reduction.__args__)}, got {reduce!r}")
@@ -87,7 +98,7 @@ def dog_penalty(
 
 
 def depthwise_kernels(weights: Array) -> Float[Array, "n h w"]:
-    """Kernels of depthwise weights in any of the layouts of `dog_penalty`."""
+    """Bring depthwise weights in any of the layouts of `dog_penalty` to kernels `[n, h, w]`."""
     shape = weights.shape
     if not jnp.issubdtype(weights.dtype, jnp.floating):
         raise ValueError(f"weights must be real floating-point numbers, got {weights.dtype}")

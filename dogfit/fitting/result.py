@@ -1,4 +1,4 @@
-"""What a fit returns: scores, parameters and status of every kernel, and what follows from them."""
+"""Results of a fit: scores, parameters and status of every kernel, and what follows from them."""
 
 import enum
 import functools
@@ -32,7 +32,7 @@ _ERROR_ROWS = 8_192
 
 
 class Status(enum.IntEnum):
-    """What became of a row, or of one family of a row."""
+    """Outcome for a row, or for one family of a row."""
 
     CONVERGED = 0
     """Inside the bounds."""
@@ -96,7 +96,7 @@ class FitResult:
     n_agreeing: Int[Array, "n f"]
     """Starts that came within 1e-3 of the kernel's energy of the best."""
     weights: Float[Array, "n h w"] | None
-    """Of taps, where they were given."""
+    """Weights of taps, where they were given."""
 
     @property
     def family_names(self) -> tuple[str, ...]:
@@ -113,7 +113,8 @@ class FitResult:
 
     @property
     def evidence_ratio(self) -> np.ndarray:
-        """How much better the chosen family is than the next `[n]`: exp of half the difference of scores.
+        """Ratio of evidence for the chosen family to that for the next `[n]`: exp of half the difference of
+        scores.
 
         With BIC about the Bayes factor, with AICc the ratio of Akaike weights. Infinite if only one family
         was fitted, NaN for kernels that were not.
@@ -127,20 +128,26 @@ class FitResult:
     @property
     def noise(self) -> np.ndarray:
         """Noise level `[n]` in the kernel's unit: the residual over the degrees of freedom left."""
-        taps = self._taps()
+        taps = self.n_taps
         spent = np.array([len(family.parameters) for family in self.families])[np.asarray(self.family)]
         return np.asarray(self.rmse) * np.sqrt(taps / np.maximum(taps - spent, 1))
 
-    def _taps(self) -> np.ndarray | int:
+    @property
+    def n_taps(self) -> Int[np.ndarray, " n"]:
+        """Number of taps that count: all, or those that have weight, at least 1."""
         if self.weights is None:
-            return self.shape[0] * self.shape[1]
+            return np.full(np.shape(self.rmse), self.shape[0] * self.shape[1])
         return np.maximum(np.sum(np.asarray(self.weights) > 0, axis=(-2, -1)), 1)
 
     def __len__(self) -> int:
         return len(self.family)
 
     def templates(self) -> np.ndarray:
-        """Fitted images of the chosen families `[n, h, w]`, in the kernels' units; NaN where not fitted."""
+        """Draw the fitted images of the chosen families.
+
+        Returns:
+          Images `[n, h, w]` in the kernels' unit; NaN where not fitted.
+        """
         out = np.full((len(self), *self.shape), np.nan, np.asarray(self.r2).dtype)
         for rows, family in self._rows_by_family():
             out[rows] = _in_pieces(
@@ -150,15 +157,29 @@ class FitResult:
         return out
 
     def standard_errors(self) -> dict[str, np.ndarray]:
-        """Standard errors `[n, p]` of each family's parameters, for the kernels that chose it; else NaN.
+        """Estimate standard errors of the parameters of the chosen families.
 
-        From the Jacobian at the optimum and the residual variance, `s² (J'J)^-1`, over the parameters
-        that are not on a bound; those are NaN, as are the rows of a singular problem.
+        From the Jacobian at the optimum and the residual variance, `s² (J'J)^-1`, over the parameters that
+        are not on a bound; those are NaN, as are the rows of a singular problem.
+
+        Returns:
+          Errors `[n, p]` by family, in the order and units of its parameters; NaN for the kernels that chose
+          another.
+
+        Example:
+          >>> import numpy as np
+          >>> import dogfit
+          >>> y, x = np.mgrid[-2:3, -2:3]
+          >>> noise = np.random.default_rng(0).normal(size=(1, 5, 5))
+          >>> fit = dogfit.fit_kernels(np.exp(-(x**2 + y**2) / 2) + 0.05 * noise, ["gaussian", "d1"])
+          >>> error = dict(zip(fit.families[0].names, fit.standard_errors()["gaussian"][0]))
+          >>> print(f"center ± {error['x0_px']:.2f} taps")
+          center ± 0.04 taps
         """
         out = {
             family.name: np.full(np.shape(self.parameters[family.name]), np.nan) for family in self.families
         }
-        taps = np.broadcast_to(self._taps(), np.shape(self.rmse))
+        taps = self.n_taps
         for rows, family in self._rows_by_family():
             weights = None if self.weights is None else np.asarray(self.weights)[rows]
             out[family.name][rows] = standard_errors(
@@ -172,9 +193,10 @@ class FitResult:
         return out
 
     def table(self) -> "polars.DataFrame":
-        """One row per kernel: choice, scores, and the chosen family's parameters with standard errors.
+        """Put choice, scores, and the chosen family's parameters with standard errors in a table.
 
-        Parameters that the chosen family does not have are null.
+        Returns:
+          A row for each kernel. Parameters that the chosen family does not have are null.
         """
         import polars
 
@@ -215,12 +237,14 @@ def concatenate(results: Sequence[FitResult]) -> FitResult:
 
 def _in_pieces(function: Any, parameters: np.ndarray) -> Any:
     """Apply a jitted function of `[_ROWS, p]` to any number of rows, padding the last piece."""
-    out = []
-    for i in range(0, len(parameters), _ROWS):
-        piece = parameters[i : i + _ROWS]
+
+    def apply(start: int) -> Any:
+        piece = parameters[start : start + _ROWS]
         padded = np.concatenate([piece, np.repeat(piece[-1:], _ROWS - len(piece), axis=0)])
-        out.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: len(piece)], function(jnp.asarray(padded))))  # noqa: B023
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *out)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(piece)], function(jnp.asarray(padded)))
+
+    pieces = map(apply, range(0, len(parameters), _ROWS))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
 
 
 @functools.partial(jax.jit, static_argnames=("family", "shape"))
