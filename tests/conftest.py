@@ -36,6 +36,15 @@ def few_nulls():
         yield
 
 
+@pytest.fixture(scope="session")
+def trained():
+    """An autoencoder of 500 edges, trained on one device as `tiny_autoencoder.CONFIG` says."""
+    from dogfit.autoencoder import train_autoencoder
+    from tiny_autoencoder import CONFIG, edges
+
+    return train_autoencoder(edges(500), CONFIG)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     return checkpoint(tmp_path_factory.mktemp("in") / "tiny.safetensors")

@@ -78,8 +78,10 @@ class Autoencoder:
     @property
     def notes(self) -> tuple[str, ...]:
         """Warnings for a reader of the results: collapsed or diverged restarts; empty if all is well."""
-        diverged = int(np.sum(~np.isfinite(self.heldout_losses)))
-        collapsed = int(np.sum(is_collapsed(self.code_entropies, self.reconstruction_variances)))
+        finite = np.isfinite(self.heldout_losses)
+        diverged = int(np.sum(~finite))
+        dead = is_collapsed(self.code_entropies, self.reconstruction_variances)
+        collapsed = int(np.sum(dead & finite))
         total = len(self.heldout_losses)
         notes = []
         if diverged:

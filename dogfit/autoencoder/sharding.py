@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,6 +16,8 @@ from dogfit.devices import mesh_processes
 from dogfit.distributed import gather_rows, process_count, process_index
 from dogfit.errors import DogfitError, InputError, TooFewKernels
 from dogfit.normalize import normalize_rows
+
+Gather = Callable[[Any], Any]
 
 MAX_HELDOUT = 4096
 # Rows at either end by which shards are told apart, and rows at once where a step makes copies.
@@ -27,12 +31,15 @@ class KernelShard:
     Attributes:
       taps: this process's kernels `[c, taps]`, centered and of unit norm.
       counts: number of kernels of each process of the mesh.
-      mesh: devices to train on.
+      rank: position of this process among those of the mesh.
+      gather: joins arrays, or trees of arrays, of all processes along their first axis, in order, in every
+        process.
     """
 
     taps: Float[np.ndarray, "c taps"]
     counts: tuple[int, ...]
-    mesh: Mesh
+    rank: int
+    gather: Gather
 
     @property
     def n(self) -> int:
@@ -40,18 +47,9 @@ class KernelShard:
         return sum(self.counts)
 
     @property
-    def rank(self) -> int:
-        """Position of this process among those of the mesh."""
-        return mesh_processes(self.mesh).index(process_index())
-
-    @property
     def start(self) -> int:
         """Number of this process's first row."""
         return sum(self.counts[: self.rank])
-
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Join the rows of all processes, in order, in every process."""
-        return gather_rows(rows) if self.mesh.is_multi_process else rows
 
     def digest(self) -> str:
         """Digest of the kernels of all processes and their order; how they are sharded does not change it."""
@@ -69,17 +67,23 @@ class KernelShard:
         cuts = np.searchsorted(drawn, np.cumsum([0, *self.counts]))
         own = drawn[cuts[self.rank] : cuts[self.rank + 1]] - self.start
         left = np.subtract(self.counts, np.diff(cuts)).tolist()
-        training = KernelShard(np.delete(self.taps, own, axis=0), tuple(left), self.mesh)
+        training = KernelShard(np.delete(self.taps, own, axis=0), tuple(left), self.rank, self.gather)
         return self.gather(self.taps[own]), training
 
 
-def shard_kernels(kernels: ArrayLike, config: AutoencoderConfig, mesh: Mesh) -> KernelShard:
+def shard_kernels(
+    kernels: ArrayLike, config: AutoencoderConfig, mesh: Mesh, *, gather: Gather | None = None
+) -> KernelShard:
     """Normalize this process's kernels and learn how many the others have.
 
     Args:
       kernels: this process's shard `[c, k, k]`.
       config: settings of the run, which must be the same in all processes.
       mesh: devices to train on.
+      gather: joins the arrays of all processes; JAX's coordination service does it when None.
+
+    Returns:
+      This process's shard.
 
     Raises:
       ValueError: kernels of different sizes, or every process gives the same ones.
@@ -96,11 +100,11 @@ def shard_kernels(kernels: ArrayLike, config: AutoencoderConfig, mesh: Mesh) -> 
         "settings": _digest(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()),
         "ends": _digest(taps[:_END_ROWS].tobytes() + taps[-_END_ROWS:].tobytes()),
     }
-    every = {name: np.array([value], np.int64) for name, value in about.items()}
-    if mesh.is_multi_process:
-        every = gather_rows(every)
+    gather = gather or (gather_rows if mesh.is_multi_process else lambda own: own)
+    every = gather({name: np.array([value], np.int64) for name, value in about.items()})
     _check(every)
-    return KernelShard(taps, tuple(every["count"].tolist()), mesh)
+    rank = mesh_processes(mesh).index(process_index())
+    return KernelShard(taps, tuple(every["count"].tolist()), rank, gather)
 
 
 def check_mesh(mesh: Mesh, *, checkpoints: bool) -> None:

@@ -110,7 +110,7 @@ def train_autoencoder(
         heldout, training = shard.split(config)
         # Of millions of kernels no copy is kept for longer than it is needed.
         del shard
-        state = _train(state, training, config, checkpoints, checkpoint_every_s, progress)
+        state = _train(state, training, config, mesh, checkpoints, checkpoint_every_s, progress)
     return _best_restart(jax.device_get(state), heldout, config, math.isqrt(width))
 
 
@@ -118,12 +118,12 @@ def _train(
     state: State,
     training: KernelShard,
     config: AutoencoderConfig,
+    mesh: Mesh,
     checkpoints: "Checkpoints | None",
     checkpoint_every_s: float,
     progress: Progress | None,
 ) -> State:
     """Run chunks of steps until all are done, saving a state now and then."""
-    mesh = training.mesh
     layout = row_layout(training.counts, mesh)
     data = place_rows(training.taps, training.start, layout, mesh)
     # The seed is in the state, and another one needs no other program.

@@ -1,14 +1,14 @@
-"""Kernels of one training run in the shares of several processes."""
+"""Kernels of one training run in the shards of several processes."""
 
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from dogfit.autoencoder import AutoencoderConfig, TooFewKernels, sharding
+from dogfit.autoencoder import AutoencoderConfig, TooFewKernels
 from dogfit.autoencoder.sharding import KernelShard, digest_shard, shard_kernels
 from dogfit.devices import data_mesh, row_layout
 from dogfit.errors import DogfitError, InputError
@@ -18,14 +18,14 @@ TAPS = np.random.default_rng(0).normal(size=(5000, 9)).astype(np.float32)
 
 
 @given(cuts=st.lists(st.integers(0, len(TAPS)), max_size=4).map(sorted))
-@settings(max_examples=20, deadline=None)
-def test_digests_of_shares_add_up_wherever_the_whole_is_cut(cuts):
+def test_digest_shard_adds_up(cuts):
+    """Digests of shards add up to that of the whole, wherever it is cut."""
     ends = [0, *cuts, len(TAPS)]
     parts = [digest_shard(TAPS[a:b], a) for a, b in pairwise(ends)]
     assert sum(parts) % 2**64 == digest_shard(TAPS, 0)
 
 
-def test_a_digest_notices_a_bit_a_swap_and_a_shift():
+def test_digest_shard_notices_a_bit_a_swap_and_a_shift():
     whole = digest_shard(TAPS, 0)
     one_bit, swapped = TAPS.copy(), TAPS.copy()
     one_bit.view(np.uint32)[4321, 5] ^= 1
@@ -36,7 +36,7 @@ def test_a_digest_notices_a_bit_a_swap_and_a_shift():
 
 
 def fake_mesh(processes):
-    """As much of a mesh over several processes as dealing rows looks at."""
+    """As much of a mesh over several processes as laying out rows looks at."""
     return SimpleNamespace(
         devices=np.array([SimpleNamespace(process_index=p) for p in processes]),
         size=len(processes),
@@ -45,8 +45,7 @@ def fake_mesh(processes):
 
 
 @given(data=st.data())
-@settings(max_examples=50, deadline=None)
-def test_rows_are_dealt_to_the_devices_of_their_process_each_once(data):
+def test_row_layout_puts_each_row_on_a_device_of_its_process(data):
     processes = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=5))
     names = sorted(set(processes))
     counts = data.draw(st.lists(st.integers(0, 20), min_size=len(names), max_size=len(names)))
@@ -54,63 +53,57 @@ def test_rows_are_dealt_to_the_devices_of_their_process_each_once(data):
     layout = row_layout(counts, fake_mesh(processes))
     # Of one length, so that JAX compiles little.
     row = np.arange(n)
-    place = np.asarray(layout.places(np.arange(100)))[:n]
-    assert len(set(place.tolist())) == n
+    position = np.asarray(layout.places(np.arange(100)))[:n]
+    assert len(set(position.tolist())) == n
     owner = np.repeat(names, counts)
-    assert [processes[at // layout.block] for at in place] == owner.tolist()
+    assert [processes[at // layout.block] for at in position] == owner.tolist()
     # What a device begins with is what `places` says lies there.
     begins = {at: first for first, at in zip(layout.first, layout.place, strict=True)}
-    for at, number in zip(place.tolist(), row.tolist(), strict=True):
+    for at, number in zip(position.tolist(), row.tolist(), strict=True):
         assert begins[at - at % layout.block] + at % layout.block == number
-    assert layout.even == (place == row).all()
+    assert layout.even == (position == row).all()
 
 
-def test_one_process_deals_its_rows_in_order():
+def test_row_layout_of_one_process_is_even():
     for n in (1, 7, 8, 9, 203):
         assert row_layout([n], data_mesh()).even
 
 
-def of_two(monkeypatch, taps, counts, index, every):
-    """The share of one of two processes, where gathering gives `every`."""
-    monkeypatch.setattr(sharding, "process_index", lambda: index)
-    monkeypatch.setattr(sharding, "gather_rows", every)
-    ends = np.cumsum([0, *counts])
-    return KernelShard(taps[ends[index] : ends[index + 1]], tuple(counts), fake_mesh([0, 1]))
-
-
 @pytest.mark.parametrize("counts", [(100, 103), (0, 203), (203, 0), (20, 183)])
-def test_the_held_out_kernels_are_the_same_however_they_are_shared(counts, monkeypatch):
+def test_split_holds_out_the_same_kernels_in_any_shards(counts):
     taps = TAPS[:203]
-    heldout, training = KernelShard(taps, (203,), data_mesh()).split(CONFIG)
-    parts = [of_two(monkeypatch, taps, counts, index, lambda rows: rows).split(CONFIG) for index in (0, 1)]
+    heldout, training = KernelShard(taps, (203,), 0, lambda rows: rows).split(CONFIG)
+    ends = np.cumsum([0, *counts])
+    parts = [
+        KernelShard(taps[ends[rank] : ends[rank + 1]], counts, rank, lambda rows: rows).split(CONFIG)
+        for rank in (0, 1)
+    ]
     np.testing.assert_array_equal(np.concatenate([held for held, _ in parts]), heldout)
     np.testing.assert_array_equal(np.concatenate([left.taps for _, left in parts]), training.taps)
     for _, left in parts:
         assert left.counts == tuple(len(other.taps) for _, other in parts)
 
 
-def test_what_does_not_fit_together_is_refused_in_all_processes(monkeypatch):
-    mesh = fake_mesh([0, 1])
-    kernels = TAPS.reshape(-1, 3, 3)
+def test_shard_kernels_refuses_what_does_not_fit_together():
+    """Errors are raised by what the other process says, so in all processes alike."""
     other = {"count": 40, "bad": 0, "width": 9, "settings": None, "ends": 1}
 
-    def share(change, own=kernels[:50]):
-        def every(mine):
+    def shard(change):
+        def gather(mine):
             said = {name: mine[name][0] if value is None else value for name, value in other.items()}
             said |= {name: mine[name][0] if value is None else value for name, value in change.items()}
             return {name: np.array([mine[name][0], said[name]]) for name in mine}
 
-        monkeypatch.setattr(sharding, "gather_rows", every)
-        return shard_kernels(own, CONFIG, mesh)
+        return shard_kernels(TAPS.reshape(-1, 3, 3)[:50], CONFIG, fake_mesh([0, 1]), gather=gather)
 
-    assert share({}).counts == (50, 40)
+    assert (shard({}).counts, shard({}).rank, shard({}).start) == ((50, 40), 0, 0)
     with pytest.raises(ValueError, match=r"one size in all processes, got \[3, 5\]"):
-        share({"width": 25})
+        shard({"width": 25})
     with pytest.raises(DogfitError, match="process 1 trains with other settings than process 0"):
-        share({"settings": 5})
+        shard({"settings": 5})
     with pytest.raises(ValueError, match=r"all 2 processes give the same 50 kernels; each gives its own"):
-        share({"count": None, "ends": None})
+        shard({"count": None, "ends": None})
     with pytest.raises(InputError, match="3 of 90 kernels are constant or not finite"):
-        share({"bad": 3})
+        shard({"bad": 3})
     with pytest.raises(TooFewKernels, match="63 kernels of 3x3 are too few"):
-        share({"count": 13})
+        shard({"count": 13})
