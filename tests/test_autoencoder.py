@@ -367,8 +367,12 @@ def test_best_restart_is_finite_and_not_collapsed(trained):
     heldout = unit_norm(edges(64, seed=8)).astype(np.float32)
     params = jax.tree.map(np.asarray, trained.params)
     broken = jax.tree.map(lambda a: np.full_like(a, np.nan), params)
-    # A decoder without weights draws one kernel at every code.
-    constant = {**params, "decoder": jax.tree.map(np.zeros_like, params["decoder"])}
+    # A decoder of biases alone draws one kernel at every code.
+    layers = {
+        number: {name: weight * (name == "bias") for name, weight in layer.items()}
+        for number, layer in params["decoder"]["layers"].items()
+    }
+    constant = {**params, "decoder": {"layers": layers}}
 
     def state(*restarts):
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *restarts)
