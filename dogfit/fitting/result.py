@@ -7,28 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.fitting.families import (
-    Family,
-    basis_images,
-    from_parameters,
-    render,
-    reported_names,
-    to_parameters,
-    with_profile,
-)
-from dogfit.kernels.objective.derivatives import model_jacobian
+from dogfit.fitting.families import Family, render, with_profile
+from dogfit.fitting.padding import map_padded_rows
+from dogfit.fitting.standard_errors import standard_errors
 
 if TYPE_CHECKING:
     import polars
-
-# Rows rendered, or differentiated, at once.
-_ROWS = 512
-# Rows whose Jacobians are held at once, in float64.
-_ERROR_ROWS = 8_192
 
 
 class Status(enum.IntEnum):
@@ -150,7 +137,7 @@ class FitResult:
         """
         out = np.full((len(self), *self.shape), np.nan, np.asarray(self.r2).dtype)
         for rows, family in self._rows_by_family():
-            out[rows] = _in_pieces(
+            out[rows] = map_padded_rows(
                 functools.partial(_images, family=family, shape=self.shape),
                 np.asarray(self.parameters[family.name])[rows],
             )
@@ -235,97 +222,6 @@ def concatenate(results: Sequence[FitResult]) -> FitResult:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
-def _in_pieces(function: Any, parameters: np.ndarray) -> Any:
-    """Apply a jitted function of `[_ROWS, p]` to any number of rows, padding the last piece."""
-
-    def apply(start: int) -> Any:
-        piece = parameters[start : start + _ROWS]
-        padded = np.concatenate([piece, np.repeat(piece[-1:], _ROWS - len(piece), axis=0)])
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(piece)], function(jnp.asarray(padded)))
-
-    pieces = map(apply, range(0, len(parameters), _ROWS))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
-
-
 @functools.partial(jax.jit, static_argnames=("family", "shape"))
 def _images(parameters: Float[Array, "n p"], family: Family, shape: tuple[int, int]) -> Float[Array, "n h w"]:
     return render(family, parameters, shape)
-
-
-@functools.partial(jax.jit, static_argnames=("family", "shape"))
-def _jacobians(
-    parameters: Float[Array, "n p"], family: Family, shape: tuple[int, int]
-) -> tuple[Float[Array, "n t q"], Float[Array, "n p q"]]:
-    """Derivatives by offset, gains and search parameters: of every tap, and of the reported parameters."""
-    model = family.model
-    point, offset, gains = from_parameters(family, parameters)
-    unit = model.scale(list(point))
-    changes = model_jacobian(model, list(point), gains, (shape[1], shape[0]))
-    images = [jnp.swapaxes(c / s[None, None, :], 0, 1) for c, s in zip(changes, unit, strict=True)]
-    columns = jnp.stack([jnp.ones_like(images[0]), *basis_images(model, point, shape), *images])
-
-    def reported(values: Float[Array, " q"]) -> Float[Array, " p"]:
-        offset, *rest = values[:, None]
-        return to_parameters(model, jnp.stack(rest[len(gains) :]), offset, rest[: len(gains)])[0]
-
-    values = jnp.stack([offset, *gains, *point], axis=-1)
-    of_taps = jnp.moveaxis(columns.reshape(len(columns), -1, columns.shape[-1]), (0, 1, 2), (2, 1, 0))
-    return of_taps, jax.vmap(jax.jacfwd(reported))(values)
-
-
-def standard_errors(
-    family: Family,
-    parameters: np.ndarray,
-    at_bound: np.ndarray,
-    residual: np.ndarray,
-    shape: tuple[int, int],
-    weights: np.ndarray | None,
-) -> np.ndarray:
-    """Standard errors of the reported parameters `[n, p]`, given the sum of squared residuals `[n]`."""
-    pieces = []
-    for start in range(0, len(parameters), _ERROR_ROWS):
-        here = slice(start, start + _ERROR_ROWS)
-        weight = None if weights is None else weights[here]
-        pieces.append(_errors(family, parameters[here], at_bound[here], residual[here], shape, weight))
-    return np.concatenate(pieces)
-
-
-def _errors(
-    family: Family,
-    parameters: np.ndarray,
-    at_bound: np.ndarray,
-    residual: np.ndarray,
-    shape: tuple[int, int],
-    weights: np.ndarray | None,
-) -> np.ndarray:
-    jacobian, change = (
-        array.astype(np.float64)
-        for array in _in_pieces(functools.partial(_jacobians, family=family, shape=shape), parameters)
-    )
-    taps = np.full(len(parameters), jacobian.shape[1])
-    if weights is not None:
-        flat = weights.reshape(len(weights), -1).astype(np.float64)
-        taps = np.maximum((flat > 0).sum(axis=1), 1)
-        # Relative weights, as in the fit.
-        jacobian *= np.sqrt(flat * (taps / np.maximum(flat.sum(axis=1), 1e-300))[:, None])[:, :, None]
-    movable = np.asarray(family.model.is_searched)
-    linear = np.ones((len(at_bound), jacobian.shape[2] - at_bound.shape[1]), bool)
-    free = np.concatenate([linear, ~at_bound & movable], axis=1)
-    jacobian = np.where(free[:, None, :], jacobian, 0.0)
-    norm = np.linalg.norm(jacobian, axis=1)
-    norm = np.where(norm > 0, norm, 1.0)
-    unit = jacobian / norm[:, None, :]
-    # Parameters at a bound get a unit diagonal, so that one factorisation serves all rows.
-    normal = unit.swapaxes(1, 2) @ unit + np.eye(free.shape[1]) * ~free[:, :, None]
-    values, vectors = np.linalg.eigh(normal)
-    regular = values[:, 0] > 1e-10
-    root = vectors / np.sqrt(np.where(regular[:, None], values, 1.0))[:, None, :]
-    with np.errstate(invalid="ignore"):
-        spread = (np.where(free[:, None, :], change, 0.0) / norm[:, None, :]) @ root
-    variance = residual / np.maximum(taps - free.sum(axis=1), 1)
-    error = np.sqrt(variance[:, None] * np.sum(spread**2, axis=2))
-    unknown = np.zeros(error.shape, bool)
-    for column, name in enumerate(family.model.names):
-        for reported in reported_names(family.model, name):
-            unknown[:, family.names.index(reported)] |= ~free[:, linear.shape[1] + column]
-    return np.where(~unknown & regular[:, None], error, np.nan)

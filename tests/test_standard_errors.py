@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dogfit.fitting.families import BUILTIN_FAMILIES, custom_family, with_profile
-from dogfit.fitting.result import standard_errors
+from dogfit.fitting.standard_errors import standard_errors
 from dogfit.kernels.model.custom import SearchRange
 from scipy_reference import basis
 from test_families import EXAMPLES, textbook
