@@ -24,6 +24,7 @@ from dogfit.embedded.network import (
     psnr,
     scale_shift,
 )
+from tiny_checkpoints import random_tensor
 
 FILE = embedded.PATH / "model.safetensors"
 DEPTHWISE = re.compile(r"stages\.\d\.blocks\.\d\.conv_dw\.weight")
@@ -115,9 +116,8 @@ def _by_lax(x, weight):
 )
 def test_depthwise_against_grouped_convolution(shape, size):
     """Values and gradients."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, gradient = (jax.random.normal(key, shape) for key in keys[:2])
-    weight = jax.random.normal(keys[2], (shape[-1], 1, size, size))
+    x, gradient = (random_tensor(*shape, seed=seed) for seed in (0, 1))
+    weight = random_tensor(shape[-1], 1, size, size)
 
     def value_and_gradients(function):
         value, pull = jax.vjp(function, x, weight)
@@ -130,9 +130,8 @@ def test_depthwise_against_grouped_convolution(shape, size):
 
 
 def test_scale_shift_gradients_against_automatic_ones():
-    keys = jax.random.split(jax.random.key(1), 4)
-    x, gradient = (jax.random.normal(key, (2, 3, 4, 5)) for key in keys[:2])
-    scale, shift = (jax.random.normal(key, (5,)) for key in keys[2:])
+    x, gradient = (random_tensor(2, 3, 4, 5, seed=seed) for seed in (0, 1))
+    scale, shift = (random_tensor(5, seed=seed) for seed in (2, 3))
 
     def plain(x, scale, shift):
         return x * scale[None, None, None] + shift[None, None, None]

@@ -321,13 +321,19 @@ def test_replace_kernels_too_few_for_an_autoencoder(tiny, tmp_path):
     assert "at least 64 are needed" in few.notes[0]
 
 
-def test_replace_kernels_with_fits(tmp_path):
+@pytest.fixture(scope="module")
+def fitted():
+    """Kernels and their fits."""
+    kernels = random_tensor(8, 1, 7, 7)
+    return kernels, fit_kernels(kernels[:, 0])
+
+
+def test_replace_kernels_with_fits(fitted, tmp_path):
     """Replacements are the templates of the fits of each layer's kernels."""
-    tensors = {"dwconv.weight": random_tensor(8, 1, 7, 7)}
+    kernels, fit = fitted
     path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
-    save_file(tensors, path)
+    save_file({"dwconv.weight": kernels}, path)
     done = replace_kernels(path, out, "fits")
-    fit = fit_kernels(tensors["dwconv.weight"][:, 0])
     assert done.n_replaced == 8
     np.testing.assert_allclose(done.r2["dwconv.weight"], fit.r2, atol=1e-4)
     np.testing.assert_allclose(load_file(out)["dwconv.weight"][:, 0], fit.templates(), atol=1e-4)
