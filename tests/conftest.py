@@ -1,5 +1,6 @@
 """One environment for all tests: eight virtual devices, strict broadcasting, a compile cache."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -43,6 +44,46 @@ def trained():
     from tiny_autoencoder import CONFIG, edges
 
     return train_autoencoder(edges(500), CONFIG)
+
+
+@pytest.fixture(scope="session")
+def made():
+    """Results of two models, made by hand, with evidence about clusters."""
+    from made_results import HOSTILE, make_result
+
+    return make_result(("stem", HOSTILE, "body.1", "body.2"), evident=True)
+
+
+@pytest.fixture(scope="session")
+def uncoded():
+    """Results of one layer without an autoencoder, made by hand."""
+    from made_results import make_result
+
+    return make_result(("a",), coded=False)
+
+
+@pytest.fixture(scope="session")
+def made_summary(made):
+    return summary_as_read(made)
+
+
+@pytest.fixture(scope="session")
+def uncoded_summary(uncoded):
+    return summary_as_read(uncoded)
+
+
+@pytest.fixture(scope="session")
+def one_model_summary():
+    from made_results import make_result
+
+    return summary_as_read(make_result(("a",)))
+
+
+def summary_as_read(result):
+    """The summary of a run as it is read from `summary.json`."""
+    from dogfit.analysis.summary import summarize
+
+    return json.loads(json.dumps(summarize(result)))
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,13 @@ def evidence(kernels: np.ndarray, code: np.ndarray) -> dict:
 
 
 def make_result(
-    names: tuple[str, ...], *, coded: bool = True, models: tuple[str, ...] = ("net0", "net1")
+    names: tuple[str, ...],
+    *,
+    coded: bool = True,
+    models: tuple[str, ...] = ("net0", "net1"),
+    evident: bool = False,
 ) -> RunResult:
-    """A run over layers of 12 kernels, dealt to the models in turn. The last kernel is NaN."""
+    """A run over layers of 12 kernels, given to the models in turn. The last kernel is NaN."""
     generator = np.random.default_rng(0)
     pairs = []
     for place, name in enumerate(names):
@@ -123,6 +127,6 @@ def make_result(
             code_clusters=names_of,
             heldout_loss=0.25,
             universal=universal(unit(generator.standard_normal((6, K, K)))),
-            evidence=evidence(own.kernels[found.good], code[found.good]),
+            evidence=evidence(own.kernels[found.good], code[found.good]) if evident else None,
         )
     return RunResult(kernelset, {K: found}, SETTINGS, kernelset.notes)

@@ -18,12 +18,15 @@ from dogfit.report.figures.kernels import draw_clusters, draw_decoder, draw_gall
 MODELS_SHOWN = 12
 
 
-def draw_figures(result: RunResult, summary: Mapping[str, Any]) -> dict[tuple[str, str], bytes]:
+def draw_figures(
+    result: RunResult, summary: Mapping[str, Any], *, dpi: int = style.DPI
+) -> dict[tuple[str, str], bytes]:
     """Draw the figures of a run.
 
     Args:
       result: the run's arrays.
       summary: its numbers, as in `summary.json`.
+      dpi: pixels per inch of the figures.
 
     Returns:
       PNG files by kernel size (as the summary spells it) and name; figures that do not apply are left out.
@@ -58,5 +61,7 @@ def draw_figures(result: RunResult, summary: Mapping[str, Any]) -> dict[tuple[st
             if len(kernelset.models) > 1:
                 curves = model_curves(found, kernelset, models)
                 figures["models"] = draw_models(numbers, curves, size, LABELS)
-            drawn |= {(str(size), name): style.png(fig) for name, fig in figures.items() if fig is not None}
+            for name, figure in figures.items():
+                if figure is not None:
+                    drawn[str(size), name] = style.png(figure, dpi)
     return drawn

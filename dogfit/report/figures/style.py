@@ -49,10 +49,10 @@ def figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def png(fig: "Figure") -> bytes:
+def png(fig: "Figure", dpi: int = DPI) -> bytes:
     """Render a figure as PNG, free of dates and versions."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    fig.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
