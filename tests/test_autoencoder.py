@@ -18,11 +18,12 @@ from dogfit.autoencoder import (
     train_autoencoder,
     training_step,
 )
-from dogfit.autoencoder.autoencoder import FILE, code_entropy, is_collapsed, normalize_rows
+from dogfit.autoencoder.autoencoder import FILE, code_entropy, is_collapsed
 from dogfit.autoencoder.network import Mlp, Network, code_grid
 from dogfit.autoencoder.train import _best_restart
 from dogfit.devices import data_mesh, place_rows, replicated, row_layout, row_sharding
 from dogfit.errors import DogfitError, InputError
+from dogfit.normalize import normalize_rows
 from examples import run_example
 from tiny_autoencoder import CONFIG, edges, unit_norm
 

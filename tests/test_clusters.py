@@ -1,9 +1,11 @@
+"""Segments of a code, partitions and their scores, and universal filters by backward elimination."""
+
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
@@ -18,6 +20,7 @@ from dogfit.clusters import (
     segment_code,
     silhouette,
 )
+from examples import run_example
 
 
 def unit(kernels):
@@ -48,7 +51,7 @@ def segments_of(names, r2=None, **kwargs):
     return segment_code(Curve(), fit, lambda result: names[result.place], samples=len(names), **kwargs)
 
 
-def test_equal_names_join_into_stretches_that_cover_the_code():
+def test_segment_code_joins_equal_names():
     segmented = segments_of(["on"] * 8 + ["d1"] * 4 + ["on"] * 4)
     assert segmented.segments == (
         Segment(0.0, 0.5, "on"),
@@ -60,7 +63,7 @@ def test_equal_names_join_into_stretches_that_cover_the_code():
     assert segmented.kernels.shape == (16, 3, 3)
 
 
-def test_codes_go_to_the_stretch_they_lie_in():
+def test_assign_finds_the_segment():
     segmented = segments_of(["on"] * 8 + ["d1"] * 4 + ["on"] * 4)
     codes = [0.0, 0.499, 0.5, 0.7499, 0.75, 1.0, np.nan]
     np.testing.assert_array_equal(segmented.assign(codes), [0, 0, 1, 1, 0, 0, -1])
@@ -69,7 +72,7 @@ def test_codes_go_to_the_stretch_they_lie_in():
         assert segmented.names[segmented.assign([code])[0]] == name
 
 
-def test_poor_fits_are_unnamed_and_keep_their_own_label():
+def test_segment_code_leaves_poor_fits_unnamed():
     r2 = np.ones(16)
     r2[4:8], r2[8:12] = 0.69, np.nan
     segmented = segments_of(["on"] * 16, r2, min_r2=0.7)
@@ -78,7 +81,7 @@ def test_poor_fits_are_unnamed_and_keep_their_own_label():
     assert set(segmented.label) == {"on"}
 
 
-def test_short_stretches_join_the_longer_neighbour():
+def test_segment_code_merges_short_segments():
     names = ["on"] * 6 + ["x"] * 3 + ["off"] * 7
     assert segments_of(names, min_samples=4).segments == (
         Segment(0.0, 6 / 16, "on"),
@@ -88,8 +91,7 @@ def test_short_stretches_join_the_longer_neighbour():
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
-def test_joined_runs_keep_the_length_and_are_long_enough(names, shortest):
+def test_merge_short_runs_keeps_the_length(names, shortest):
     runs = merge_short_runs(names, shortest)
     assert sum(length for _, length in runs) == len(names)
     assert all(a[0] != b[0] for a, b in itertools.pairwise(runs))
@@ -99,12 +101,12 @@ def test_joined_runs_keep_the_length_and_are_long_enough(names, shortest):
         assert "".join(name * length for name, length in runs) == "".join(names)
 
 
-def test_a_code_of_several_numbers_has_no_spectrum():
+def test_segment_code_refuses_several_numbers():
     with pytest.raises(ValueError, match="one number"):
         segment_code(Curve(code_dim=2), lambda k: k, lambda r: r)
 
 
-def test_shares_use_the_papers_thresholds_and_only_those():
+def test_paper_share_at_the_papers_thresholds():
     cosine = np.array([0.69, 0.71, 0.79, 0.81, np.nan])
     assert paper_share(cosine, 7) == pytest.approx(3 / 5)
     assert paper_share(cosine, 5) == pytest.approx(1 / 5)
@@ -122,7 +124,7 @@ def groups(n=60, seed=0):
     return gain * (shapes[member] + 0.1 * rng.normal(size=(n, 5, 5))) + rng.normal(size=(n, 1, 1)), member
 
 
-def test_kmeans_finds_groups_whatever_their_gain_and_keeps_signs_apart():
+def test_kmeans_finds_groups_at_any_gain():
     kernels, member = groups()
     result = kmeans(kernels, 4)
     assert agreement(result.labels, member) == pytest.approx((1.0, 1.0))
@@ -134,7 +136,7 @@ def test_kmeans_finds_groups_whatever_their_gain_and_keeps_signs_apart():
         np.testing.assert_allclose(result.centroids[c], rows[result.labels == c].mean(axis=0), atol=1e-5)
 
 
-def test_kmeans_leaves_kernels_without_a_shape_out():
+def test_kmeans_leaves_constant_kernels_out():
     kernels, member = groups()
     kernels[4], kernels[9] = 1.0, np.inf
     labels = kmeans(kernels, 4).labels
@@ -147,7 +149,7 @@ def test_kmeans_leaves_kernels_without_a_shape_out():
             kmeans(kernels, k)
 
 
-def test_silhouette_equals_the_definition_and_ignores_unlabelled():
+def test_silhouette_equals_its_definition():
     kernels, member = groups()
     rows = unit(kernels)
     distance = np.linalg.norm(rows[:, None] - rows[None], axis=2)
@@ -167,7 +169,7 @@ def test_silhouette_equals_the_definition_and_ignores_unlabelled():
     assert 0 < silhouette(kernels, member, sample=30) <= 1
 
 
-def test_agreement_does_not_care_for_names():
+def test_agreement_of_other_names():
     a = np.array([0, 0, 1, 1, 2, 2])
     assert agreement(a, np.array(list("ccaabb"))) == pytest.approx((1.0, 1.0))
     # ARI by pair counting: of 15 pairs, 3 + 6 together, 2 in both.
@@ -191,7 +193,7 @@ def explained_energy(filters, kernels):
     return np.mean(shares)
 
 
-def test_universal_filters_are_dropped_greedily_by_explained_energy():
+def test_backward_elimination_is_greedy():
     rng = np.random.default_rng(0)
     candidates, (kernels, _) = rng.normal(size=(6, 5, 5)), groups(40)
     result = backward_elimination(candidates, kernels)
@@ -206,7 +208,7 @@ def test_universal_filters_are_dropped_greedily_by_explained_energy():
         assert result.explained[count - 2] == pytest.approx(max(others), abs=1e-4)
 
 
-def test_one_filter_stands_for_its_negative():
+def test_backward_elimination_ignores_sign():
     kernels, _ = groups(40)
     shapes = np.stack([kernels[i] for i in range(3)])
     result = backward_elimination(shapes, kernels)
@@ -214,9 +216,14 @@ def test_one_filter_stands_for_its_negative():
     assert (np.diff(result.explained) > 0).all()
 
 
-def test_universal_filters_need_something_to_work_on():
+def test_backward_elimination_refuses_constant_kernels():
     kernels, _ = groups(8)
     with pytest.raises(ValueError, match="at least one"):
         backward_elimination(np.ones((3, 5, 5)), kernels)
     with pytest.raises(ValueError, match=r"\[n, 5, 5\]"):
         backward_elimination(kernels, np.ones((3, 7, 7)))
+
+
+@pytest.mark.parametrize("function", [kmeans, agreement, backward_elimination])
+def test_examples(function):
+    run_example(function)

@@ -21,7 +21,7 @@ from dogfit.clusters import (
 from dogfit.labels import LABELS
 
 
-def test_intervals_are_scipys_percentile_bootstrap():
+def test_share_intervals_are_scipys_bootstrap():
     counts, total = [18, 33, 5], 60
     found = share_intervals(counts, total, draws=20_000)
     for count, interval in zip(counts, found, strict=True):
@@ -36,14 +36,14 @@ def test_intervals_are_scipys_percentile_bootstrap():
 
 
 @pytest.mark.parametrize("level", [0.95, 0.8])
-def test_shares_of_none_and_all_get_exact_limits(level):
+def test_share_intervals_of_none_and_all(level):
     none, every = share_intervals([0, 40], 40, level=level)
     exact = stats.binomtest(0, 40).proportion_ci(level, method="exact")
     assert none == pytest.approx((0, 0, exact.high))
     assert every == pytest.approx((1, 1 - exact.high, 1))
 
 
-def test_intervals_refuse_impossible_counts():
+def test_share_intervals_refuse_impossible_counts():
     for counts, total in (([3, 4], 6), ([-1], 5), ([0], 0)):
         with pytest.raises(ValueError, match="total"):
             share_intervals(counts, total)
@@ -55,7 +55,7 @@ def test_label_shares_count_names():
     assert label_shares(np.array([], dtype=str), ["a"]) == {}
 
 
-def test_outlier_p_is_binomial_when_the_others_agree():
+def test_outlying_shares_p_is_binomial_when_others_agree():
     counts = np.array([[30, 70], *[[10, 90]] * 5])
     found = outlying_shares(counts, counts.sum(axis=1), rate=1.0)
     p = {}
@@ -76,7 +76,7 @@ def test_outlier_p_is_binomial_when_the_others_agree():
     assert found[0].layer == 0
 
 
-def test_layers_stand_out_seldom_by_chance_and_a_planted_one_does():
+def test_outlying_shares_find_a_planted_layer():
     rng = np.random.default_rng(0)
     false, caught = 0, 0
     for _ in range(40):
@@ -96,12 +96,12 @@ def test_layers_stand_out_seldom_by_chance_and_a_planted_one_does():
     assert caught >= 36
 
 
-def test_nothing_stands_out_of_three_layers():
+def test_outlying_shares_of_three_layers():
     assert outlying_shares([[30, 0], [0, 30], [0, 30]], [30, 30, 30]) == []
     assert outlying_shares(np.zeros((6, 2), int), np.full(6, 10)) == []
 
 
-def test_distance_and_chance_are_those_of_all_deals():
+def test_share_distance_over_all_assignments():
     a, b = np.array([[9, 1], [6, 4]]), np.array([[1, 9], [5, 5], [2, 8]])
     rows = np.concatenate([a, b])
     deals = []
@@ -138,25 +138,25 @@ def test_distance_and_chance_are_those_of_all_deals():
         (["step-01", "step-1"], []),
     ],
 )
-def test_runs_are_told_by_a_word_of_time_and_a_number(names, expected):
+def test_training_runs_by_name(names, expected):
     found = training_runs(dict.fromkeys(names, "same layers"))
     assert [(run.name, run.times) for run in found] == expected
     for run in found:
         assert [int(re.findall(r"\d+", model)[-1]) for model in run.models] == list(run.times)
 
 
-def test_models_with_other_layers_are_not_of_one_run():
+def test_training_runs_need_the_same_layers():
     assert training_runs({"step-1": "small", "step-2": "large"}) == []
 
 
-def test_the_curve_is_the_share_above_each_threshold():
+def test_threshold_curve_is_the_share_above():
     values = np.array([0.1, 0.5, 0.5, 0.9, np.nan])
     grid = np.linspace(0, 1, 21)
     np.testing.assert_allclose(threshold_curve(values, grid), [share_above(values, t) for t in grid])
     assert np.isnan(threshold_curve([], grid)).all()
 
 
-def test_every_label_has_a_pattern():
+def test_paper_pattern_of_every_label():
     assert {paper_pattern(label) for label in (*LABELS, "unnamed", "gabor")} == set(PAPER_PATTERNS)
     for label, pattern in {
         "on-square": "on-square",

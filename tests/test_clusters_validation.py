@@ -16,7 +16,7 @@ def groups():
     return shapes[member] + 0.05 * rng.normal(size=(200, 5, 5)), member
 
 
-def test_components_are_those_of_the_svd(groups):
+def test_representations_are_those_of_the_svd(groups):
     kernels, _ = groups
     spaces = representations(kernels, np.arange(200))
     rows = spaces["kernels"]
@@ -30,7 +30,7 @@ def test_components_are_those_of_the_svd(groups):
     assert "code" not in representations(kernels)
 
 
-def test_a_mixture_finds_the_groups_and_its_bic_counts_them(groups):
+def test_mixture_finds_and_counts_groups(groups):
     kernels, member = groups
     kernels = kernels.copy()
     kernels[7] = 0
@@ -45,7 +45,7 @@ def test_a_mixture_finds_the_groups_and_its_bic_counts_them(groups):
         mixture(kernels, 200)
 
 
-def test_groups_are_stable_and_noise_is_not(groups):
+def test_stability_of_groups_and_noise(groups):
     rows = representations(groups[0])["PCA"]
     noise = representations(white_noise(200, 5, 0))["kernels"]
     for resample in (False, True):
@@ -54,7 +54,7 @@ def test_groups_are_stable_and_noise_is_not(groups):
     assert np.isnan(stability(rows, 2, resample=False, repeats=1))  # one run has none to agree with
 
 
-def test_evidence_tells_groups_from_noise(groups):
+def test_validate_clusters_tells_groups_from_noise(groups):
     kernels, member = groups
     kernels = np.concatenate([kernels, np.ones((1, 5, 5))])
     code = np.append((member + 0.5) / 4 + 0.001 * np.arange(200) / 200, np.nan)
@@ -88,12 +88,12 @@ def test_evidence_tells_groups_from_noise(groups):
         assert score.agreement == {}
 
 
-def test_evidence_needs_some_kernels():
+def test_validate_clusters_refuses_few_kernels():
     with pytest.raises(ValueError, match="7 kernels are too few"):
         validate_clusters(white_noise(7, 5, 0))
 
 
-def test_the_gap_counts_groups_and_sees_none_in_noise(groups):
+def test_gap_statistic_of_groups_and_noise(groups):
     references = [white_noise(200, 5, seed) for seed in range(1, 5)]
     counts = (1, 2, 3, 4, 5, 6)
     found = gap_statistic(groups[0], references, counts=counts)

@@ -26,7 +26,7 @@ def kernels():
     return rng.normal(size=(40, 1, 1)) * shapes[np.arange(40) % 5] + 0.5 * rng.normal(size=(40, 4, 4))
 
 
-def test_lazy_selection_is_plain_greedy(kernels):
+def test_forward_selection_is_greedy(kernels):
     table = energy(kernels, kernels)
     covered, taken = np.zeros(40), []
     for _ in range(12):
@@ -40,14 +40,14 @@ def test_lazy_selection_is_plain_greedy(kernels):
     )
 
 
-def test_selection_comes_near_the_best_set(kernels):
+def test_forward_selection_near_the_best_set(kernels):
     table = energy(kernels, kernels)
     best = max(table[list(chosen)].max(axis=0).mean() for chosen in itertools.combinations(range(40), 3))
     found = forward_selection(kernels, 3).explained[-1]
     assert (1 - 1 / np.e) * best <= found <= best + 1e-6
 
 
-def test_selection_stops_when_nothing_is_left_to_explain():
+def test_forward_selection_stops_when_all_is_explained():
     shapes = np.random.default_rng(1).normal(size=(3, 5, 5))
     found = forward_selection(np.concatenate([shapes, -2 * shapes, shapes + 1]), 9)
     assert len(found.filters) == 3
@@ -78,11 +78,11 @@ def test_explained_energy_is_that_of_least_squares(kernels):
         (np.linspace(0, 1, 9), 1),
     ],
 )
-def test_elbow_is_where_the_curve_bends(curve, expected):
+def test_elbow_of_curves(curve, expected):
     assert elbow(curve) == expected
 
 
-def test_matches_ignore_sign_and_scale(kernels):
+def test_match_filters_ignores_sign_and_scale(kernels):
     found = match_filters(kernels, -3 * kernels[[4, 9]] + 2)
     assert found.index.tolist() == [4, 9]
     np.testing.assert_allclose(found.cosine, 1, atol=1e-5)
@@ -90,7 +90,7 @@ def test_matches_ignore_sign_and_scale(kernels):
         match_filters(kernels, np.ones((1, 5, 5)))
 
 
-def test_filters_are_read_from_json_and_npy(tmp_path, kernels):
+def test_read_filters_from_json_and_npy(tmp_path, kernels):
     filters = kernels[:3].astype(np.float32)
     (tmp_path / "a.json").write_text(json.dumps(filters.tolist()))
     (tmp_path / "b.json").write_text(json.dumps({"title": "x", "filters": filters.tolist()}))
@@ -109,13 +109,13 @@ def test_filters_are_read_from_json_and_npy(tmp_path, kernels):
         (b"[[[1, 2], [3, NaN]]]", "not finite"),
     ],
 )
-def test_files_that_hold_no_filters_are_refused(tmp_path, content, match):
+def test_read_filters_refuses_other_content(tmp_path, content, match):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError, match=match):
         read_filters(tmp_path / "x.json")
 
 
-def test_a_missing_or_pickled_file_is_refused(tmp_path):
+def test_read_filters_refuses_missing_and_pickled_files(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
         read_filters(tmp_path / "none.json")
     np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
@@ -124,7 +124,7 @@ def test_a_missing_or_pickled_file_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs ../shared/data/master_key_filters.json")
-def test_the_published_eight_stand_for_themselves():
+def test_read_filters_of_the_published_eight():
     filters = read_filters(PUBLISHED)
     assert filters.shape == (8, 7, 7)
     np.testing.assert_allclose(explained_energy(filters, filters), 1, atol=1e-5)
