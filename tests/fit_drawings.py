@@ -19,7 +19,8 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZE = 7
 ENGINES = [
     pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason=str(native.why_not()))),
-    "xla",
+    # XLA takes half a minute to compile four families; `test_fit_engines.py` has one for the default tier.
+    pytest.param("xla", marks=pytest.mark.slow),
 ]
 
 # Clear kernels: keyword arguments of `draw`.

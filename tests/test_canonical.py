@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dogfit.fitting.canonical import CanonicalTransform, canonical_transform
@@ -18,14 +18,17 @@ IMAGES_OF_A_SQUARE = [
 ]
 
 
+@jax.jit
+def transformed(kernels, weights):
+    return canonical_transform(kernels, weights).apply(kernels)
+
+
 def in_canonical_form(kernels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    batch = jnp.asarray(kernels, jnp.float32)
-    transform = canonical_transform(batch, None if weights is None else jnp.asarray(weights, jnp.float32))
-    return np.asarray(transform.apply(batch))
+    weights = None if weights is None else np.ascontiguousarray(weights, np.float32)
+    return np.asarray(transformed(np.ascontiguousarray(kernels, np.float32), weights))
 
 
-@settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(3, 6))
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([4, 5]))
 def test_canonical_transform_symmetric_images(seed, size):
     kernels = np.random.default_rng(seed).normal(size=(size, size, 5))
     wanted = in_canonical_form(kernels)
@@ -35,7 +38,6 @@ def test_canonical_transform_symmetric_images(seed, size):
     np.testing.assert_array_equal(in_canonical_form(wanted), wanted)
 
 
-@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_canonical_transform_weights(seed):
     generator = np.random.default_rng(seed)
@@ -47,7 +49,6 @@ def test_canonical_transform_weights(seed):
         np.testing.assert_array_equal(in_canonical_form(image(kernels), image(weights)), wanted)
 
 
-@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_canonical_transform_rectangle(seed):
     kernels = np.random.default_rng(seed).normal(size=(4, 7, 5))
@@ -64,8 +65,14 @@ def test_canonical_transform_constant_or_broken():
     np.testing.assert_array_equal(in_canonical_form(kernels)[..., :2], kernels[..., :2])
 
 
-@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
 @pytest.mark.parametrize("shape", [(6, 6), (5, 7)])
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in ("dog", "d1", "d2") else pytest.param(name, marks=pytest.mark.slow)
+        for name in BUILTIN_FAMILIES
+    ],
+)
 def test_undo_point_and_gains_render_the_same(family, shape):
     """Both draw the same, in the canonical form and out of it."""
     generator = np.random.default_rng(3)

@@ -17,6 +17,7 @@ from dogfit.fitting.families import (
     unidentifiable,
     with_profile,
 )
+from dogfit.fitting.family_names import ALL_FAMILIES, FAMILIES
 from dogfit.kernels.model.custom import SearchRange
 from scipy_families import PROFILES
 from scipy_reference import basis, bounds, draw
@@ -75,6 +76,7 @@ def in_float64(function, *args):
 
 def test_the_twelve_families_and_the_default_ones():
     assert set(BUILTIN_FAMILIES) == set(EXAMPLES)
+    assert tuple(BUILTIN_FAMILIES) == ALL_FAMILIES
     assert set(FAMILIES) <= set(BUILTIN_FAMILIES)
     for name, family in BUILTIN_FAMILIES.items():
         assert family.name == name

@@ -122,6 +122,7 @@ def test_steps_and_starts_are_counted(mixed, mixed_fit):
     assert np.mean(mixed_fit.n_agreeing[: len(TRUTH)]) > 1.5
 
 
+@pytest.mark.slow
 def test_engines_agree(mixed):
     native = fit_kernels(mixed, config=FitConfig(engine="auto"))
     xla = fit_kernels(mixed, config=FitConfig(engine="xla"))
@@ -302,11 +303,11 @@ class TestArguments:
 
     def test_numbers_of_a_config(self):
         numbers = [field.name for field in fields(FitConfig) if isinstance(field.default, int)]
-        assert numbers == ["starts", "steps"]
+        assert numbers == ["effort", "steps"]
         for name in numbers:
             with pytest.raises(ValueError, match=f"{name} must be 1 to [0-9]+, got 0"):
                 FitConfig(**{name: 0})
-        with pytest.raises(ValueError, match="starts must be 1 to 10, got 11"):
+        with pytest.raises(ValueError, match="effort must be 1 to 10, got 11"):
             FitConfig(effort=11)
 
     @pytest.mark.parametrize(
@@ -338,4 +339,4 @@ class TestArguments:
     def test_configs_are_static(self):
         assert hash(FitConfig()) == hash(FitConfig())
         assert FitConfig(effort=3) != FitConfig()
-        assert THOROUGH.starts == 10
+        assert THOROUGH.effort == 10

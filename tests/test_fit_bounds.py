@@ -109,6 +109,7 @@ def test_bounds_that_change_nothing(kernels):
     np.testing.assert_array_equal(bounded.status, free.status)
 
 
+@pytest.mark.slow
 def test_bounds_of_every_kernel(kernels):
     places, widths = np.linspace(-1, 1, ROWS), np.linspace(0.8, 1.5, ROWS)
     result = fit(kernels, {"x0_px": places, "sigma_px": (widths, 2 * widths)})
@@ -127,6 +128,7 @@ def test_bounds_of_every_kernel(kernels):
     assert leaves_equal(rows_of(repeated, slice(-ROWS, None)), result)
 
 
+@pytest.mark.slow
 def test_bounds_of_one_family_and_of_all(kernels):
     """The DoG alone is held at the middle; the widths of both are."""
     box = {"dog": {"x0_px": 0.25, "surround_ratio": (2.0, 3.0)}, "sigma_px": (0.5, 1.5), "gaussian": {}}
@@ -150,6 +152,7 @@ def test_a_family_s_own_bounds_go_before_those_of_all(kernels):
     np.testing.assert_allclose(named(fit(kernels, box))["sigma_px"], 1.7, rtol=2e-7)
 
 
+@pytest.mark.slow
 def test_traced_bounds(kernels):
     """One compiled program for bounds that `vmap` brings, one per kernel."""
 

@@ -151,6 +151,7 @@ def test_predictions_are_close_to_those_of_refits_without_the_tap():
     assert found > 1 - fit_kernels(kernel[None], (family,)).r2[0]
 
 
+@pytest.mark.slow
 def test_cross_validation_leaves_masked_taps_out():
     size, family = 5, "d1"
     weights = np.random.default_rng(85).uniform(0.5, 2, (size, size)) * (np.arange(25).reshape(5, 5) != 7)
@@ -175,6 +176,7 @@ def test_cross_validation_leaves_masked_taps_out():
     np.testing.assert_allclose(result.score_by_family[0, 0], wanted, atol=0.05)
 
 
+@pytest.mark.slow
 def test_too_few_taps_for_aicc():
     """Seven taps left are too few for five parameters and the noise level."""
     kernels = noisy(np.stack([draw("gaussian", 4, sigma=0.9)] * 2), 0.1, 86)

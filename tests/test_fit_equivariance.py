@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dogfit.fitting.api import fit_kernels
@@ -110,7 +110,6 @@ def test_powers_of_two_pass_through_to_the_bit(kernels, fit, config, gain):
     )
 
 
-@settings(max_examples=8, deadline=None)
 @given(gain=st.floats(0.01, 100), negative=st.booleans(), offset=st.floats(-1, 1))
 def test_gain_and_offset_pass_through(kernels, fit, config, gain, negative, offset):
     gain = np.float32(-gain if negative else gain)
@@ -133,6 +132,7 @@ def test_gain_and_offset_pass_through(kernels, fit, config, gain, negative, offs
         assert max(apart.values()) < (0.1 if family == "dog" else 0.02), (family, apart)
 
 
+@pytest.mark.slow
 def test_real_kernels_keep_their_families(config):
     kernels = real_kernels(300).astype(np.float32)
     before = fit_kernels(kernels, config=config)
@@ -145,6 +145,7 @@ def test_real_kernels_keep_their_families(config):
     assert np.mean(np.abs(after.r2 - before.r2) < 1e-4) > 0.98
 
 
+@pytest.mark.slow
 def test_weights_turn_with_their_kernels():
     generator = np.random.default_rng(53)
     kernels, weights = generator.normal(size=(2, 12, 5, 5))

@@ -41,7 +41,7 @@ def drawn_tied(family: str) -> list[dict]:
     ("family", "config"),
     [
         ("dog_d1", FitConfig()),
-        ("dog_d2", FitConfig()),
+        pytest.param("dog_d2", FitConfig(), marks=pytest.mark.slow),
         pytest.param("dog_d1", FitConfig(engine="xla"), marks=pytest.mark.slow),
     ],
 )
@@ -81,6 +81,7 @@ def elliptic(request):
     return family, kernels, fit_unoptimised(kernels, (family,), CONFIG)
 
 
+@pytest.mark.slow
 def test_ellipses(elliptic):
     family, _, result = elliptic
     for row, drawn in enumerate(ELLIPTIC[family]):
@@ -90,6 +91,7 @@ def test_ellipses(elliptic):
         assert max(apart.values()) < 0.01, apart
 
 
+@pytest.mark.slow
 def test_noisy_ellipses_reach_scipy(elliptic):
     family, kernels, result = elliptic
     reference = Reference(family, SIZE, starts=8)
@@ -106,6 +108,7 @@ def test_ellipses_are_the_same_in_the_program_that_users_run(elliptic):
     np.testing.assert_allclose(fit_kernels(kernels, (family,), config=CONFIG).r2, result.r2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ellipses_at_the_corners_of_their_bounds():
     """Where the longer axis is 4.5 times the shorter, at a slant."""
     gains = np.random.default_rng(91).normal(size=(4, 3))
@@ -121,6 +124,7 @@ def test_ellipses_at_the_corners_of_their_bounds():
     np.testing.assert_array_less(1 - 1e-5, result.r2)
 
 
+@pytest.mark.slow
 def test_ellipses_with_a_tap_masked():
     """Starts are those of the round family made longer: images of ellipses would be each kernel's own."""
     clean = np.stack([draw("d1_elliptic", SIZE, **d) for d in ELLIPTIC["d1_elliptic"]]).astype(np.float32)
@@ -131,6 +135,7 @@ def test_ellipses_with_a_tap_masked():
     np.testing.assert_array_less(1 - 1e-5, result.r2)
 
 
+@pytest.mark.slow
 def test_ellipses_turn_with_the_kernel(elliptic):
     """By a quarter: exact, for the search sees the same numbers."""
     family, kernels, result = elliptic
@@ -146,6 +151,7 @@ def test_ellipses_turn_with_the_kernel(elliptic):
         assert max(apart.values()) < 1e-3, apart
 
 
+@pytest.mark.slow
 class TestProfiles:
     @pytest.fixture(scope="class", params=["sampled", "discrete"])
     @classmethod
@@ -237,6 +243,7 @@ def gabor_image(p: np.ndarray) -> np.ndarray:
     return p[0] + np.exp(-(x**2 + y**2) / (2 * p[5] ** 2)) * (p[1] * np.cos(phase) + p[2] * np.sin(phase))
 
 
+@pytest.mark.slow
 class TestCustom:
     CONFIG = FitConfig(effort=5)
 
@@ -292,11 +299,13 @@ class TestCustom:
         assert leaves_equal(rows_of(again, kept), rows_of(result, kept))
         assert again.status[1] == Status.NONFINITE
 
-    def test_two_of_one_name(self, kernels):
-        other = custom_family("gabor", gabor, {"x0_px": SearchRange(0, 1, 2)}, ("even",))
-        with pytest.raises(ValueError, match="two families share a name: gabor, gabor"):
-            fit_kernels(kernels, (GABOR, other))
-        assert fit_kernels(kernels[:0], ("d1", "d1")).families == ("d1",)
+
+def test_fit_kernels_two_families_of_one_name():
+    kernels = np.random.default_rng(0).normal(size=(2, SIZE, SIZE))
+    other = custom_family("gabor", gabor, {"x0_px": SearchRange(0, 1, 2)}, ("even",))
+    with pytest.raises(ValueError, match="two families share a name: gabor, gabor"):
+        fit_kernels(kernels, (GABOR, other))
+    assert fit_kernels(kernels[:0], ("d1", "d1")).family_names == ("d1",)
 
 
 def test_discrete_ellipses_are_refused():

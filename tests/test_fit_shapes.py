@@ -27,6 +27,7 @@ class TestThree:
         best = result.r2_by_family[[0, 1, 2], [1, 1, 0]]
         assert np.all(best > 1 - 1e-4)
 
+    @pytest.mark.slow
     def test_a_three_by_four_kernel(self):
         kernel = draw("d2", (3, 4), sigma=0.8, gains=(1.0, 0.3), theta=0.4, x0=0.2)
         result = fit_unoptimised(kernel[None].astype(np.float32), ("d2", "dog_d2_elliptic"), SMALL)
@@ -39,9 +40,9 @@ class TestThree:
     ("size", "family"),
     [
         (4, "gaussian"),
-        (6, "d1"),
-        (8, "d2"),
-        (9, "dog"),
+        pytest.param(6, "d1", marks=pytest.mark.slow),
+        pytest.param(8, "d2", marks=pytest.mark.slow),
+        pytest.param(9, "dog", marks=pytest.mark.slow),
         (31, "d1"),
         pytest.param(51, "gaussian", marks=pytest.mark.slow),
     ],
@@ -59,6 +60,7 @@ def test_truth_is_recovered(size, family):
     assert max(apart.values()) < 0.03 * size, apart
 
 
+@pytest.mark.slow
 class TestRectangles:
     SHAPE = (5, 9)
     DRAWN = (

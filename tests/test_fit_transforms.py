@@ -103,6 +103,7 @@ def test_vmap(kernels, plain, fit):
     assert_same_fits(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), nested), plain)
 
 
+@pytest.mark.slow
 def test_scan(kernels, plain, fit):
     """As in training: what a step finds goes on to the next."""
 
@@ -142,6 +143,7 @@ def test_fit_kernels_over_a_mesh(kernels, plain, config):
     assert program.output_shardings.r2.is_equivalent_to(row_sharding(mesh), 1)
 
 
+@pytest.mark.slow
 def test_weights_and_bounds_over_a_mesh(kernels):
     """Those of each kernel go where it goes."""
     weights = np.random.default_rng(8).uniform(0.5, 1, kernels.shape)
@@ -153,6 +155,7 @@ def test_weights_and_bounds_over_a_mesh(kernels):
     assert_same_fits(sharded, plain)
 
 
+@pytest.mark.slow
 def test_default_fit_over_eight_devices():
     """All default families with the default engine; devices without a kernel of their own work at padding."""
     kernels = noisy_drawings(7, 24, ("dog", "d1", "d2"), 42)
@@ -166,6 +169,7 @@ def test_default_fit_over_eight_devices():
     assert np.mean(np.abs(sharded.r2_by_family - plain.r2_by_family) < 1e-4) > 0.97
 
 
+@pytest.mark.slow
 def test_vmap_over_more_kernels_than_fill_whole_blocks(kernels, plain, fit):
     many = np.concatenate([kernels] * 4)[:83]
     repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * 4)[:83], plain)

@@ -148,6 +148,7 @@ def test_shared_weights_are_those_of_every_kernel(kernels, weights):
     assert leaves_equal(streamed, shared)
 
 
+@pytest.mark.slow
 def test_a_kernel_of_its_own_and_under_vmap(kernels, weights, weighted):
     def score(kernel, mine):
         return fit_kernel(kernel, ("gaussian",), weights=mine, config=CONFIG).r2

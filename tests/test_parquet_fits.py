@@ -6,7 +6,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from dogfit.errors import DogfitError
-from dogfit.fitting.api import fit_kernels, fit_stream
+from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.parquet import fit_parquet
 
@@ -74,21 +74,12 @@ class TestRows:
         fit(np.load(tmp_path / "kernels.npy", mmap_mode="r"), tmp_path / "fits")
         assert_same_rows(rows_of(tmp_path / "fits"), table)
 
-    def test_weights_bounds_and_config_reach_the_fit(self, kernels, tmp_path, monkeypatch):
-        seen = []
-
-        def keep(blocks, families, **options):
-            seen.append(options)
-            return fit_stream(blocks, families)
-
-        monkeypatch.setattr("dogfit.fitting.parquet.fit_stream", keep)
-        options = {
-            "weights": np.ones((5, 5)),
-            "bounds": {"sigma_px": (0.5, 1.0)},
-            "config": FitConfig(effort=2),
-        }
-        fit(kernels[:20], tmp_path, **options)
-        assert seen == [options]
+    def test_weights_bounds_and_config_reach_the_fit(self, kernels, tmp_path):
+        weights = np.random.default_rng(1).uniform(0.5, 1.0, (5, 5))
+        config = FitConfig(effort=2, criterion="aicc")
+        options = {"weights": weights, "bounds": {"sigma_px": (0.5, 1.0)}, "config": config}
+        fit_parquet(kernels[:20], tmp_path, ["gaussian"], **options)
+        assert_same_rows(rows_of(tmp_path), fit_kernels(kernels[:20], ["gaussian"], **options).table())
 
 
 class TestInterrupted:
