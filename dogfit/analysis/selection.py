@@ -161,7 +161,7 @@ def model_curves(found: SizeResult, kernelset: KernelSet, models: Sequence[str])
 
 
 def largest_models(by_layer: Sequence[Mapping[str, Any]], most: int) -> list[str]:
-    """Names of the models with the most layers that have kernels to analyse, in the order given.
+    """Names of the models with the most layers that have kernels to analyze, in the order given.
 
     Args:
       by_layer: the summary's parts.

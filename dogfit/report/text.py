@@ -114,7 +114,7 @@ def _shares(sizes: Mapping[str, Any]) -> list[str]:
 
 
 def _is_stated(row: Mapping[str, Any]) -> bool:
-    """Whether the threshold is one of R² that does not depend on a null."""
+    """Tell whether the threshold is one of R² that does not depend on a null."""
     return row["measure"] == "r2" and row["kind"] != "null_rate"
 
 
