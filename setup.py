@@ -53,7 +53,7 @@ def extensions() -> list[Extension]:
         Extension(
             # No Python module: a library that dogfit.kernels.native loads.
             "dogfit.kernels.native._native",
-            [(FOLDER / name).as_posix() for name in ("ffi.cc", "tables.cc")],
+            [(FOLDER / "ffi.cc").as_posix()],
             depends=[path.as_posix() for path in sorted(FOLDER.iterdir())],
             # A system's headers: their warnings are not ours.
             extra_compile_args=[*FLAGS, "-isystem", jax.ffi.include_dir()],

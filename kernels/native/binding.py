@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.native.tables import seed_tables
 from dogfit.kernels.types import Effort, Found
 
 _SEARCH, _CLIMB, _EVALUATE = "dogfit_search", "dogfit_climb", "dogfit_evaluate"
@@ -179,6 +181,7 @@ def search_families(
     count = len(models)
     if not 1 <= effort.starts <= MAX_STARTS:
         raise ValueError(f"starts must be 1 to {MAX_STARTS}, got {effort.starts}")
+    tables = seed_tables(tuple(GaussianModel(*model) for model in models), kernels.shape[0])
     call = jax.ffi.ffi_call(
         _SEARCH,
         _results(kernels, (count, _MAX_PARAMETERS), (count,)),
@@ -189,6 +192,7 @@ def search_families(
         kernels,
         _bounds(kernels, lower),
         _bounds(kernels, upper),
+        *(table + _like(kernels, (), table.dtype) for table in tables),
         orders=np.array([m.order for m in models], np.int32),
         pairings=np.array([m.pairing for m in models], np.int32),
         starts=np.int32(effort.starts),

@@ -13,25 +13,11 @@ import numpy as np
 
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.model.profiles import PROFILES
-from dogfit.kernels.starts.dictionary import KAPPAS, NARROW_KAPPAS, TIED_RATIOS, offset_line
+from dogfit.kernels.starts.constants import FUSED, XLA
+from dogfit.kernels.starts.dictionary import offset_line
 
 # Nodes per matrix product: what a warp's registers hold beside the taps.
 TILE = 32
-WIDTHS = 10
-# Strips into which a kernel is cut, with a slot each; where Gaussians are narrow so many more than taps along
-# a side, since each tap may hold an optimum of its own.
-_STRIPS, _NARROW, _MORE_STRIPS = 2, 0.5, 3
-# Widths of the surround, in widths of the centre, in groups; near the least ratio the pair is a Laplacian.
-_RATIOS = ((1.1,), (1.7, 3.0, 7.0))
-_NEAR_DERIVATIVE = 1.5
-# A derivative of a Gaussian far narrower than a tap changes its shape within hundredths of a tap where its
-# integral over the tap vanishes: at the tap's centre for the first, near its edges for the second and for
-# the Laplacian. Offsets from a tap's centre, to both sides, for widths up to the first number.
-_OFFSETS = {
-    "first": ((0.35, (0.0, 0.1, 0.2, 0.35, 0.5)), (0.5, (0.0, 0.3, 0.5))),
-    "second": ((0.35, (0.0, 0.2, 0.4, 0.475, 0.49, 0.497)), (0.5, (0.0, 0.3, 0.5))),
-    "laplacian": ((0.35, (0.0, 0.15, 0.3, 0.4, 0.46, 0.48, 0.49, 0.497)), (0.5, (0.0, 0.3, 0.5))),
-}
 
 
 class Dictionary(NamedTuple):
@@ -61,18 +47,25 @@ class Dictionary(NamedTuple):
 
 
 def center_line(sigma: float, size: int, shape: str | None) -> np.ndarray:
-    """Centres tried along one axis, `[m]`, from one end of the kernel to the other.
+    """Centres tried along one axis, from one end of the kernel to the other.
 
     Args:
       sigma: width in taps.
       size: taps along a side.
-      shape: of what derivative, one of "first", "second" and "laplacian", or of none.
+      shape: derivative whose shape changes within a tap, one of "first", "second" and "laplacian", or None.
+
+    Returns:
+      Centres `[m]`, ascending, in taps from the middle.
     """
-    for limit, offsets in _OFFSETS[shape] if shape else ():
+    for limit, offsets in FUSED.offsets[shape] if shape else ():
         if sigma <= limit:
             return offset_line(size, tuple(sign * offset for offset in offsets for sign in (-1, 1)))
-    spacing = min(max(0.5 * sigma, 0.25) if shape else max(sigma, 0.5), 0.17 * size)
-    return np.linspace(-size / 2, size / 2, math.ceil(size / spacing) + 1)
+    if shape:
+        distance = max(FUSED.spacing * sigma, FUSED.min_spacing)
+    else:
+        distance = max(FUSED.smooth_spacing * sigma, FUSED.smooth_min_spacing)
+    distance = min(distance, FUSED.max_spacing * size)
+    return np.linspace(-size / 2, size / 2, math.ceil(size / distance) + 1)
 
 
 def padded_taps(size: int) -> int:
@@ -81,24 +74,29 @@ def padded_taps(size: int) -> int:
 
 
 def _surrounds(model: GaussianModel, sigma: float) -> list[list[tuple[float, float]]]:
-    """Ratios of widths and kappas tried at a width; those of a group compete."""
+    """Ratios of widths and surround weights tried at a width; those of a group compete."""
     if model.shared_amplitude:
-        kappas = NARROW_KAPPAS if sigma <= _NARROW else KAPPAS
-        return [[(ratio, kappa) for kappa in kappas] for ratio in TIED_RATIOS]
-    return [[(ratio, 0.0) for ratio in group] for group in (_RATIOS if model.two_widths else ((1.0,),))]
+        weights = XLA.narrow_surround_weights if sigma <= FUSED.narrow else XLA.surround_weights
+        return [[(ratio, weight) for weight in weights] for ratio in XLA.shared_ratios]
+    return [[(ratio, 0.0) for ratio in group] for group in (FUSED.ratios if model.two_widths else ((1.0,),))]
 
 
 @functools.cache
 def dictionary(model: GaussianModel, size: int) -> Dictionary:
-    """The dictionary of a round model of integrated profiles."""
-    levels = np.geomspace(model.min_sigma, 0.75 * size, WIDTHS).tolist()
+    """Dictionary of a round model of integrated profiles for square kernels.
+
+    Args:
+      model: round, integrated.
+      size: taps along a side.
+    """
+    levels = np.geomspace(model.min_sigma, FUSED.widest * size, FUSED.widths).tolist()
     tiles, numbers, first, row, slot, start, length = [], [], [0], [], [], [], []
     slots = 0
     for sigma in levels:
-        strips = size + _MORE_STRIPS if sigma <= _NARROW else _STRIPS
+        strips = size + FUSED.more_strips if sigma <= FUSED.narrow else FUSED.strips
         for group in _surrounds(model, sigma):
-            for ratio, kappa in group:
-                line, columns = _grid(model, size, sigma, ratio, kappa)
+            for ratio, weight in group:
+                line, columns = _grid(model, size, sigma, ratio, weight)
                 for strip, rows in enumerate(np.array_split(np.arange(line.size), strips)):
                     tiles.append(_tiled(columns[rows]))
                     first.append(first[-1] + len(tiles[-1]))
@@ -109,7 +107,7 @@ def dictionary(model: GaussianModel, size: int) -> Dictionary:
                 numbers += (
                     [math.log(sigma)]
                     + [math.log(ratio)] * model.two_widths
-                    + [kappa] * model.shared_amplitude
+                    + [weight] * model.shared_amplitude
                 )
                 numbers += line.tolist()
             slots += strips
@@ -127,10 +125,10 @@ def dictionary(model: GaussianModel, size: int) -> Dictionary:
 
 
 def _grid(
-    model: GaussianModel, size: int, sigma: float, ratio: float, kappa: float
+    model: GaussianModel, size: int, sigma: float, ratio: float, weight: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Line of centres `[m]`, and the columns of all pairs of them, `[m, m, q, taps]`."""
-    near_derivative = model.two_widths and not model.shared_amplitude and ratio < _NEAR_DERIVATIVE
+    near_derivative = model.two_widths and not model.shared_amplitude and ratio < FUSED.laplacian_ratio
     shape = "laplacian" if near_derivative else (None, "first", "second")[model.order]
     line = center_line(sigma, size, shape)
     widths = [sigma, ratio * sigma][: 1 + model.two_widths]
@@ -140,7 +138,7 @@ def _grid(
     for q, function in enumerate(model.terms):
         for w, i, j in function:
             images = np.einsum("xm,yn->mnxy", profiles[w][i], profiles[w][j])
-            columns[:, q] += (-kappa if model.shared_amplitude and w else 1.0) * images.reshape(
+            columns[:, q] += (-weight if model.shared_amplitude and w else 1.0) * images.reshape(
                 line.size**2, -1
             )
     columns -= columns.mean(axis=-1, keepdims=True)

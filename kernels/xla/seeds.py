@@ -27,7 +27,7 @@ from dogfit.kernels.starts.peaks import largest_keys, pack_keys
 from dogfit.kernels.types import Box
 
 # Differences of shape within which an elliptic start stands for another, in units of `apart`; and peaks from
-# which one start is chosen, more where kappa makes many alike.
+# which one start is chosen, more where surround weights make many alike.
 _ALIKE, _PEAKS, _TIED_PEAKS = 2.0, 3, 5
 # Nodes of which the two best peaks are kept.
 _GROUP = 8
@@ -126,21 +126,21 @@ def _elliptic_seeds(
 
 def _energies(
     kernels: Image, grid: Grid, weights: Image | None, box: Box | None
-) -> Float[Array, "kappas m n b"]:
+) -> Float[Array, "weights m n b"]:
     energies = (
         _grid_energies(kernels, grid) if weights is None else _weighted_energies(kernels, grid, weights)
     )
     return energies if box is None else energies * _inside(grid, box)
 
 
-def _keys(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "kappas i j b"]:
+def _keys(energies: Float[Array, "weights m n b"], first: int, bits: int) -> Int[Array, "weights i j b"]:
     """Keys of all nodes but the outermost, which are there twice, numbered from `first`."""
     size = math.prod(energies.shape[:-1])
     number = np.arange(first, first + size, dtype=np.int32).reshape(energies.shape[:-1])
     return pack_keys(energies[:, 1:-1, 1:-1], number[:, 1:-1, 1:-1, None], bits)
 
 
-def _peaks(energies: Float[Array, "kappas m n b"], first: int, bits: int) -> Int[Array, "c b"]:
+def _peaks(energies: Float[Array, "weights m n b"], first: int, bits: int) -> Int[Array, "c b"]:
     """Keys of nodes that explain no less than their neighbours in x and y; of others 0."""
     inner = energies[:, 1:-1, 1:-1]
     along_x = jnp.maximum(jnp.maximum(energies[:, :-2], energies[:, 2:]), energies[:, 1:-1])
@@ -213,7 +213,7 @@ def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: i
     return lax.scan(take_best, energies, length=count)[1]
 
 
-def _inside(grid: Grid, box: Box) -> Float[Array, "kappas m n #b"]:
+def _inside(grid: Grid, box: Box) -> Float[Array, "weights m n #b"]:
     """Which nodes stand for a box: 1; others 0 by their centre, or little by how far off they are else."""
 
     def excess(values: np.ndarray, parameter: int) -> Float[Array, "v #b"]:
@@ -225,7 +225,7 @@ def _inside(grid: Grid, box: Box) -> Float[Array, "kappas m n #b"]:
     x, y = (excess(line, axis) for axis, line in enumerate(grid.lines))
     x, y = (far <= jnp.min(far, axis=0, keepdims=True) for far in (x, y))
     centres = (x[:, None] & y[None]).astype(box.lower.dtype)
-    far = sum_arrays(excess(values, 2 + offset) for offset, values in enumerate(grid.constants.T)) / 0.4
+    far = sum_arrays(excess(values, 2 + offset) for offset, values in enumerate(grid.parameters.T)) / 0.4
     # Within one spacing of widths a start is as good as one inside; beyond, the nearest is the best there is.
     return centres[None] * jnp.exp(-20.0 * jnp.maximum(far - 1.0, 0.0))[:, None, None]
 
@@ -239,24 +239,24 @@ def _node_sums(image: Image, along_x: np.ndarray, along_y: np.ndarray) -> Float[
     return lax.dot_general(x, rows, contract, precision=lax.Precision.HIGHEST)
 
 
-def _along_kappas(weight: np.ndarray, sums: Float[Array, "m n b"]) -> Float[Array, "kappas m n b"]:
+def _along_weights(weight: np.ndarray, sums: Float[Array, "m n b"]) -> Float[Array, "weights m n b"]:
     if np.all(weight == 1):
         return sums[None]
     return jnp.asarray(weight, sums.dtype)[:, None, None, None] * sums[None]
 
 
-def _function_sums(image: Image, grid: Grid) -> list[Float[Array, "kappas m n b"]]:
+def _function_sums(image: Image, grid: Grid) -> list[Float[Array, "weights m n b"]]:
     """Sums of an image times each basis function at each node."""
     return [
         sum_arrays(
-            _along_kappas(weight, _node_sums(image, grid.profiles[0, w, i], grid.profiles[1, w, j]))
+            _along_weights(weight, _node_sums(image, grid.profiles[0, w, i], grid.profiles[1, w, j]))
             for (w, i, j), weight in function
         )
         for function in grid.functions
     ]
 
 
-def _grid_energies(kernels: Image, grid: Grid) -> Float[Array, "kappas m n b"]:
+def _grid_energies(kernels: Image, grid: Grid) -> Float[Array, "weights m n b"]:
     """Explained energy at each node, linear weights solved for."""
     projections = _function_sums(kernels, grid)
     energies = []
@@ -268,16 +268,16 @@ def _grid_energies(kernels: Image, grid: Grid) -> Float[Array, "kappas m n b"]:
     return sum_arrays(energies)
 
 
-def _weighted_energies(kernels: Image, grid: Grid, weights: Image) -> Float[Array, "kappas m n b"]:
+def _weighted_energies(kernels: Image, grid: Grid, weights: Image) -> Float[Array, "weights m n b"]:
     """As `_grid_energies` with weighted taps: the Gram matrices are the kernels' own."""
     projections = _function_sums(jnp.sqrt(weights) * kernels, grid)
     means = _function_sums(weights, grid)
     everything = sum_taps(weights)[None, None, None]
     q = len(projections)
 
-    def gram(i: int, j: int) -> Float[Array, "kappas m n b"]:
+    def gram(i: int, j: int) -> Float[Array, "weights m n b"]:
         product = sum_arrays(
-            _along_kappas(
+            _along_weights(
                 p * r,
                 _node_sums(
                     weights,

@@ -7,6 +7,7 @@ namespace dogfit {
 
 constexpr int kMaxSize = 51;       // taps on a side
 constexpr int kMaxCentres = 512;   // in a line of seeds
+constexpr int kMaxSeconds = 4;     // wider Gaussians of a level of seeds
 constexpr int kReach = 4;          // taps that a Gaussian of 0.3 taps reaches, as seeds need it
 constexpr int kMostStarts = 128;   // of a kernel, where they are given
 constexpr int kMaxParameters = 7;  // x0, y0, log sigma[, log ratio[, surround weight]][, e1, e2]
@@ -45,12 +46,13 @@ struct Effort {
 struct SeedPlane {
   enum Kind : int { kOrder, kLaplacian, kPair, kTied } kind;
   int model;
-  int order, basis;  // of the model; functions solved for
-  int second;        // which of the level's second widths
-  float log_ratio, kappa;
+  int order;   // of the model
+  int second;  // which of the level's second widths
+  float log_ratio, surround_weight;
   int variant;  // neighbours differ by one
   int stride;
-  const float* white;  // per node: L and 1 / D of the Gram matrix's L D L', by rows
+  // Per node of one quadrant, inverse Cholesky factor of the Gram matrix of the functions solved for, by rows.
+  const float* white;
 };
 
 // One width, and a line of centres.
@@ -64,7 +66,7 @@ struct SeedLevel {
   const int* start;           // first of them, per centre
   const float* profile[3];    // by order, [count, length]
   int seconds;
-  const float* second[4][3];  // [count / stride, size]
+  const float* second[kMaxSeconds][3];  // [count / stride, size]
   int planes;
   const SeedPlane* plane;
 };

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "tables.h"
+#include "seed_tables.h"
 
 namespace ffi = xla::ffi;
 
@@ -76,6 +76,14 @@ ffi::Error check(const ffi::Buffer<ffi::F32>& kernels, const Build* build) {
   return ffi::Error::Success();
 }
 
+// An operand as rows of as many entries as there are in a `Row`.
+template <class Row, ffi::DataType TYPE>
+Operand<Row> rows_of(const ffi::Buffer<TYPE>& operand) {
+  constexpr int64_t entries = sizeof(Row) / sizeof(*operand.typed_data());
+  return {reinterpret_cast<const Row*>(operand.typed_data()),
+          static_cast<int64_t>(operand.element_count()) / entries};
+}
+
 // Splits the rows among the threads of a pool.
 ffi::Error work_through(const Problem& problem, const GivenStarts& given, const Build* build,
                         ffi::ThreadPool& pool) {
@@ -98,7 +106,9 @@ ffi::Error work_through(const Problem& problem, const GivenStarts& given, const 
 }
 
 ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffer<ffi::F32> lower,
-                  ffi::Buffer<ffi::F32> upper, ffi::ResultBuffer<ffi::F32> point,
+                  ffi::Buffer<ffi::F32> upper, ffi::Buffer<ffi::S32> levels, ffi::Buffer<ffi::S32> planes,
+                  ffi::Buffer<ffi::S32> reached, ffi::Buffer<ffi::F32> numbers,
+                  ffi::ResultBuffer<ffi::F32> point,
                   ffi::ResultBuffer<ffi::F32> predicted_gain, ffi::ResultBuffer<ffi::S32> steps,
                   ffi::ResultBuffer<ffi::S32> n_agreeing, ffi::Span<const int32_t> orders,
                   ffi::Span<const int32_t> pairings, int32_t starts, int32_t most_steps, float min_separation,
@@ -116,7 +126,9 @@ ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buff
                       point->typed_data() + kMaxParameters * rows * m, predicted_gain->typed_data() + rows * m,
                       steps->typed_data() + rows * m, n_agreeing->typed_data() + rows * m});
   }
-  const Tables tables(size, models);
+  const Tables tables(size, static_cast<int>(models.size()), rows_of<LevelRow>(levels),
+                      rows_of<PlaneRow>(planes), rows_of<int32_t>(reached), rows_of<float>(numbers));
+  if (!tables.ok()) return ffi::Error::InvalidArgument("the tables of starts do not fit together");
   return work_through({kernels.typed_data(), rows, size, models.data(), static_cast<int>(models.size()),
                        &tables.get(),
                        {starts, most_steps, min_separation, min_relative_energy, abandon_factor, tolerance}},
@@ -179,6 +191,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitSearch, dogfit::search,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()

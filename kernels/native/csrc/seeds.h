@@ -60,14 +60,12 @@ struct Candidates {
 
 template <int Q>
 DOGFIT_INLINE Lanes white_energy(const Lanes* c, const float* white) {
-  Lanes y[Q], energy = splat(0);
+  Lanes energy = splat(0);
   unrolled<0, Q>([&](auto i) __attribute__((always_inline)) {
-    constexpr int row = i;
-    y[row] = c[row];
-    unrolled<0, row>([&](auto k) __attribute__((always_inline)) {
-      y[row] -= white[row * (row + 1) / 2 + k] * y[k];
-    });
-    energy += y[row] * y[row] * white[row * (row + 3) / 2];
+    constexpr int row = i, first = row * (row + 1) / 2;
+    Lanes y = white[first] * c[0];
+    unrolled<1, row + 1>([&](auto k) __attribute__((always_inline)) { y += white[first + k] * c[k]; });
+    energy += y * y;
   });
   return energy;
 }
@@ -76,13 +74,13 @@ DOGFIT_INLINE Lanes white_energy(const Lanes* c, const float* white) {
 struct SeedWork {
   // Projections at one centre in x and all in y, by orders: 00, 10, 01, 20, 11, 02. `second` likewise.
   Lanes* node[6];
-  Lanes* second[4][6];
+  Lanes* second[kMaxSeconds][6];
   Lanes* energies;  // [planes][3][longest + 2]
   Lanes* best;      // [models]
   Lanes* share;     // [models], of the best that a maximum must have
 
   static int64_t vectors(const SeedTables& tables, int models) {
-    return (6 * 5 + 3 * tables.planes) * int64_t(tables.longest + 2) + 2 * models;
+    return (6 * (1 + kMaxSeconds) + 3 * tables.planes) * int64_t(tables.longest + 2) + 2 * models;
   }
   void place(Lanes* memory, const SeedTables& tables, int models) {
     const int row = tables.longest + 2;
@@ -154,49 +152,69 @@ DOGFIT_INLINE void project_line(const Lanes* kernel, int size, int totals, const
   else project_line<SIZE, 7>(kernel, size, profile, start, length, m, count, out);
 }
 
+// Energies at the nodes of one line, `projections(n, v)` of a kernel on the Q functions at each. Nodes beyond
+// the middle are whitened as their mirror images: of functions that are ODD the second changes its sign
+// against the others where either axis is mirrored.
+template <int Q, bool ODD, class Projections>
+DOGFIT_INLINE void line_energies(const float* white, int line, int count, const Projections& projections,
+                                 Lanes* out) {
+  constexpr int entries = Q * (Q + 1) / 2;
+  const int half = (count + 1) / 2;
+  const bool beyond = line >= half;
+  white += int64_t(beyond ? count - 1 - line : line) * half * entries;
+  float sign = beyond ? -1 : 1;
+  auto one = [&](int n, const float* at) __attribute__((always_inline)) {
+    Lanes v[Q];
+    projections(n, v);
+    if constexpr (ODD) v[1] *= sign;
+    out[n] = white_energy<Q>(v, at);
+  };
+  for (int n = 0; n < half; ++n) one(n, white + n * entries);
+  sign = -sign;
+  for (int n = half; n < count; ++n) one(n, white + (count - 1 - n) * entries);
+}
+
 // Energies of a plane along one line of nodes.
-DOGFIT_INLINE void plane_energies(const SeedPlane& plane, const SeedWork& work, int count, const float* white,
+DOGFIT_INLINE void plane_energies(const SeedPlane& plane, const SeedWork& work, int line, int count,
                                   Lanes* out) {
   const int order = plane.order;
   Lanes* const* c = work.node + order * (order + 1) / 2;
   Lanes* const* d = work.second[plane.second] + order * (order + 1) / 2;
   const int s = plane.stride;
+  const float* white = plane.white;
+  auto single = [&](auto functions) __attribute__((always_inline)) {
+    constexpr int Q = functions;
+    line_energies<Q, (Q > 1)>(white, line, count, [&](int n, Lanes* v) __attribute__((always_inline)) {
+      unrolled<0, Q>([&](auto t) __attribute__((always_inline)) { v[t] = c[t][n]; });
+    }, out);
+  };
+  auto shared = [&](auto functions) __attribute__((always_inline)) {
+    constexpr int Q = functions;
+    line_energies<Q, (Q > 1)>(white, line, count, [&](int n, Lanes* v) __attribute__((always_inline)) {
+      unrolled<0, Q>([&](auto t) __attribute__((always_inline)) { v[t] = c[t][n] - plane.surround_weight * d[t][n]; });
+    }, out);
+  };
+  auto by_order = [&](const auto& action) __attribute__((always_inline)) {
+    if (order == 0) action(Index<1>{});
+    else if (order == 1) action(Index<2>{});
+    else action(Index<3>{});
+  };
   switch (plane.kind) {
     case SeedPlane::kOrder:
-      if (order == 0) {
-        for (int n = 0; n < count; ++n, white += 1) out[n] = white_energy<1>(&c[0][n], white);
-      } else if (order == 1) {
-        for (int n = 0; n < count; ++n, white += 3) {
-          const Lanes v[2] = {c[0][n], c[1][n]};
-          out[n] = white_energy<2>(v, white);
-        }
-      } else {
-        for (int n = 0; n < count; ++n, white += 6) {
-          const Lanes v[3] = {c[0][n], c[1][n], c[2][n]};
-          out[n] = white_energy<3>(v, white);
-        }
-      }
+      by_order(single);
       break;
     case SeedPlane::kLaplacian:
-      for (int n = 0; n < count; ++n, white += 3) {
-        const Lanes v[2] = {c[0][n], work.node[3][n] + work.node[5][n]};
-        out[n] = white_energy<2>(v, white);
-      }
+      line_energies<2, false>(white, line, count, [&](int n, Lanes* v) __attribute__((always_inline)) {
+        v[0] = c[0][n], v[1] = work.node[3][n] + work.node[5][n];
+      }, out);
       break;
     case SeedPlane::kPair:
-      for (int n = 0; n < count; ++n, white += 3) {
-        const Lanes v[2] = {c[0][n * s], d[0][n]};
-        out[n] = white_energy<2>(v, white);
-      }
+      line_energies<2, false>(white, line, count, [&](int n, Lanes* v) __attribute__((always_inline)) {
+        v[0] = c[0][n * s], v[1] = d[0][n];
+      }, out);
       break;
     case SeedPlane::kTied:
-      for (int n = 0; n < count; ++n) {
-        Lanes v[3];
-        for (int t = 0; t <= order; ++t) v[t] = c[t][n * s] - plane.kappa * d[t][n];
-        if (order == 0) out[n] = white_energy<1>(v, white), white += 1;
-        if (order == 1) out[n] = white_energy<2>(v, white), white += 3;
-        if (order == 2) out[n] = white_energy<3>(v, white), white += 6;
-      }
+      by_order(shared);
       break;
   }
 }
@@ -276,8 +294,7 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
         if (m % plane.stride) continue;
         const int line = m / plane.stride, count = plane.stride == 1 ? level.count : coarse_count;
         Lanes* rows = work.energies + 3 * p * row_length;
-        const float* white = plane.white + int64_t(line) * count * (plane.basis * (plane.basis + 1) / 2);
-        plane_energies(plane, work, count, white, rows + line % 3 * row_length + 1);
+        plane_energies(plane, work, line, count, rows + line % 3 * row_length + 1);
         if (line > 0) peaks(p, line - 1, count);
         if (line == count - 1) {
           Lanes* next = rows + (line + 1) % 3 * row_length;
@@ -338,7 +355,7 @@ inline int choose_starts(const SeedTables& tables, float apart, float share, int
     if (starts % kLanes == 0) store(near + starts, splat(-1));  // no neighbours in what is not yet there
     xs[starts] = a.x, ys[starts] = a.y, near[starts] = apart * level.sigma;
     steps[starts] = a.step, variants[starts] = a.variant;
-    out[starts++] = {a.energy, {a.x, a.y, level.log_sigma, plane.log_ratio, plane.kappa}};
+    out[starts++] = {a.energy, {a.x, a.y, level.log_sigma, plane.log_ratio, plane.surround_weight}};
   }
   return starts;
 }
