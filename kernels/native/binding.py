@@ -22,7 +22,8 @@ from dogfit.kernels.native.tables import seed_tables
 from dogfit.kernels.types import Effort, Found
 
 _SEARCH, _CLIMB, _EVALUATE = "dogfit_search", "dogfit_climb", "dogfit_evaluate"
-# As in csrc/api.h.
+# As in csrc/api.h; the first stands for what is handed over, and in which order.
+_INTERFACE = 2
 _MAX_SIZE, _MAX_PARAMETERS = 51, 7
 MAX_STARTS = 24
 MAX_GIVEN_STARTS = 128
@@ -109,6 +110,8 @@ def _library() -> ctypes.CDLL | str:
         return "the compiled search was not built: a C++ compiler was missing when dogfit was installed"
     try:
         library = ctypes.CDLL(str(path))
+        if not hasattr(library, "dogfit_interface") or library.dogfit_interface() != _INTERFACE:
+            return f"the compiled search {path.name} was built from other sources; install dogfit again"
         for name in (_SEARCH, _CLIMB, _EVALUATE):
             handler = getattr(library, name.title().replace("_", ""))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")

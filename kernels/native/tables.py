@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.model.profiles import integrated_profiles
+from dogfit.kernels.model.profiles import PROFILES
 from dogfit.kernels.starts.constants import NATIVE
 from dogfit.kernels.starts.dictionary import Grid, Place, is_laplacian, lines_of, make_grid, place_grids
 
@@ -129,7 +129,7 @@ def _level(
 
 def _profiles(line: np.ndarray, sigma: float, size: int) -> list[np.ndarray]:
     """Profiles of orders 0 to 2 at all centres of a line, `[k, m]` each."""
-    return integrated_profiles(line, np.full_like(line, sigma), size, 2)
+    return PROFILES["integrated"](line, np.full_like(line, sigma), size, 2)
 
 
 def _planes(part: _Part, size: int, ratios: list[float]) -> Iterator[_Plane]:

@@ -5,6 +5,7 @@
 
 namespace dogfit {
 
+constexpr int kInterface = 2;      // what Python hands over, and in which order
 constexpr int kMaxSize = 51;       // taps on a side
 constexpr int kMaxCentres = 512;   // in a line of seeds
 constexpr int kMaxSeconds = 4;     // wider Gaussians of a level of seeds

@@ -240,6 +240,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitEvaluate, dogfit::evaluate,
                                   .Attr<bool>("elliptic")
                                   .Attr<std::string_view>("instructions"));
 
+extern "C" int dogfit_interface() { return dogfit::kInterface; }
+
 // The instruction sets that run here, best first, separated by spaces.
 extern "C" const char* dogfit_instructions() {
 #if defined(__x86_64__)
