@@ -58,8 +58,8 @@ class _Plane(NamedTuple):
 def seed_tables(models: tuple[GaussianModel, ...], size: int) -> SeedTables:
     """Tables of round, integrated models for square kernels.
 
-    They become constants of the program: at most 0.1 MB for the four default families at 7x7 and 1.1 MB with
-    both families of shared amplitudes, at most 20 MB at 51x51.
+    They become constants of the program: 0.12 MB for the four default families at 7x7 and 1.2 MB with both
+    families of shared amplitudes; at most 22 MB, at 51x51. Larger ones would slow its compilation down.
 
     Args:
       models: the models that are searched together.
