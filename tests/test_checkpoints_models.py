@@ -103,9 +103,14 @@ def _signature(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", DEPTHWISE_FILES)
 def test_load_kernels_timm_architectures(timm_files, file, tmp_path):
-    seen, found = set(), 0
+    seen, checked, found = set(), set(), 0
     for name in timm_files[file]:
         model = _create(name)
+        # Architectures that differ in padding or activation have the same checkpoint.
+        state = tuple((key, tuple(tensor.shape)) for key, tensor in model.state_dict().items())
+        if state in checked:
+            continue
+        checked.add(state)
         # Running on the meta device takes longer than all else: once for each pattern of names.
         new = _signature(model) not in seen
         seen.add(_signature(model))
