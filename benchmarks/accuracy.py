@@ -228,7 +228,7 @@ def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
     )
     unit = kernels - kernels.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
     unit /= np.linalg.norm(unit, axis=(1, 2), keepdims=True)
-    points = np.asarray(search(jnp.asarray(unit.transpose(2, 1, 0), jnp.float32)), np.float64)
+    points = np.asarray(search(jnp.asarray(unit.transpose(1, 2, 0), jnp.float32)), np.float64)
     reference = _reference(cell.family, cell.size, cell.profile)
     return np.array([reference.cost_at(*pair) for pair in zip(unit, points.T, strict=True)])
 

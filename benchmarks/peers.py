@@ -72,7 +72,7 @@ def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -
     from dogfit.fitting.families import BUILTIN_FAMILIES, with_profile
     from dogfit.kernels.xla.seeds import find_seeds
 
-    images = normalised(kernels).astype(np.float32).transpose(2, 1, 0)
+    images = normalised(kernels).astype(np.float32).transpose(1, 2, 0)
     rng, found = np.random.default_rng(2), {}
     for family in families:
         model = with_profile(BUILTIN_FAMILIES[family.name], profile).model

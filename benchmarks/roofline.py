@@ -89,7 +89,7 @@ def one_turn(model: GaussianModel, plan: body.Plan) -> Count:
     bounds = [(-1.0, 1.0)] * n
 
     def turn(taps: jax.Array, seeds: jax.Array, state: body.SearchState) -> body.SearchState:
-        return body.turn(lambda u, v: taps[u * plan.size + v], seeds, state, bounds, model, plan)
+        return body.turn(lambda y, x: taps[y * plan.size + x], seeds, state, bounds, model, plan)
 
     state = body.initial_state(lanes, n)
     seeds = jnp.zeros((plan.seeds * (n + 1), 1))
@@ -108,12 +108,12 @@ def evaluations(kernels: np.ndarray, model: GaussianModel, effort: Effort) -> np
 
 
 def real_rows(rows: int) -> tuple[str, np.ndarray]:
-    """Real kernels, centred and of unit energy, `[7, 7, rows]`, x first."""
+    """Real kernels, centred and of unit energy, `[7, 7, rows]`."""
     name, kernels = real_kernels()
     chosen = kernels[np.random.default_rng(0).permutation(len(kernels))[:rows]].astype(np.float64)
     chosen -= chosen.mean(axis=(1, 2), keepdims=True)
     chosen /= np.linalg.norm(chosen, axis=(1, 2), keepdims=True)
-    return name, chosen.transpose(2, 1, 0).astype(np.float32)
+    return name, chosen.transpose(1, 2, 0).astype(np.float32)
 
 
 def main() -> None:

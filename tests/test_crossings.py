@@ -65,7 +65,7 @@ def test_a_search_with_them_loses_nothing_and_finds_more(shape):
     kernels += kernels.std(axis=(1, 2), keepdims=True) * rng.normal(size=kernels.shape)
     kernels -= kernels.mean(axis=(1, 2), keepdims=True)
     kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
-    images = jnp.asarray(kernels.transpose(2, 1, 0), jnp.float32)
+    images = jnp.asarray(kernels.transpose(1, 2, 0), jnp.float32)
     model = BUILTIN_FAMILIES["d2"].model
     box = Box(*(np.array(side, np.float32)[:, None] for side in search_bounds(model, shape)))
     effort = Effort(

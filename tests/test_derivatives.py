@@ -58,9 +58,9 @@ def random_points(generator: np.random.Generator, names: tuple[str, ...], profil
 
 
 def unit_kernels(generator: np.random.Generator, weights: np.ndarray | None) -> np.ndarray:
-    """Whitened kernels of unit energy `[kx, ky, rows]`."""
+    """Whitened kernels of unit energy `[ky, kx, rows]`."""
     with jax.enable_x64(True):
-        image = jnp.asarray(generator.normal(size=(KX, KY, ROWS)))
+        image = jnp.asarray(generator.normal(size=(KY, KX, ROWS)))
         kernels = np.asarray(whiten(image, None if weights is None else jnp.asarray(weights)))
     return kernels / np.linalg.norm(kernels, axis=(0, 1))
 
@@ -80,9 +80,9 @@ def reference_derivatives(problem: Problem, x: np.ndarray) -> tuple[float, np.nd
 def test_energy_gradient_and_hessian(family, profile, weighted):
     generator = np.random.default_rng(5)
     model = model_of(family, profile)
-    weights = generator.uniform(0, 1, (KX, KY, ROWS)) if weighted else None
+    weights = generator.uniform(0, 1, (KY, KX, ROWS)) if weighted else None
     if weights is not None:
-        weights[:, 0] = 0.0
+        weights[0] = 0.0
     kernels, points = unit_kernels(generator, weights), random_points(generator, model.names, profile)
 
     def run(kernels, points, weights):
@@ -97,10 +97,9 @@ def test_energy_gradient_and_hessian(family, profile, weighted):
     movable = [a for a, can in enumerate(model.is_searched) if can]
     assert len(movable) == len(points) - 2 * (profile == "discrete")
     for row in range(ROWS):
-        # The reference has rows first.
-        mine = None if weights is None else weights[..., row].T
+        mine = None if weights is None else weights[..., row]
         problem = Problem(
-            Reference(family, (KY, KX), profile=profile, weights=mine), kernels[..., row].T.ravel()
+            Reference(family, (KY, KX), profile=profile, weights=mine), kernels[..., row].ravel()
         )
         if profile == "discrete":
             problem = fixed_centre(problem, points[:2, row])
@@ -169,7 +168,7 @@ def gabor_energy(kernel: np.ndarray, weights: np.ndarray, x: np.ndarray) -> floa
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_basis_of_ones_own(weighted):
     generator = np.random.default_rng(6)
-    weights = generator.uniform(0, 1, (KX, KY, ROWS)) if weighted else None
+    weights = generator.uniform(0, 1, (KY, KX, ROWS)) if weighted else None
     kernels = unit_kernels(generator, weights)[..., :2]
     weights = None if weights is None else weights[..., :2]
     points = GABOR_POINTS
@@ -182,8 +181,8 @@ def test_a_basis_of_ones_own(weighted):
             np.asarray, jax.jit(run, compiler_options=QUICK)(kernels, points, weights)
         )
     for row in range(2):
-        taps = np.ones(KX * KY) if weights is None else weights[..., row].T.ravel()
-        energy = functools.partial(gabor_energy, kernels[..., row].T.ravel(), taps)
+        taps = np.ones(KX * KY) if weights is None else weights[..., row].ravel()
+        energy = functools.partial(gabor_energy, kernels[..., row].ravel(), taps)
         x, step = points[:, row], 1e-4
         moves = step * np.eye(len(x))
         unit = np.array([s[row] for s in scale])
@@ -221,7 +220,7 @@ def test_model_jacobian_against_scipy(family, profile):
     gains = generator.normal(size=(len(model.terms), ROWS))
 
     def run(points, gains):
-        return model_jacobian(model, list(points), list(gains), (KX, KY)), model.scale(list(points))
+        return model_jacobian(model, list(points), list(gains), (KY, KX)), model.scale(list(points))
 
     with jax.enable_x64(True):
         found, scale = jax.tree.map(np.asarray, jax.jit(run, compiler_options=QUICK)(points, gains))
@@ -229,26 +228,26 @@ def test_model_jacobian_against_scipy(family, profile):
         by = columns(family, points[:, row][None], (KY, KX), profile)[1][0]
         for a, change in enumerate(found):
             wanted = by[a] @ gains[:, row] * scale[a][row]
-            np.testing.assert_allclose(change[..., row].T.ravel(), wanted, atol=1e-10, err_msg=model.names[a])
+            np.testing.assert_allclose(change[..., row].ravel(), wanted, atol=1e-10, err_msg=model.names[a])
 
 
 def test_model_jacobian_of_a_custom_model():
     gains = np.random.default_rng(8).normal(size=(2, 2))
     with jax.enable_x64(True):
         points = [jnp.asarray(p) for p in GABOR_POINTS]
-        found = model_jacobian(GABOR, points, [jnp.asarray(g) for g in gains], (KX, KY))
+        found = model_jacobian(GABOR, points, [jnp.asarray(g) for g in gains], (KY, KX))
         found, scale = jax.tree.map(np.asarray, (found, GABOR.scale(points)))
     for row in range(2):
         for a, change in enumerate(found):
             move = STEP * np.eye(5)[a]
             x = GABOR_POINTS[:, row]
             wanted = (gabor_columns(x + move) - gabor_columns(x - move)) @ gains[:, row] / (2 * STEP)
-            np.testing.assert_allclose(change[..., row].T.ravel(), wanted * scale[a][row], atol=1e-8)
+            np.testing.assert_allclose(change[..., row].ravel(), wanted * scale[a][row], atol=1e-8)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _energy(points, model, kernels):
-    residual = project(kernels, [whiten(i, None) for i in model.images(list(points), (KX, KY))]).residual
+    residual = project(kernels, [whiten(i, None) for i in model.images(list(points), (KY, KX))]).residual
     return 1.0 - jnp.sum(residual**2, axis=(0, 1))
 
 
@@ -261,7 +260,7 @@ def test_single_precision_keeps_the_energy(profile, weighted):
     kernels, points = unit_kernels(generator, None), random_points(generator, model.names, profile)
     # Two Gaussians narrower than a tap and of nearly one width, and such as are far wider than the kernel.
     points[2:, :3] = np.log([[model.min_sigma, 7.0, 4.0], [1.1, 8.0, 8.0]])
-    weights = np.ones((KX, KY, ROWS)) if weighted else None
+    weights = np.ones((KY, KX, ROWS)) if weighted else None
 
     def energy(kernels, points, weights):
         return projected_derivatives(kernels, list(points), model, weights).energy

@@ -37,7 +37,7 @@ def test_every_derivative_is_that_of_the_textbook(profile, dtype, sigma, toleran
             jnp.asarray(v, dtype) for v in (*rows, metric[:, 0, 0], metric[:, 0, 1], metric[:, 1, 1])
         )
         found, level = jax.jit(elliptic_images, static_argnums=(3, 4, 5))(
-            (x, y), width, tuple(covariance), (KX, KY), (0, HIGHEST), profile
+            (x, y), width, tuple(covariance), (KY, KX), (0, HIGHEST), profile
         )
     assert level is None
     assert len(found) == (HIGHEST + 1) * (HIGHEST + 2) // 2
@@ -46,7 +46,7 @@ def test_every_derivative_is_that_of_the_textbook(profile, dtype, sigma, toleran
         for (i, j), images in found.items():
             scale = np.abs(wanted[i, j]).max()
             np.testing.assert_allclose(
-                images[..., row].T, wanted[i, j], atol=tolerance * scale, err_msg=f"{i}, {j}"
+                images[..., row], wanted[i, j], atol=tolerance * scale, err_msg=f"{i}, {j}"
             )
 
 
@@ -59,14 +59,14 @@ def test_wide_pairs_keep_their_digits(profile, sigma):
     x, y, width, *covariance = (
         jnp.asarray(v, jnp.float32) for v in (*rows, metric[:, 0, 0], metric[:, 0, 1], metric[:, 1, 1])
     )
-    found, level = elliptic_images((x, y), width, tuple(covariance), (KX, KY), (0, 4), profile, paired=True)
+    found, level = elliptic_images((x, y), width, tuple(covariance), (KY, KX), (0, 4), profile, paired=True)
     for row, e in enumerate(SHAPES):
         wanted = scipy_families.elliptic_images(CENTER, sigma, e, (KY, KX), 5, profile)
         for (i, j), images in found.items():
-            image, truth = (a - a.mean() for a in (np.asarray(images[..., row]).T, wanted[i, j]))
+            image, truth = (a - a.mean() for a in (np.asarray(images[..., row]), wanted[i, j]))
             tolerance = 3e-3 if i + j else 5e-5
             assert np.abs(image - truth).max() < tolerance * np.abs(truth).max(), (i, j, e)
-        np.testing.assert_allclose(found[0, 0][..., row].T + level[row], wanted[0, 0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[0, 0][..., row] + level[row], wanted[0, 0], rtol=1e-4, atol=1e-6)
 
 
 def test_only_the_orders_asked_for():

@@ -7,7 +7,6 @@ import pytest
 
 from dogfit.fitting.families import (
     BUILTIN_FAMILIES,
-    basis_images,
     custom_family,
     from_parameters,
     render,
@@ -120,7 +119,7 @@ def test_parameters_go_there_and_back(family):
     gains, offset = generator.normal(size=(len(model.terms), rows)), generator.normal(size=rows)
 
     def there_and_back(point, gains, offset):
-        columns = basis_images(model, point, shape)
+        columns = model.images(list(point), shape)
         parameters = to_parameters(model, point, offset, list(gains))
         image = render(BUILTIN_FAMILIES[family], parameters, shape)
         return columns, parameters, image, from_parameters(BUILTIN_FAMILIES[family], parameters)

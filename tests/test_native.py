@@ -34,7 +34,7 @@ def box(model: NativeModel, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def columns(point: np.ndarray, model: NativeModel, size: int) -> np.ndarray:
-    """Centred basis `[size * size, q]` in float64, x first: sigma**n times integrals of derivatives."""
+    """Centred basis `[size * size, q]` in float64: sigma**n times integrals of derivatives."""
 
     def profile(order, center, sigma):
         z = (np.arange(size + 1) - size / 2 - center) / sigma
@@ -43,7 +43,7 @@ def columns(point: np.ndarray, model: NativeModel, size: int) -> np.ndarray:
 
     def image(ratio, i, j):
         sigma = np.exp(point[2]) * ratio
-        return np.outer(profile(i, point[0], sigma), profile(j, point[1], sigma)).ravel()
+        return np.outer(profile(j, point[1], sigma), profile(i, point[0], sigma)).ravel()
 
     orders = [(model.order - j, j) for j in range(model.order + 1)]
     out = [image(1.0, *o) for o in orders]
@@ -58,7 +58,7 @@ def columns(point: np.ndarray, model: NativeModel, size: int) -> np.ndarray:
 
 
 def explained(kernel: np.ndarray, point: np.ndarray, model: NativeModel) -> float:
-    """Energy of a kernel (x first) that the model explains, in float64."""
+    """Energy of a kernel that the model explains, in float64."""
     point = np.asarray(point, np.float64)
     matrix = columns(point, model, len(kernel))
     scale = np.linalg.norm(matrix, axis=0)
@@ -178,7 +178,7 @@ def test_optimum_against_scipy(name):
     (found,) = search(jnp.asarray(kernels), [name])
     reference = Reference(name, size)
     for b in range(rows):
-        cost = reference.fit(kernels[..., b].T)[0]
+        cost = reference.fit(kernels[..., b])[0]
         reached = 1 - explained(kernels[..., b], np.asarray(found.point)[:, b], MODELS[name])
         assert reached <= 1.001 * cost + 1e-4
 

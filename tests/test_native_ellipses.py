@@ -30,11 +30,11 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.why_no
 
 
 def explained(kernel: np.ndarray, point: np.ndarray, name: str) -> float:
-    """Energy of a kernel (x first) that a family explains, in float64."""
+    """Energy of a kernel that a family explains, in float64."""
     matrix, _ = scipy_families.columns(name, np.asarray(point, np.float64)[None], len(kernel), slopes=False)
     matrix = matrix[0] - matrix[0].mean(axis=0)
     u, s, _ = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0), full_matrices=False)
-    return float(np.sum((u[:, s > 1e-9 * s[0]].T @ kernel.T.ravel()) ** 2))
+    return float(np.sum((u[:, s > 1e-9 * s[0]].T @ kernel.ravel()) ** 2))
 
 
 def noise(rows: int, size: int, seed: int = 0) -> np.ndarray:
@@ -123,7 +123,7 @@ def test_finds_what_was_drawn(name, size):
     result = fit_kernels(kernels.astype(np.float32), [name], config=FitConfig(engine="native"))
     centred = kernels - kernels.mean(axis=(1, 2), keepdims=True)
     unit = centred / np.linalg.norm(centred, axis=(1, 2), keepdims=True)
-    known = [explained(unit[b].T, truth[b], name) for b in range(rows)]
+    known = [explained(unit[b], truth[b], name) for b in range(rows)]
     missed = np.asarray(result.r2_by_family)[:, 0] < np.array(known) - 1e-4
     assert missed.sum() <= (1 if MODELS[name].shared_amplitude else 0)
 

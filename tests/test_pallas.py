@@ -55,7 +55,7 @@ def unit(images: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def noisy_kernels(name: str) -> np.ndarray:
-    """Members of a family with 0 to 30 % noise: centred, of unit energy, `[SIZE, SIZE, ROWS]`, x first."""
+    """Members of a family with 0 to 30 % noise: centred, of unit energy, `[SIZE, SIZE, ROWS]`."""
     generator, model = np.random.default_rng(len(name)), MODELS[name]
     images = basis_images(model, random_points(generator, model, ROWS))
     images = unit((generator.normal(size=(len(images), 1, 1, ROWS)) * images).sum(axis=0))
@@ -152,7 +152,7 @@ def test_optima_of_real_kernels(name):
         lambda rows: pallas.search_optimum(rows, box(model, size), model, effort, interpret=True).point,
         compiler_options=QUICK,
     )
-    kernels = unit(drawn.transpose(2, 1, 0).astype(np.float64))
+    kernels = unit(drawn.transpose(1, 2, 0).astype(np.float64))
     here = 1 - energies(kernels, model, np.asarray(search_fused(jnp.asarray(kernels, jnp.float32))))
     assert np.mean(here <= 1.001 * (1 - found) + 1e-4) >= 0.99
 

@@ -26,8 +26,8 @@ MODELS = {
 
 
 def unit_kernels(seed: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """Whitened kernels of unit energy `[kx, ky, rows]`."""
-    image = jnp.asarray(np.random.default_rng(seed).normal(size=(KX, KY, ROWS)))
+    """Whitened kernels of unit energy `[ky, kx, rows]`."""
+    image = jnp.asarray(np.random.default_rng(seed).normal(size=(KY, KX, ROWS)))
     kernels = np.asarray(whiten(image, weights), float)
     return kernels / np.linalg.norm(kernels, axis=(0, 1))
 
@@ -42,7 +42,7 @@ def seeds_of(kernels, model, count=COUNT, weights=None, box=None):
 
 def explained(kernel: np.ndarray, family: str, point: np.ndarray, profile: str = "integrated") -> float:
     q = orthonormal(basis(family, point, (KY, KX), profile))
-    return float(np.sum((q.T @ kernel.T.ravel()) ** 2))
+    return float(np.sum((q.T @ kernel.ravel()) ** 2))
 
 
 @pytest.mark.parametrize("size", [3, 4, 7, 31])
@@ -73,7 +73,7 @@ def test_seeds_carry_the_energy_at_their_node_best_first(family):
             # Two Gaussians of nearly one width stand for one and its Laplacian.
             second = basis("d2", point[:3], (KY, KX))
             pair = np.column_stack([basis("gaussian", point[:3], (KY, KX)), second[:, 1] + second[:, 3]])
-            wanted = float(np.sum((orthonormal(pair).T @ kernels[..., b].T.ravel()) ** 2))
+            wanted = float(np.sum((orthonormal(pair).T @ kernels[..., b].ravel()) ** 2))
         else:
             wanted = explained(kernels[..., b], family, point)
         # Coarse by design.
@@ -102,25 +102,25 @@ def test_seeds_of_other_profiles(profile):
 
 @pytest.mark.parametrize("family", ["d2", "d2_elliptic"])
 def test_weighted_taps_weigh_in_the_seeds(family):
-    weights = np.random.default_rng(9).uniform(0.2, 1, (KX, KY, ROWS))
-    weights[2, 1] = 0
+    weights = np.random.default_rng(9).uniform(0.2, 1, (KY, KX, ROWS))
+    weights[1, 2] = 0
     kernels = unit_kernels(9, weights)
     model = GaussianModel(2, elliptic=family == "d2_elliptic")
     points, energies = seeds_of(kernels, model, weights=weights)
     for b in range(ROWS):
-        reference = Reference(family, (KY, KX), weights=weights[..., b].T)
+        reference = Reference(family, (KY, KX), weights=weights[..., b])
         for s in np.flatnonzero(energies[:, b] > 0):
             columns = basis(family, points[s, :, b], (KY, KX))[:, 1:]
             q, _ = np.linalg.qr(reference.centred(columns))
-            wanted = np.sum((q.T @ kernels[..., b].T.ravel()) ** 2)
+            wanted = np.sum((q.T @ kernels[..., b].ravel()) ** 2)
             assert wanted - 5e-3 <= energies[s, b] <= wanted + 1e-3
 
 
 def test_mirrored_and_transposed_kernels_get_mirrored_and_transposed_seeds():
-    kernels = unit_kernels(10)[:5]
+    kernels = unit_kernels(10)[:, :5]
     kernels -= kernels.mean(axis=(0, 1))
     points, energies = seeds_of(kernels, MODELS["d2"])
-    mirrored, mirrored_energies = seeds_of(kernels[::-1], MODELS["d2"])
+    mirrored, mirrored_energies = seeds_of(kernels[:, ::-1], MODELS["d2"])
     transposed, transposed_energies = seeds_of(kernels.swapaxes(0, 1), MODELS["d2"])
     for other in (mirrored_energies, transposed_energies):
         assert np.mean(np.abs(energies - other) < 1e-3) > 0.9
@@ -185,7 +185,7 @@ def test_seeds_of_a_basis_of_ones_own_are_the_best_nodes(boxed):
     for b in range(ROWS):
         best = 0.0
         for x0, width in nodes.T:
-            ridge = np.repeat(np.exp(-(((x - x0) / width) ** 2))[:, None], KY, axis=1)
+            ridge = np.repeat(np.exp(-(((x - x0) / width) ** 2))[None], KY, axis=0)
             ridge -= ridge.mean()
             best = max(best, np.sum(ridge * kernels[..., b]) ** 2 / np.sum(ridge**2))
         np.testing.assert_allclose(energies[0, b], best, atol=1e-5)
@@ -196,17 +196,17 @@ def test_seeds_of_a_basis_of_ones_own_are_the_best_nodes(boxed):
 def test_a_basis_of_the_wrong_shape_is_told():
     model = CustomModel(lambda x, y, a: (a * x, y), (("a", SearchRange(0, 1, 2)),), 1)
     with pytest.raises(ValueError, match=r"must return 1 images of shape \(5, 7\), one per gain, got .*, "):
-        model.images([jnp.ones(3)], (KX, KY))
+        model.images([jnp.ones(3)], (KY, KX))
     flat = CustomModel(lambda x, y, a: (a * x[0] * y[0, 0],), (("a", SearchRange(0, 1, 2)),), 1)
     with pytest.raises(ValueError, match=r"got \(7,\)"):
-        flat.images([jnp.ones(3)], (KX, KY))
+        flat.images([jnp.ones(3)], (KY, KX))
 
 
 def test_every_bump_gets_a_start():
     x, y = (np.arange(size) - (size - 1) / 2 for size in (KX, KY))
     places = np.random.default_rng(14).uniform(0.0, 0.6, (2, ROWS))
     kernels = sum(
-        gain * np.exp(-((x[:, None, None] - cx) ** 2 + (y[None, :, None] - cy) ** 2))
+        gain * np.exp(-((x[None, :, None] - cx) ** 2 + (y[:, None, None] - cy) ** 2))
         for gain, cx, cy in ((1.0, places[0] - 2.6, places[1]), (-0.9, places[0] + 2.0, -places[1]))
     )
     kernels -= kernels.mean(axis=(0, 1))
@@ -229,9 +229,9 @@ def test_no_node_explains_more_than_the_first_start():
 
 
 def test_of_two_equal_peaks_both_are_starts():
-    half = np.zeros((7, 5))
-    half[1, 2], half[0, 2], half[1, 1] = 1.0, 0.3, 0.2
-    image = jnp.asarray((half + half[::-1])[..., None])
+    half = np.zeros((5, 7))
+    half[2, 1], half[2, 0], half[1, 1] = 1.0, 0.3, 0.2
+    image = jnp.asarray((half + half[:, ::-1])[..., None])
     kernel = np.asarray(whiten(image, None), float)
     points, energies = seeds_of(kernel / np.linalg.norm(kernel), GaussianModel(0), count=2)
     assert energies[0, 0] == pytest.approx(energies[1, 0], rel=1e-3)
@@ -241,7 +241,7 @@ def test_of_two_equal_peaks_both_are_starts():
 
 def test_a_kernel_of_which_little_is_explained_has_starts():
     # A checkerboard is hardly Gaussian anywhere.
-    x, y = np.indices((7, 7))
+    y, x = np.indices((7, 7))
     image = jnp.asarray((1.0 - 2.0 * ((x + y) % 2))[..., None])
     kernel = np.asarray(whiten(image, None), float)
     _, energies = seeds_of(kernel / np.linalg.norm(kernel), GaussianModel(0, two_widths=False), count=2)

@@ -216,23 +216,6 @@ def unidentifiable(families: Iterable[Family], shape: tuple[int, int]) -> dict[s
     }
 
 
-def basis_images(
-    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
-) -> list[Float[Array, "h w b"]]:
-    """A model's basis, uncentred, at search points."""
-    height, width = shape
-    return [jnp.swapaxes(image, 0, 1) for image in model.images(list(point), (width, height))]
-
-
-def varying_images(
-    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
-) -> list[tuple[Float[Array, "h w b"], Float[Array, " b"]]]:
-    """A model's basis less a constant each, of which it keeps more digits, and the constants."""
-    height, width = shape
-    images = model.varying_images(list(point), (width, height))
-    return [(jnp.swapaxes(image, 0, 1), level) for image, level in images]
-
-
 def to_parameters(
     model: Model, point: Float[Array, "p b"], offset: Float[Array, " b"], gains: list[Float[Array, " b"]]
 ) -> Float[Array, "b m"]:
@@ -313,6 +296,6 @@ def render(family: Family, parameters: Float[Array, "b m"], shape: tuple[int, in
     """
     point, offset, gains = from_parameters(family, parameters)
     image = jnp.broadcast_to(offset[None, None, :], (*shape, parameters.shape[0]))
-    for gain, function in zip(gains, basis_images(family.model, point, shape), strict=True):
+    for gain, function in zip(gains, family.model.images(list(point), shape), strict=True):
         image = image + gain[None, None, :] * function
     return lax.transpose(image, (2, 0, 1))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dogfit.fitting.canonical import CanonicalTransform, canonical_transform
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import Family, to_parameters, varying_images, with_profile
+from dogfit.fitting.families import Family, to_parameters, with_profile
 from dogfit.fitting.result import FitResult, Status
 from dogfit.fitting.search import Images, Search, search_models, tolerance_of
 from dogfit.kernels.linalg import largest_tap, leverages, materialize, project, sum_arrays, sum_taps
@@ -179,7 +179,7 @@ def _fit_family(
 ) -> _FamilyFit:
     """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    columns = varying_images(model, found.point, shape)
+    columns = model.varying_images(list(found.point), shape)
     solved = materialize(project(unit.images, [whiten(column, weights) for column, _ in columns]))
     unexplained, means = materialize(
         (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
@@ -220,11 +220,11 @@ def _score(
     if config.criterion == "cv":
         shape = (residual.shape[0], residual.shape[1])
         point = list(found.point)
-        changes = model_jacobian(family.model, point, gains, (shape[1], shape[0]))
+        changes = model_jacobian(family.model, point, gains, shape)
         columns = [
             jnp.ones_like(residual),
-            *(image for image, _ in varying_images(family.model, found.point, shape)),
-            *(jnp.swapaxes(change, 0, 1) for change in changes),
+            *(image for image, _ in family.model.varying_images(point, shape)),
+            *changes,
         ]
         root = 1.0 if weights is None else jnp.sqrt(weights)
         # A tap that a parameter is there for alone cannot be predicted from the others.

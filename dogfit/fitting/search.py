@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from dogfit.fitting.config import DEFAULT, FitConfig
@@ -124,7 +123,7 @@ def _search_native(
             search_bounds(GaussianModel(*model), (images.shape[0], images.shape[1])) for model in models
         ]
         lower, upper = ([jnp.asarray(b[side], images.dtype) for b in bounds] for side in (0, 1))
-        return native.search_families(lax.transpose(images, (1, 0, 2)), models, lower, upper, effort)
+        return native.search_families(images, models, lower, upper, effort)
 
     return flatten_vmap(search)(images)
 
@@ -138,10 +137,9 @@ def _climb_native(images: Images, given: Search, model: native.NativeModel, conf
     )
 
     def search(images: Images) -> Found:
-        kernels = lax.transpose(images, (1, 0, 2))
         lower, upper = (jnp.asarray(side)[:, 0] for side in given.bounds(images))
-        starts = seed_all(kernels, None, None, given.model, effort, block_rows())
-        return native.climb(kernels, *starts, model, lower, upper, effort)
+        starts = seed_all(images, None, None, given.model, effort, block_rows())
+        return native.climb(images, *starts, model, lower, upper, effort)
 
     return flatten_vmap(search)(images)
 
@@ -163,7 +161,7 @@ def _search_pallas(images: Images, weights: Images | None, given: Search, config
     effort = fused_effort(model, config)
 
     def search(images: Images, box: Box) -> Found:
-        return pallas.search_optimum(lax.transpose(images, (1, 0, 2)), box, model, effort, backend=backend)
+        return pallas.search_optimum(images, box, model, effort, backend=backend)
 
     return flatten_vmap(search)(images, box)
 
@@ -178,16 +176,15 @@ def fused_effort(model: GaussianModel, config: FitConfig) -> Effort:
 
 def _search_xla(images: Images, weights: Images | None, given: Search, config: FitConfig) -> Found:
     effort = _effort(given.model, config, tolerance_of(images.dtype))
-    x_first = (1, 0, 2)
 
     def search(images: Images, weights: Images | None, box: Box) -> Found:
         return search_optimum(
-            lax.transpose(images, x_first),
+            images,
             box,
             given.model,
             effort,
             block=min(_rows_in_step(given.model, weights), images.shape[-1]),
-            weights=None if weights is None else lax.transpose(weights, x_first),
+            weights=weights,
             narrowed=given.narrowed is not None,
         )
 

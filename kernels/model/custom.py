@@ -78,9 +78,9 @@ class CustomModel:
             for value, (_, r) in zip(point, self.ranges, strict=True)
         ]
 
-    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
-        """The basis as images, x on the first axis, not centred."""
-        kx, ky = shape
+    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "ky kx b"]]:
+        """Basis functions as images of `shape` (taps along y and x), not centred."""
+        ky, kx = shape
         dtype = point[0].dtype
         x = jnp.broadcast_to(jnp.arange(kx, dtype=dtype)[None, :] - (kx - 1) / 2, (ky, kx))
         y = jnp.broadcast_to(jnp.arange(ky, dtype=dtype)[:, None] - (ky - 1) / 2, (ky, kx))
@@ -92,11 +92,11 @@ class CustomModel:
             raise ValueError(
                 f"the basis must return {self.gains} images of shape ({ky}, {kx}), one per gain, got {given}"
             )
-        return [jnp.swapaxes(image, 0, 1) for image in images]
+        return list(images)
 
     def varying_images(
         self, point: list[Batch], shape: tuple[int, int]
-    ) -> list[tuple[Float[Array, "kx ky b"], Batch]]:
+    ) -> list[tuple[Float[Array, "ky kx b"], Batch]]:
         """The images, and that no constant was taken off."""
         return [(image, jnp.zeros_like(point[0])) for image in self.images(point, shape)]
 

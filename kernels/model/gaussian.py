@@ -101,14 +101,14 @@ class GaussianModel:
             for terms in self.terms
         ]
 
-    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
-        """The basis as images, x on the first axis, not centred."""
+    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "ky kx b"]]:
+        """Basis functions as images of `shape` (taps along y and x), not centred."""
         rendered = TermImages(self, point, shape, self.order)
         return [rendered.combine(combination) for combination in self.basis(point)]
 
     def varying_images(
         self, point: list[Batch], shape: tuple[int, int]
-    ) -> list[tuple[Float[Array, "kx ky b"], Batch]]:
+    ) -> list[tuple[Float[Array, "ky kx b"], Batch]]:
         """As `images`, less a constant each, and the constants.
 
         In Gaussians much wider than the kernel they are almost all, and float32 has few digits for the rest.
@@ -131,7 +131,7 @@ class TermImages:
         x0, y0, log_sigma = point[:3]
         sigma = jnp.exp(log_sigma)
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
-        self._images: dict[Term, Float[Array, "kx ky b"]] = {}
+        self._images: dict[Term, Float[Array, "ky kx b"]] = {}
         self._levels: Combination = {}
         for w, width in enumerate(widths):
             if model.elliptic:
@@ -148,11 +148,11 @@ class TermImages:
                 x, y = materialize(
                     [
                         PROFILES[model.profile](center, width, taps, max(highest, 1))
-                        for center, taps in zip((x0, y0), shape, strict=True)
+                        for center, taps in ((x0, shape[1]), (y0, shape[0]))
                     ]
                 )
                 orders = range(model.order, highest + 1)
-                images = {(n - j, j): x[n - j][:, None] * y[j][None] for n in orders for j in range(n + 1)}
+                images = {(n - j, j): x[n - j][None] * y[j][:, None] for n in orders for j in range(n + 1)}
                 if varying and model.order == 0:
                     along_x, along_y = materialize(
                         [
@@ -161,11 +161,11 @@ class TermImages:
                         ]
                     )
                     level_x, level_y = x[0][0] - along_x[0], y[0][0] - along_y[0]
-                    images[0, 0] = along_x[:, None] * y[0][None] + level_x[None, None] * along_y[None]
+                    images[0, 0] = along_x[None] * y[0][:, None] + level_x[None, None] * along_y[:, None]
                     self._levels[w, 0, 0] = level_x * level_y
             self._images |= {(w, i, j): image for (i, j), image in images.items()}
 
-    def image(self, term: Term) -> Float[Array, "kx ky b"]:
+    def image(self, term: Term) -> Float[Array, "ky kx b"]:
         """Image of one term."""
         return self._images[term]
 
@@ -173,7 +173,7 @@ class TermImages:
         """The constant that the image of a combination is less than the whole."""
         return sum_arrays(weight * self._levels.get(term, 0.0) for term, weight in combination.items())
 
-    def combine(self, combination: Combination) -> Float[Array, "kx ky b"]:
+    def combine(self, combination: Combination) -> Float[Array, "ky kx b"]:
         """Image of a combination."""
         return sum_arrays(weight[None, None, :] * self.image(term) for term, weight in combination.items())
 

@@ -50,7 +50,7 @@ def projected_derivatives(
     """Explained energy at a search point, with exact derivatives.
 
     Args:
-      kernels: centred kernels, x on the first axis, batch on the last; with weights, whitened
+      kernels: centred kernels; with weights, whitened
         (`products.whiten`).
       point: search parameters, as `model.names` says.
       model: static.

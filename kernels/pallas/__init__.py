@@ -53,7 +53,7 @@ def search_optimum(
     and the tolerance count.
 
     Args:
-      kernels: float32, x on the first axis, batch last.
+      kernels: float32.
       box: bounds shared by all kernels, `[p, 1]`.
       model: static.
       effort: numbers of starts and steps; static.

@@ -111,7 +111,7 @@ def search_block(
     """Search for the optimum of every kernel of a block.
 
     Args:
-      taps: `[taps, *lanes]` centred kernels of unit energy, x first.
+      taps: `[taps, *lanes]` centred kernels of unit energy, rows first.
       tables: dictionary and bounds.
       found: `[p + 1, *lanes]` float, written: the best point, and what a further step promised.
       counts: `[2, *lanes]` int32, written: evaluations, and starts that agree with the best.
@@ -127,8 +127,8 @@ def search_block(
     _order_seeds(seeds, zero, n, plan)
     bounds = [(tables.lower[a], tables.upper[a]) for a in range(n)]
 
-    def image(u: Any, v: int) -> Lanes:
-        return taps[u * plan.size + v]
+    def image(y: int, x: Any) -> Lanes:
+        return taps[y * plan.size + x]
 
     def unfinished(carry: tuple[Bool[Array, ""], SearchState]) -> Bool[Array, ""]:
         return carry[0]
@@ -235,7 +235,7 @@ def _searching(state: SearchState, plan: Plan) -> Bool[Array, "..."]:
 
 
 def turn(
-    image: Callable[[int, int], Lanes],
+    image: Callable[[int, Any], Lanes],
     seeds: Ref,
     state: SearchState,
     bounds: list[tuple[Any, Any]],
@@ -273,7 +273,7 @@ def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], p
 
 
 def _climb(
-    image: Callable[[int, int], Lanes],
+    image: Callable[[int, Any], Lanes],
     state: SearchState,
     bounds: list[tuple[Any, Any]],
     model: GaussianModel,

@@ -19,8 +19,8 @@ from dogfit.kernels.model.gaussian import Calculus, Combination, GaussianModel
 from dogfit.kernels.objective.products import ORDER_INCREASE
 
 Lanes = Float[Array, "..."]
-# Row and column of a tap (x first) to its value.
-Taps = Callable[[Any, int], Lanes]
+# Row and column of a tap to its value.
+Taps = Callable[[int, Any], Lanes]
 # Width index and order of a 1-D profile.
 Key = tuple[int, int]
 # A profile along x times one along y, and a function of x and y: a sum of those, with weights.
@@ -154,7 +154,7 @@ def _along_x(
 ) -> tuple[_Axis, dict[Pair, Lanes]]:
     """Sums of the profiles along x, and inner products of the taps with products of profiles.
 
-    One row of taps after the other, so that only sums, and no profiles along x, occupy registers, and the
+    One column of taps after the other, so that only sums, and no profiles along x, occupy registers, and the
     program stays short.
     """
     keys, grams, pairs = _needed_keys(model)
@@ -169,11 +169,11 @@ def _along_x(
     # Sums about a value near the mean, which is not known yet.
     about = between(edge(size // 2), edge(size // 2 + 1))
 
-    def row(u: Int[Array, ""], carry: tuple) -> tuple:
+    def column(u: Int[Array, ""], carry: tuple) -> tuple:
         before, sums, squares, moments = carry
         after = edge((u + 1).astype(center.dtype))
         here = between(before, after)
-        values = [taps(u, v) for v in range(size)]
+        values = [taps(v, u) for v in range(size)]
         across = {y: sum_arrays(a * b for a, b in zip(along_y[y], values, strict=True)) for y in keys}
         rest = {key: here[key] - about[key] for key in keys}
         return (
@@ -184,7 +184,7 @@ def _along_x(
         )
 
     start = edge(0.0), [zero for _ in keys], [zero for _ in grams], [zero for _ in pairs]
-    _, sums, squares, moments = lax.fori_loop(0, size, row, start)
+    _, sums, squares, moments = lax.fori_loop(0, size, column, start)
     shifts = {key: value * (1.0 / size) for key, value in zip(keys, sums, strict=True)}
     means = {key: about[key] + shifts[key] for key in keys}
     products = {

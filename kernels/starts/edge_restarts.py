@@ -36,12 +36,12 @@ def cross_edges(
     Args:
       point: search point of a `GaussianModel`.
       which: of the `CROSSINGS`.
-      shape: number of taps along x and y.
+      shape: number of taps along y and x.
       narrowest: log width.
     """
     return jnp.stack(
         [
-            *(_move(point[a], jnp.asarray(_MOVES, jnp.int32)[which, a], shape[a]) for a in (0, 1)),
+            *(_move(point[a], jnp.asarray(_MOVES, jnp.int32)[which, a], shape[1 - a]) for a in (0, 1)),
             jnp.broadcast_to(narrowest, point[2].shape),
             *point[3:],
         ]

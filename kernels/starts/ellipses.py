@@ -70,7 +70,7 @@ def has_nodes(model: GaussianModel, shape: tuple[int, ...]) -> bool:
 
 
 def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.ndarray, "c 2"]:
-    lines = [offset_line(size, offsets) for size in shape]
+    lines = [offset_line(size, offsets) for size in reversed(shape)]
     return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)
 
 

@@ -119,7 +119,7 @@ def advance(
 
     Args:
       ascent: after `begin_ascent`, at a point inside the box.
-      kernels: centred kernels of unit energy, x on the first axis, batch last; with weights, whitened.
+      kernels: centred kernels of unit energy; with weights, whitened.
       box: bounds.
       model: static.
       tolerance: promised energy below which a row has converged.

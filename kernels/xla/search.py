@@ -86,7 +86,7 @@ def search_optimum(
     """Largest explained energy of centred kernels of unit energy inside a box.
 
     Args:
-      kernels: x on the first axis, batch last; with weights, whitened (`products.whiten`).
+      kernels: centred, of unit energy; with weights, whitened (`products.whiten`).
       box: bounds, shared or of each kernel.
       model: static.
       effort: numbers of starts and steps; static.

@@ -80,7 +80,7 @@ struct SeedTables {
 };
 
 struct Problem {
-  const float* kernels;  // [size, size, rows], x first: centred, of unit energy or zero
+  const float* kernels;  // [size, size, rows], rows of taps first: centred, of unit energy or zero
   int64_t rows;
   int size;
   const Model* models;

@@ -139,10 +139,13 @@ class Climber {
       job.finishing = false;
       job.steps = 0;
       float total = 0;
-      for (int t = 0; t < taps; ++t) {
-        const float value = chunk_->taps[int64_t(row) * taps + t];
-        kernel_[t][lane] = value;
-        total += value * value;
+      for (int x = 0; x < problem_.size; ++x) {
+        for (int y = 0; y < problem_.size; ++y) {
+          const int tap = y * problem_.size + x;
+          const float value = chunk_->taps[int64_t(row) * taps + tap];
+          kernel_[tap][lane] = value;
+          total += value * value;
+        }
       }
       total_[lane] = total;
       best_energy_[lane] = -kInfinite;

@@ -102,12 +102,12 @@ DOGFIT_INLINE void project_line(const Lanes* kernel, int runtime_size, const flo
   constexpr int highest = TOTALS & 4 ? 2 : TOTALS & 2 ? 1 : 0;
   const int size = SIZE ? SIZE : runtime_size;
   const int length = LENGTH ? LENGTH : size;
-  const Lanes* from = LENGTH ? kernel + start[m] * size : kernel;
+  const Lanes* from = LENGTH ? kernel + start[m] : kernel;
   Lanes rows[highest + 1][SIZE ? SIZE : kMaxSize];
   for (int y = 0; y < size; ++y) {
     Lanes sum[highest + 1] = {};
     for (int x = 0; x < length; ++x) {
-      const Lanes value = from[x * size + y];
+      const Lanes value = from[y * size + x];
       unrolled<0, highest + 1>([&](auto i) __attribute__((always_inline)) {
         sum[i] += profile[i][m * length + x] * value;
       });
