@@ -130,8 +130,11 @@ def missing(entries: Sequence[Entry]) -> dict[str, str]:
 
     absent = {e.label: [p for p in e.packages if importlib.util.find_spec(p) is None] for e in entries}
     reasons = {label: f"pip install {' '.join(names)}" for label, names in absent.items() if names}
-    unbuilt = native.why_not()
-    return reasons | {e.label: unbuilt for e in entries if unbuilt and e.options.get("engine") == "native"}
+    try:
+        native.check_available()
+    except NotImplementedError as reason:
+        reasons |= {e.label: str(reason) for e in entries if e.options.get("engine") == "native"}
+    return reasons
 
 
 def table(results: Sequence[Result]) -> str:

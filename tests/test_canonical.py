@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dogfit.fitting.canonical import CanonicalTransform, canonical_transform
-from dogfit.fitting.families import BUILTIN_FAMILIES, search_bounds
+from dogfit.fitting.families import BUILTIN_FAMILIES
+from dogfit.kernels.model.bounds import search_bounds
 
 IMAGES_OF_A_SQUARE = [
     lambda w, turns=turns, swap=swap: np.rot90(w.swapaxes(0, 1) if swap else w, turns)

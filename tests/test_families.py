@@ -11,12 +11,12 @@ from dogfit.fitting.families import (
     from_parameters,
     render,
     reported_names,
-    search_bounds,
     to_parameters,
     unidentifiable,
     with_profile,
 )
 from dogfit.fitting.family_names import ALL_FAMILIES, FAMILIES
+from dogfit.kernels.model.bounds import search_bounds
 from dogfit.kernels.model.custom import SearchRange
 from scipy_families import PROFILES
 from scipy_reference import basis, bounds, draw

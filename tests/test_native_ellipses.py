@@ -13,20 +13,20 @@ from jax.sharding import PartitionSpec
 import scipy_families
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import THOROUGH, FitConfig
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.native import binding as native
-from dogfit.kernels.native.binding import NativeModel
-from dogfit.kernels.types import Effort
+from dogfit.kernels.types import Box, Effort
 from scipy_reference import draw
 
 MODELS = {
-    f"{name}_elliptic": NativeModel(family.order, family.widths == 2, family.tied, elliptic=True)
+    f"{name}_elliptic": GaussianModel(family.order, family.widths == 2, family.tied, elliptic=True)
     for name, family in scipy_families.PLAIN.items()
 }
 EFFORT = Effort(
     starts=6, steps=40, min_relative_energy=0.3, abandon_factor=32.0, min_separation=0.3, tolerance=1e-7
 )
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+pytestmark = pytest.mark.skipif(not native.available(), reason="needs the C++ search")
 
 
 def explained(kernel: np.ndarray, point: np.ndarray, name: str) -> float:
@@ -53,8 +53,8 @@ def random_points(rows: int, name: str, seed: int = 1) -> np.ndarray:
 def climb(kernels, points, name, energies=None, effort=EFFORT, only=""):
     low, high = scipy_families.bounds(name, kernels.shape[0])
     energies = jnp.ones((points.shape[0], points.shape[-1])) if energies is None else energies
-    sides = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
-    return native.climb(kernels, points, energies, MODELS[name], *sides, effort, only=only)
+    box = Box(*(jnp.asarray(side, jnp.float32)[:, None] for side in (low, high)))
+    return native.climb(kernels, points, energies, MODELS[name], box, effort, only=only)
 
 
 def starts(rows: int, name: str, count: int = 6) -> np.ndarray:

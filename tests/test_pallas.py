@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import dogfit
-from dogfit.fitting.families import search_bounds
-from dogfit.fitting.search import fused_effort
-from dogfit.kernels import pallas
+from dogfit.kernels.model.bounds import search_box
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.derivatives import projected_derivatives
 from dogfit.kernels.pallas.dictionary import dictionary
-from dogfit.kernels.pallas.lanes import half_erf, slopes
-from dogfit.kernels.types import Box
-from dogfit.kernels.xla import search
+from dogfit.kernels.pallas.lanes import half_erf
+from dogfit.kernels.pallas.lanes import projected_derivatives as lane_derivatives
+from dogfit.kernels.pallas.search import check_supported, search_optimum
+from dogfit.kernels.tuning import fused_effort
+from dogfit.kernels.types import Box, Budget, Effort, Found
+from dogfit.kernels.xla.search import search_optimum as search_plainly
 from fit_drawings import real_kernels
 
 MODELS = {
@@ -30,7 +31,7 @@ MODELS = {
 FOUR = ("gaussian", "dog", "d1", "d2")
 ROWS, SIZE = 48, 5
 PLATFORM = {"triton": "cuda", "tpu": "tpu"}
-EFFORT = search.Effort(
+EFFORT = Effort(
     starts=8, steps=15, min_relative_energy=0.6, abandon_factor=12.0, min_separation=0.3, tolerance=1e-7
 )
 # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
@@ -38,7 +39,7 @@ QUICK = {"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0
 
 
 def box(model: GaussianModel, size: int) -> Box:
-    return Box(*(jnp.asarray(b, jnp.float32)[:, None] for b in search_bounds(model, (size, size))))
+    return search_box(model, (size, size), jnp.float32)
 
 
 def random_points(generator: np.random.Generator, model: GaussianModel, rows: int) -> np.ndarray:
@@ -86,7 +87,7 @@ def energies(kernels: np.ndarray, model: GaussianModel, point: np.ndarray) -> np
 def fused(name: str, backend: str = "triton"):
     model = MODELS[name]
     run = functools.partial(
-        pallas.search_optimum,
+        search_optimum,
         box=box(model, SIZE),
         model=model,
         effort=EFFORT,
@@ -105,7 +106,7 @@ def test_half_erf_without_erf():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_slopes_against_the_plain_path_in_double_precision(name):
+def test_derivatives_against_the_plain_path_in_double_precision(name):
     model, kernels = MODELS[name], noisy_kernels(name)
     point = random_points(np.random.default_rng(0), model, ROWS)
     with jax.enable_x64(True):
@@ -113,9 +114,11 @@ def test_slopes_against_the_plain_path_in_double_precision(name):
             jnp.asarray(kernels, jnp.float64), list(jnp.asarray(point, jnp.float64)), model
         )
     taps = jnp.asarray(kernels)
-    found = jax.jit(lambda p: slopes(lambda u, v: taps[u, v], p, model, SIZE), compiler_options=QUICK)(
-        list(jnp.asarray(point, jnp.float32))
-    )
+
+    def evaluate(p):
+        return lane_derivatives(lambda y, x: taps[y, x], p, model, SIZE)
+
+    found = jax.jit(evaluate, compiler_options=QUICK)(list(jnp.asarray(point, jnp.float32)))
     # Two Gaussians of nearly one width leave float32 three digits of curvature.
     tolerance = 3e-3 if name == "dog" else 3e-5
     assert np.allclose(found.energy, truth.energy, atol=tolerance / 30)
@@ -130,10 +133,10 @@ def test_the_same_optima_as_the_plain_path(name):
     model, kernels = MODELS[name], noisy_kernels(name)
     found = fused(name)(jnp.asarray(kernels))
 
-    def search_plainly(rows: jax.Array) -> search.Found:
-        return search.search_optimum(rows, box(model, SIZE), model, EFFORT, block=ROWS)
+    def search(rows: jax.Array) -> Found:
+        return search_plainly(rows, box(model, SIZE), model, EFFORT, block=ROWS)
 
-    plain = jax.jit(search_plainly, compiler_options=QUICK)(jnp.asarray(kernels))
+    plain = jax.jit(search, compiler_options=QUICK)(jnp.asarray(kernels))
     here, there = (energies(kernels, model, np.asarray(f.point)) for f in (found, plain))
     assert np.mean(here >= there - 1e-3) >= 0.95
     lower, upper = (np.asarray(bound) for bound in box(model, SIZE))
@@ -147,9 +150,9 @@ def test_optima_of_real_kernels(name):
     # Where a Gaussian is far narrower than a tap, each tap holds optima of its own.
     drawn, size = real_kernels(300), 7
     found = dogfit.fit_kernels(drawn, [name]).r2_by_family[:, 0]
-    model, effort = MODELS[name], fused_effort(MODELS[name], dogfit.FitConfig())
+    model, effort = MODELS[name], fused_effort(MODELS[name], Budget())
     search_fused = jax.jit(
-        lambda rows: pallas.search_optimum(rows, box(model, size), model, effort, interpret=True).point,
+        lambda rows: search_optimum(rows, box(model, size), model, effort, interpret=True).point,
         compiler_options=QUICK,
     )
     kernels = unit(drawn.transpose(1, 2, 0).astype(np.float64))
@@ -202,9 +205,7 @@ def test_lowers_without_the_device(name, backend):
     if backend == "triton" and jax.__version_info__ > (0, 10, 2):
         pytest.skip("later versions compile for Triton while they lower, with the CUDA plugin")
     model, size = MODELS[name], 7
-    run = functools.partial(
-        pallas.search_optimum, box=box(model, size), model=model, effort=EFFORT, backend=backend
-    )
+    run = functools.partial(search_optimum, box=box(model, size), model=model, effort=EFFORT, backend=backend)
     shape = jax.ShapeDtypeStruct((size, size, 2048), jnp.float32)
     lowered = jax.jit(run).trace(shape).lower(lowering_platforms=(PLATFORM[backend],))
     assert {"triton": "xla.gpu.triton", "tpu": "tpu_custom_call"}[backend] in lowered.as_text()
@@ -222,7 +223,8 @@ def test_lowers_without_the_device(name, backend):
 def test_what_it_cannot_do_it_refuses(shape, model, reason):
     kernels = jnp.zeros(shape, jnp.float32)
     limits = box(model, shape[0])
-    assert reason in (pallas.unsupported(kernels, limits, model) or "")
     with pytest.raises(NotImplementedError, match=reason):
-        pallas.search_optimum(kernels, limits, model, EFFORT)
-    assert pallas.unsupported(jnp.zeros((7, 7, 4), jnp.float32), box(MODELS["dog"], 7), MODELS["dog"]) is None
+        check_supported(kernels, limits, model)
+    with pytest.raises(NotImplementedError, match=reason):
+        search_optimum(kernels, limits, model, EFFORT)
+    check_supported(jnp.zeros((7, 7, 4), jnp.float32), box(MODELS["dog"], 7), MODELS["dog"])

@@ -27,7 +27,7 @@ MODELS = {
 
 def unit_kernels(seed: int, weights: np.ndarray | None = None) -> np.ndarray:
     """Whitened kernels of unit energy `[ky, kx, rows]`."""
-    image = jnp.asarray(np.random.default_rng(seed).normal(size=(KY, KX, ROWS)))
+    image = jnp.asarray(np.random.default_rng(seed).normal(size=(KX, KY, ROWS)).swapaxes(0, 1))
     kernels = np.asarray(whiten(image, weights), float)
     return kernels / np.linalg.norm(kernels, axis=(0, 1))
 
@@ -102,7 +102,7 @@ def test_seeds_of_other_profiles(profile):
 
 @pytest.mark.parametrize("family", ["d2", "d2_elliptic"])
 def test_weighted_taps_weigh_in_the_seeds(family):
-    weights = np.random.default_rng(9).uniform(0.2, 1, (KY, KX, ROWS))
+    weights = np.random.default_rng(9).uniform(0.2, 1, (KX, KY, ROWS)).swapaxes(0, 1)
     weights[1, 2] = 0
     kernels = unit_kernels(9, weights)
     model = GaussianModel(2, elliptic=family == "d2_elliptic")

@@ -23,6 +23,7 @@ from dogfit.distributed import announce, process_count, process_index, rows_of
 from dogfit.errors import InputError
 from dogfit.job.config import RunConfig
 from dogfit.job.worker import follow
+from dogfit.kernels.dispatch import check_fastest
 from dogfit.kernelset.groups import Flag
 from dogfit.kernelset.kernelset import KernelSet
 from dogfit.report.text import printable
@@ -70,6 +71,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
         if work.finished:
             progress.say(f"{config.out} holds this run already, finished; --overwrite makes it anew")
         else:
+            _say_what_is_missing(progress)
             _begin(kernelset, config, layers)
             sizes = {
                 size: analyze_size(group, config, work, progress, given.get(size))
@@ -107,6 +109,14 @@ def _left_out(
             f"{_sizes(kernelset.groups)} ones; leave out --autoencoder to train them"
         )
     return left_out
+
+
+def _say_what_is_missing(progress: Progress) -> None:
+    """Say once if the fastest search cannot be used here, and what that costs."""
+    try:
+        check_fastest()
+    except NotImplementedError as missing:
+        progress.say(str(missing))
 
 
 def _begin(kernelset: KernelSet, config: RunConfig, layers: list[list[str]]) -> None:

@@ -21,10 +21,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, materialize, sum_arrays
+from dogfit.kernels.linalg import materialize, sum_arrays
+from dogfit.kernels.types import Batch, Image
 
-# Of taps; or of their corners, one more along both axes.
-Image = Float[Array, "ky kx b"]
 # What varies along one axis or none has a length of one there.
 Along = Float[Array, "#ky #kx b"]
 Covariance = tuple[Along, Along, Along]

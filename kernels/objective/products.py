@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dogfit.kernels.linalg import (
-    Batch,
     Solution,
     inverse_root,
     materialize,
@@ -18,11 +17,10 @@ from dogfit.kernels.linalg import (
 )
 from dogfit.kernels.model.gaussian import Combination, GaussianModel, Term, TermImages, add_weighted
 from dogfit.kernels.model.profiles import PROFILES, VARIATIONS
+from dogfit.kernels.types import Batch, Image
 
 # Orders by which a term is raised in a second derivative by widths.
 ORDER_INCREASE = 4
-
-Image = Float[Array, "ky kx b"]
 
 
 class _Line(NamedTuple):
@@ -83,7 +81,7 @@ class SeparableProducts:
         return [_Line(*part) for part in zip(*(jnp.split(v, sides, axis=-1) for v in line), strict=True)]
 
     def _place(self, width: int, order: int) -> int:
-        """Of a profile in its stack."""
+        """Place of a profile in its stack."""
         return self._widths * order + width
 
     def _of_terms(self, one: Term, other: Term) -> Batch:
@@ -271,5 +269,5 @@ def products_of(
 
 
 def are_separable(model: GaussianModel, weights: Image | None) -> bool:
-    """Whether terms are products of 1-D profiles and all taps alike, so that no image need be made."""
+    """Tell whether terms are products of 1-D profiles and all taps alike, so that no image need be made."""
     return not model.elliptic and weights is None

@@ -16,15 +16,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.kernels.linalg import Batch, descent_solve, map_chunks, materialize, project, sum_arrays, sum_taps
+from dogfit.kernels.linalg import descent_solve, map_chunks, materialize, project, sum_arrays, sum_taps
 from dogfit.kernels.model.custom import CustomModel
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.objective.derivatives import Model
-from dogfit.kernels.objective.products import Image, whiten
+from dogfit.kernels.model.kinds import Model
+from dogfit.kernels.objective.products import whiten
 from dogfit.kernels.starts.dictionary import Grid, grids_of, nodes_of
 from dogfit.kernels.starts.ellipses import elliptic_keys, elliptic_nodes, has_nodes, part_of
 from dogfit.kernels.starts.peaks import largest_keys, pack_keys
-from dogfit.kernels.types import Box
+from dogfit.kernels.types import Batch, Box, Image
 
 # Differences of shape within which an elliptic start stands for another, in units of `apart`; and peaks from
 # which one start is chosen, more where surround weights make many alike.
