@@ -28,7 +28,9 @@ MODELS = {
     "d2": GaussianModel(2),
     "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
 }
-FOUR = ("gaussian", "dog", "d1", "d2")
+slow = pytest.mark.slow
+# One family in the default tier: each is a program of its own.
+FOUR = ("d1", *(pytest.param(name, marks=slow) for name in ("gaussian", "dog", "d2")))
 ROWS, SIZE = 48, 5
 PLATFORM = {"triton": "cuda", "tpu": "tpu"}
 EFFORT = Effort(
@@ -97,7 +99,8 @@ def fused(name: str, backend: str = "triton"):
     return jax.jit(run, compiler_options=QUICK)
 
 
-def test_half_erf_without_erf():
+def test_half_erf_against_erf():
+    """Half erf without erf."""
     z = np.linspace(-12, 12, 40001, dtype=np.float32)
     truth = np.array([0.5 * math.erf(value / math.sqrt(2)) for value in z.tolist()])
     found = np.asarray(half_erf(jnp.asarray(z)), np.float64)
@@ -105,8 +108,12 @@ def test_half_erf_without_erf():
     assert np.array_equal(found, -np.asarray(half_erf(jnp.asarray(-z))))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_derivatives_against_the_plain_path_in_double_precision(name):
+@pytest.mark.parametrize(
+    "name",
+    ["d2", "dog_d1", *(pytest.param(name, marks=slow) for name in ("gaussian", "dog", "d1"))],
+)
+def test_derivatives_against_the_plain_path(name):
+    """Derivatives against the plain path in double precision."""
     model, kernels = MODELS[name], noisy_kernels(name)
     point = random_points(np.random.default_rng(0), model, ROWS)
     with jax.enable_x64(True):
@@ -129,7 +136,8 @@ def test_derivatives_against_the_plain_path_in_double_precision(name):
 
 
 @pytest.mark.parametrize("name", FOUR)
-def test_the_same_optima_as_the_plain_path(name):
+def test_search_optimum_against_the_plain_path(name):
+    """The same optima as the plain path."""
     model, kernels = MODELS[name], noisy_kernels(name)
     found = fused(name)(jnp.asarray(kernels))
 
@@ -145,8 +153,10 @@ def test_the_same_optima_as_the_plain_path(name):
     assert np.all((found.steps > 0) & (found.n_agreeing >= 1))
 
 
+@slow
 @pytest.mark.parametrize("name", ["d2", "dog"])
-def test_optima_of_real_kernels(name):
+def test_search_optimum_real_kernels(name):
+    """Optima of real kernels."""
     # Where a Gaussian is far narrower than a tap, each tap holds optima of its own.
     drawn, size = real_kernels(300), 7
     found = dogfit.fit_kernels(drawn, [name]).r2_by_family[:, 0]
@@ -161,7 +171,8 @@ def test_optima_of_real_kernels(name):
 
 
 @pytest.mark.parametrize("name", FOUR)
-def test_never_worse_than_its_own_seed(name):
+def test_search_optimum_no_worse_than_its_seed(name):
+    """Never worse than its own seed."""
     model, kernels = MODELS[name], noisy_kernels(name)
     columns = dictionary(model, SIZE).columns[..., : SIZE * SIZE].astype(np.float64)
     projections = np.einsum("tqnk,kb->tqnb", columns, kernels.reshape(SIZE * SIZE, -1))
@@ -171,7 +182,8 @@ def test_never_worse_than_its_own_seed(name):
     assert np.all(energies(kernels, model, np.asarray(found.point)) >= seeds - 5e-3)
 
 
-def test_noiseless_kernels_are_recovered():
+def test_search_optimum_noiseless_kernels():
+    """Noiseless kernels are recovered."""
     model = MODELS["d1"]
     point = random_points(np.random.default_rng(5), model, ROWS)
     point[2] = np.clip(point[2], math.log(0.8), math.log(1.5))
@@ -180,18 +192,21 @@ def test_noiseless_kernels_are_recovered():
     assert np.allclose(found.point, point, atol=2e-3)
 
 
-def test_lanes_do_not_meet():
-    kernels = noisy_kernels("gaussian").copy()
-    alone = fused("gaussian")(jnp.asarray(kernels))
+def test_search_optimum_broken_rows():
+    """Lanes do not meet."""
+    kernels = noisy_kernels("d1").copy()
+    alone = fused("d1")(jnp.asarray(kernels))
     kernels[..., 3], kernels[..., 8] = np.nan, 0.0
-    among = fused("gaussian")(jnp.asarray(kernels))
+    among = fused("d1")(jnp.asarray(kernels))
     others = np.delete(np.arange(ROWS), [3, 8])
     for one, other in zip(alone, among, strict=True):
         assert np.array_equal(np.asarray(one)[..., others], np.asarray(other)[..., others])
     assert np.isfinite(np.asarray(among.point)[:, 8]).all()
 
 
-def test_both_launchers_run_the_same_search():
+@slow
+def test_search_optimum_both_launchers():
+    """Both launchers run the same search."""
     kernels = noisy_kernels("gaussian")
     gpu, tpu = (fused("gaussian", backend)(jnp.asarray(kernels)) for backend in ("triton", "tpu"))
     one, other = (energies(kernels, MODELS["gaussian"], np.asarray(f.point)) for f in (gpu, tpu))
@@ -201,7 +216,8 @@ def test_both_launchers_run_the_same_search():
 
 @pytest.mark.parametrize("backend", PLATFORM)
 @pytest.mark.parametrize("name", FOUR)
-def test_lowers_without_the_device(name, backend):
+def test_search_optimum_lowers_without_the_device(name, backend):
+    """Lowers without the device."""
     if backend == "triton" and jax.__version_info__ > (0, 10, 2):
         pytest.skip("later versions compile for Triton while they lower, with the CUDA plugin")
     model, size = MODELS[name], 7
@@ -220,7 +236,8 @@ def test_lowers_without_the_device(name, backend):
         ((7, 7, 4), GaussianModel(0, profile="sampled"), "integrated"),
     ],
 )
-def test_what_it_cannot_do_it_refuses(shape, model, reason):
+def test_search_optimum_refusals(shape, model, reason):
+    """What it cannot do it refuses."""
     kernels = jnp.zeros(shape, jnp.float32)
     limits = box(model, shape[0])
     with pytest.raises(NotImplementedError, match=reason):
