@@ -14,7 +14,7 @@ from scipy_reference import draw
 
 
 @pytest.mark.parametrize(("taps", "edges"), [(7, 0.5), (6, 0.0)])
-def test_centres_go_to_both_sides_of_the_next_edge(taps, edges):
+def test_move_across_edges(taps, edges):
     """Edges of taps are at halves where the number of taps is odd."""
     rng = np.random.default_rng(0)
     point = np.concatenate([rng.uniform(-2.4, 2.4, (2, 40)), rng.uniform(-1, 1, (3, 40))]).astype(np.float32)
@@ -39,9 +39,13 @@ def test_centres_go_to_both_sides_of_the_next_edge(taps, edges):
     assert np.unique(np.round(moved[:, :2], 4), axis=0).shape[0] == N_EDGE_RESTARTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5, 5), (4, 6)])
-def test_a_search_with_them_loses_nothing_and_finds_more(shape):
-    """Second derivatives at the narrowest width, a hundredth of a tap from an edge, under noise."""
+def test_search_optimum_with_edge_restarts(shape):
+    """Nothing is lost, and more is found.
+
+    Second derivatives at the narrowest width, a hundredth of a tap from an edge, under noise.
+    """
     height, width = shape
     rng, rows = np.random.default_rng(0), 96
     kernels = np.stack(

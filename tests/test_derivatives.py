@@ -19,7 +19,8 @@ KX, KY, ROWS = 7, 6, 4
 QUICK = {"xla_backend_optimization_level": 0}  # run once: compiling is what takes the time
 STEP = 1e-5
 
-# Family, profile, whether taps are weighted.
+# Family, profile, whether taps are weighted; each compiles for seconds, so most are for `--all`.
+DEFAULT_CASES = [("d2", "integrated", False), ("dog_d1", "integrated", False), ("d1", "sampled", True)]
 CASES = [
     ("gaussian", "integrated", False),
     ("dog", "integrated", False),
@@ -76,8 +77,12 @@ def reference_derivatives(problem: Problem, x: np.ndarray) -> tuple[float, np.nd
     return 1 - np.sum(problem.residual(x) ** 2), slope(x), hessian
 
 
-@pytest.mark.parametrize(("family", "profile", "weighted"), CASES)
-def test_energy_gradient_and_hessian(family, profile, weighted):
+@pytest.mark.parametrize(
+    ("family", "profile", "weighted"),
+    [case if case in DEFAULT_CASES else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
+def test_projected_derivatives_against_scipy(family, profile, weighted):
+    """Energy, gradient and Hessian."""
     generator = np.random.default_rng(5)
     model = model_of(family, profile)
     weights = generator.uniform(0, 1, (KY, KX, ROWS)) if weighted else None
@@ -165,8 +170,8 @@ def gabor_energy(kernel: np.ndarray, weights: np.ndarray, x: np.ndarray) -> floa
     return float(np.sum((q.T @ kernel) ** 2))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_a_basis_of_ones_own(weighted):
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_projected_derivatives_of_a_custom_model(weighted):
     generator = np.random.default_rng(6)
     weights = generator.uniform(0, 1, (KY, KX, ROWS)) if weighted else None
     kernels = unit_kernels(generator, weights)[..., :2]
@@ -197,7 +202,8 @@ def test_a_basis_of_ones_own(weighted):
                 np.testing.assert_allclose(found.hessian[a, b][row], wanted, atol=1e-5)
 
 
-def test_scale_of_a_basis_of_ones_own_is_the_spacing_of_its_nodes():
+def test_scale_of_a_custom_model():
+    """The unit of a parameter is the spacing of its nodes."""
     scale = [float(s[0]) for s in GABOR.scale([jnp.zeros(1)] * 5)]
     np.testing.assert_allclose(scale, [6 / 5, 6 / 4, 2.3 / 4, 2.5 / 4, np.pi / 4], rtol=1e-6)
 
@@ -206,11 +212,11 @@ def test_scale_of_a_basis_of_ones_own_is_the_spacing_of_its_nodes():
     ("family", "profile"),
     [
         ("d1", "integrated"),
-        ("d2", "sampled"),
-        ("dog", "integrated"),
+        pytest.param("d2", "sampled", marks=pytest.mark.slow),
+        pytest.param("dog", "integrated", marks=pytest.mark.slow),
         ("dog_d2", "integrated"),
-        ("dog_d1_elliptic", "integrated"),
-        ("d2_elliptic", "sampled"),
+        pytest.param("dog_d1_elliptic", "integrated", marks=pytest.mark.slow),
+        pytest.param("d2_elliptic", "sampled", marks=pytest.mark.slow),
     ],
 )
 def test_model_jacobian_against_scipy(family, profile):
@@ -251,9 +257,12 @@ def _energy(points, model, kernels):
     return 1.0 - jnp.sum(residual**2, axis=(0, 1))
 
 
-@pytest.mark.parametrize("profile", ["integrated", "sampled", "discrete"])
+@pytest.mark.parametrize(
+    "profile",
+    ["integrated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sampled", "discrete"))],
+)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_single_precision_keeps_the_energy(profile, weighted):
+def test_projected_derivatives_in_float32(profile, weighted):
     """The energy decides between starts, so float32 must hold it at every width."""
     generator = np.random.default_rng(9)
     model = model_of("dog", profile)

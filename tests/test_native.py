@@ -103,9 +103,10 @@ def random_points(rows: int, model: GaussianModel, seed: int = 1) -> np.ndarray:
 
 
 @needs_build
-@pytest.mark.parametrize("size", [4, 7])
+@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), 7])
 @pytest.mark.parametrize("name", MODELS)
-def test_energy_and_derivatives_against_differences(name, size):
+def test_evaluate_against_differences(name, size):
+    """Energy, gradient and Hessian against differences of float64 least squares."""
     model, rows, h = MODELS[name], 20, 3e-4
     kernels, points = noise(rows, size), random_points(rows, MODELS[name])
     energy, gradient, hessian = map(
@@ -132,7 +133,7 @@ def test_energy_and_derivatives_against_differences(name, size):
 
 
 @needs_build
-def test_wide_pairs_keep_their_digits():
+def test_evaluate_wide_pairs():
     """Far wider than the kernel, all but 1e-3 of a Gaussian is constant."""
     size, model = 7, MODELS["dog"]
     kernels = noise(12, size)
@@ -145,8 +146,8 @@ def test_wide_pairs_keep_their_digits():
 
 
 @needs_build
-@pytest.mark.parametrize("size", [3, 5, 7, 9, 15])
-def test_finds_what_was_drawn(size):
+@pytest.mark.parametrize("size", [3, 7, *(pytest.param(k, marks=pytest.mark.slow) for k in (5, 9, 15))])
+def test_search_families_finds_what_was_drawn(size):
     """No less energy than at the truth, for each family, under noise; points inside the box."""
     rows, generator = 24, np.random.default_rng(size)
     names = [n for n in MODELS if size > 3 or n in ("gaussian", "d1")]
@@ -174,8 +175,9 @@ def test_finds_what_was_drawn(size):
 
 
 @needs_build
-@pytest.mark.parametrize("name", ["gaussian", "d1"])
-def test_optimum_against_scipy(name):
+@pytest.mark.parametrize("name", [pytest.param("gaussian", marks=pytest.mark.slow), "d1"])
+def test_search_families_against_scipy(name):
+    """No more is left than dense multi-start SciPy leaves."""
     size, rows = 5, 4
     kernels = noise(rows, size, seed=3)
     (found,) = search(jnp.asarray(kernels), [name])
@@ -187,8 +189,9 @@ def test_optimum_against_scipy(name):
 
 
 @needs_build
-def test_a_row_does_not_depend_on_the_others():
-    rows = 700  # more than one piece, more than one chunk
+def test_search_families_rows_are_independent():
+    """A row does not depend on the others, their order or number, and a family not on its neighbors."""
+    rows = 600  # more than one piece, more than one chunk
     kernels = noise(rows, 7)
     whole = search(jnp.asarray(kernels))
     order = np.random.default_rng(2).permutation(rows)
@@ -204,7 +207,8 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 @needs_build
-def test_zero_and_spoilt_rows_end_at_once():
+def test_search_families_zero_and_spoilt_rows():
+    """They end at once, and spoil no other."""
     kernels = noise(20, 7)
     clean = search(jnp.asarray(kernels))
     kernels[..., 4] = 0.0
@@ -220,7 +224,9 @@ def test_zero_and_spoilt_rows_end_at_once():
 
 
 @needs_build
-def test_builds_for_other_processors_agree():
+@pytest.mark.slow
+def test_search_families_by_other_builds():
+    """Builds for other processors find the same, to rounding."""
     kernels = noise(48, 7, seed=5)
     reached = {}
     for only in native.instructions():
@@ -239,7 +245,9 @@ def test_builds_for_other_processors_agree():
 
 
 @needs_build
-def test_turned_and_mirrored_kernels_explain_the_same():
+@pytest.mark.slow
+def test_search_families_turned_and_mirrored():
+    """Turned and mirrored kernels are explained as well."""
     kernels = noise(40, 7, seed=6)
 
     def energies(images):
@@ -258,7 +266,8 @@ def test_turned_and_mirrored_kernels_explain_the_same():
 
 
 @needs_build
-def test_narrow_and_fixed_boxes():
+def test_search_families_narrow_box():
+    """Bounds hold to the bit, and so do values that are fixed."""
     kernels = noise(32, 7)
     low, high = box(MODELS["d1"], 7)
     low[2], high[2] = np.log(0.8), np.log(0.9)
@@ -272,7 +281,8 @@ def test_narrow_and_fixed_boxes():
 
 
 @needs_build
-def test_inside_other_jax_code():
+def test_search_families_inside_jax():
+    """Search inside jit, float64, vmap and shard_map: the same as outside."""
     kernels = noise(64, 5)
     plain = search(jnp.asarray(kernels), SINGLE)
     run = functools.partial(search, names=SINGLE)
@@ -287,12 +297,10 @@ def test_inside_other_jax_code():
     out = jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), "data"), plain)
     sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=out))
     assert_same(plain, sharded(jnp.asarray(kernels)))
-    on_cpu = jax.jit(lambda k: jax.lax.platform_dependent(k, cpu=run, default=run))
-    assert_same(plain, on_cpu(jnp.asarray(kernels)))
 
 
 @needs_build
-def test_broken_arguments():
+def test_search_families_broken_arguments():
     with pytest.raises(ValueError, match="starts must be 1 to"):
         search(jnp.zeros((5, 5, 4)), ["gaussian"], starts=0)
     with pytest.raises(Exception, match=r"\[k, k, n\]"):
