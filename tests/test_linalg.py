@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dogfit.kernels.linalg import (
@@ -99,7 +99,6 @@ class TestDescentSolve:
             entries = [jnp.asarray(right[:, a]) for a in range(n)]
             return np.stack(descent_solve(lower, entries, jnp.full(len(right), shift), floor), axis=1)
 
-    @settings(max_examples=10, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.floats(0.0, 3.0))
     def test_positive_matrices_are_solved_exactly(self, seed, n, shift):
         generator = np.random.default_rng(seed)
@@ -108,7 +107,6 @@ class TestDescentSolve:
         wanted = np.linalg.solve(matrices + shift * np.eye(n), right[..., None])[..., 0]
         np.testing.assert_allclose(self.solve(matrices, right, shift, 1e-12), wanted, rtol=1e-8, atol=1e-8)
 
-    @settings(max_examples=10, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
     def test_indefinite_matrices_give_an_ascent_direction(self, seed, n):
         generator = np.random.default_rng(seed)

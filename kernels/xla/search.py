@@ -111,7 +111,7 @@ def search_optimum(
         return (search.queue < rows) | jnp.any(search.lanes.row < rows)
 
     def work(search: _Search) -> _Search:
-        search = _take_up(search, table, model, effort)
+        search = _refill_lanes(search, table, model, effort)
         given = table.split(search.fetched)
 
         def step(_: Any, ascent: Ascent) -> Ascent:
@@ -124,21 +124,27 @@ def search_optimum(
     return Found(found[: len(start)], predicted_gain, steps.astype(jnp.int32), n_agreeing.astype(jnp.int32))
 
 
-def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> _Search:
-    """Give lanes whose start has ended the next start, or the next kernel."""
+def _refill_lanes(search: _Search, table: "_Table", model: Model, effort: Effort) -> _Search:
+    """Give lanes whose ascent has ended the next start of their kernel, or the next kernel.
+
+    A kernel's starts are its seeds, best first; then its best point moved across edges of taps; and last, if
+    the best has not converged, that point once more with more steps.
+    """
     given, lanes, ascent = table.split(search.fetched), search.lanes, search.ascent
     rows = search.found.shape[0]
     limit = jnp.where(lanes.finishing, tuning.FINISHING_FACTOR * effort.steps, effort.steps)
+    # An ascent ends where it has converged or is out of steps, where it cannot reach the best one any more,
+    # or where it is about to arrive at the same optimum.
     settled = (ascent.predicted_gain <= effort.tolerance) | (ascent.steps >= limit)
-    hopeless = ascent.energy + effort.abandon_factor * ascent.predicted_gain < lanes.energy
-    joins = _near(model, ascent.point, lanes.point) & (ascent.energy <= lanes.energy)
-    joins = joins & (ascent.energy > lanes.energy - tuning.SAME_OPTIMUM_ENERGY)
-    ended = settled | ((hopeless | joins) & ~lanes.finishing)
+    abandoned = ascent.energy + effort.abandon_factor * ascent.predicted_gain < lanes.energy
+    arrives = _near(model, ascent.point, lanes.point) & (ascent.energy <= lanes.energy)
+    arrives = arrives & (ascent.energy > lanes.energy - tuning.SAME_OPTIMUM_ENERGY)
+    ended = settled | ((abandoned | arrives) & ~lanes.finishing)
 
-    # Take down how it ended.
+    # Keep the best end of each kernel, and count the seeds that ended as high.
     seeded = ended & ~lanes.finishing & (lanes.edge_restarts == 0)
     better = ended & ((ascent.energy > lanes.energy) | lanes.finishing)
-    agrees = seeded & ((ascent.energy >= lanes.energy - tuning.AGREEMENT) | joins)
+    agrees = seeded & ((ascent.energy >= lanes.energy - tuning.AGREEMENT) | arrives)
     ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + tuning.AGREEMENT)
     lanes = materialize(
         lanes._replace(
@@ -165,6 +171,7 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     done = jnp.stack([*lanes.point, lanes.predicted_gain, lanes.steps, lanes.n_agreeing], axis=1)
     found = search.found.at[jnp.where(leaving, lanes.row, rows)].set(done, mode="drop")
 
+    # Lanes that leave their kernel take the next ones of the queue, in the order of the lanes.
     place = search.queue + jnp.cumsum(leaving, dtype=jnp.int32) - 1
     row = jnp.where(leaving, jnp.minimum(place, rows), lanes.row)
     fetched = _where(leaving, table.fetch(row), search.fetched)
