@@ -39,7 +39,7 @@ def number(value: float | None) -> str:
 
 
 def passed(found: dict[str, Any], measure: str, names: list[str]) -> list[str]:
-    row = next(row for row in found["shares"] if row["measure"] == measure and "paper" in row["meaning"])
+    row = next(row for row in found["shares"] if row["measure"] == measure and row["kind"] == "paper")
     return [percent(row["shares"][name]) for name in names]
 
 
@@ -107,7 +107,7 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for name, row in universal["found"].items():
         at = min(FILTERS, len(row["explained"]))
         cell = f"{percent(row['explained'][at - 1])}, elbow {row['elbow']}"
-        cells = ["", "", cell] if name == "forward, covariance-matched" else [cell, *nothing]
+        cells = ["", "", cell] if row["candidates"] == "null" else [cell, *nothing]
         yield f"energy explained by {at} filters, {name}", cells
     for name, curve in universal["controls"].items():
         yield f"energy explained by {FILTERS} filters, {name}", [percent(curve[FILTERS - 1]), *nothing]

@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from dogfit.analysis.layer_metrics import layer_quality
     from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
     from dogfit.checkpoints.load import load_kernels
-    from dogfit.errors import DogfitError, HubError, InputError, OutputError, TooFewKernels
+    from dogfit.errors import (
+        DogfitError,
+        HubError,
+        InputError,
+        LostProcessError,
+        OutputError,
+        TooFewKernels,
+    )
     from dogfit.export.replace import Replaced, replace_kernels
     from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
     from dogfit.fitting.composite import Composite, fit_composites
@@ -40,6 +47,7 @@ _HOMES = {
     "HubError": "dogfit.errors",
     "InputError": "dogfit.errors",
     "KernelSet": "dogfit.kernelset.kernelset",
+    "LostProcessError": "dogfit.errors",
     "OutputError": "dogfit.errors",
     "Replaced": "dogfit.export.replace",
     "SearchRange": "dogfit.kernels.model.custom",
@@ -74,6 +82,7 @@ __all__ = [
     "HubError",
     "InputError",
     "KernelSet",
+    "LostProcessError",
     "OutputError",
     "Replaced",
     "SearchRange",

@@ -30,3 +30,7 @@ class OutputError(DogfitError):
 
 class TooFewKernels(DogfitError):  # noqa: N818 - names the condition a caller skips on
     """A size has too few kernels to learn a code from; callers report it and skip the size."""
+
+
+class LostProcessError(DogfitError):
+    """Another process of the same job cannot be reached any more."""

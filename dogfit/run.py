@@ -1,12 +1,12 @@
-"""The main job as a person types it: `python -m dogfit.run [SOURCE ...] --out DIR`."""
+"""The command line: `python -m dogfit.run [SOURCE ...] --out DIR`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tyro
 
 import dogfit
-from dogfit.errors import DogfitError
+from dogfit.errors import DogfitError, LostProcessError
 from dogfit.job.config import RunConfig
 from dogfit.runtime.progress import INTERRUPTED
 
@@ -14,7 +14,10 @@ FAILED, USAGE = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the main job.
+    """Run the command.
+
+    Args:
+      argv: its words, those of the process when None.
 
     Returns:
       The exit code: 0 done, 1 the job failed, 2 wrong usage, 3 input unusable, 4 the hub could not be
@@ -28,31 +31,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dogfit {dogfit.__version__}")
         return 0
     if config.coordinator is None:
-        return _reported(config)
-    from dogfit.runtime.supervisor import run_watched
+        return run_reported(config)
+    from dogfit.runtime.supervisor import run_supervised
 
-    return run_watched(_reported, config)
+    return run_supervised(run_reported, config)
 
 
-def _reported(config: RunConfig) -> int:
-    """Run the job; what goes wrong becomes a sentence and an exit code."""
+def run_reported(config: RunConfig) -> int:
+    """Run the job in this process.
+
+    Args:
+      config: options of the command.
+
+    Returns:
+      See `exit_code_of`.
+    """
+    return exit_code_of(lambda: _run(config), config)
+
+
+def exit_code_of(job: Callable[[], int], config: RunConfig) -> int:
+    """Run something, and turn what goes wrong into a sentence on standard error and an exit code.
+
+    Args:
+      job: returns its exit code.
+      config: options of the command.
+
+    Returns:
+      The exit code, see `main`, or `dogfit.runtime.supervisor.LOST_CODE`.
+    """
     try:
-        return _run(config)
+        return job()
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last finished stage", INTERRUPTED)
+        return _fail(
+            "interrupted; run the same command again to resume from the last completed stage", INTERRUPTED
+        )
+    except LostProcessError:
+        return _lost()
     except DogfitError as error:
         return _fail(str(error), error.exit_code)
     except Exception as error:
-        from dogfit.distributed import is_loss
+        from dogfit.distributed import caused_by_loss
         from dogfit.runtime.workspace import disk_trouble
 
-        if is_loss(error):
-            from dogfit.runtime.supervisor import LOST_CODE
-
-            return LOST_CODE
+        if caused_by_loss(error, config.lost_after):
+            return _lost()
         if (reason := disk_trouble(error)) is None:
             raise
         return _fail(f"could not write to {config.out}: {reason}; nothing partial is left there", FAILED)
+
+
+def _lost() -> int:
+    from dogfit.runtime.supervisor import LOST_CODE
+
+    return LOST_CODE
 
 
 def _run(config: RunConfig) -> int:

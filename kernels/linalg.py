@@ -15,8 +15,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
-from dogfit.kernels.types import Batch
-
+Batch = Float[Array, " b"]
 Symmetric = Mapping[tuple[int, int], Batch]
 
 

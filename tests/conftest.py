@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,21 +22,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 
-from job_inputs import NULLS, checkpoint
+from dogfit.run import main
+from job_inputs import SMALL, checkpoint
 
 pytest_plugins = ["tiers"]
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(scope="module")
-def few_nulls():
-    """A job draws few of them, for the tests of a module."""
-    from dogfit.analysis import size as analyse
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analyse, "NULL_KERNELS", NULLS)
-        yield
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """Folder of this test session that all its processes share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +88,29 @@ def summary_as_read(result):
     return json.loads(json.dumps(summarize(result)))
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("in") / "tiny.safetensors")
+@pytest.fixture(scope="session")
+def source(shared) -> Path:
+    """Small checkpoint."""
+    return once(shared / "tiny.safetensors", checkpoint)
+
+
+@pytest.fixture(scope="session")
+def finished(shared, source) -> Path:
+    """Results of a small job on that checkpoint. Tests that change them work on a copy."""
+
+    def run(out: Path) -> None:
+        assert main([str(source), "--out", str(out), "--quiet", *SMALL]) == 0
+
+    return once(shared / "finished", run)
+
+
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Have one process of the session make a file or folder, and the others wait for it."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        with suppress(ImportError):  # Windows
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path

@@ -1,5 +1,6 @@
-"""What tests of the job give it, and the code with which it leaves."""
+"""Inputs and settings of small jobs, and the code with which the command exits."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,12 @@ from safetensors.numpy import save_file
 from dogfit.run import main
 
 HOSTILE = "<script>alert(1)</script>"
-NULLS = (128, 128)
+TRAINING = {"batch_size": 64, "decoder_only_batch_size": 64, "restarts": 2, "widths": (32,), "frequencies": 4}
+# A job of seconds: few nulls, two families, a small autoencoder trained for a moment, no figures.
+SMALL = [
+    *"--null-kernels 128,128 --families gaussian,d1 --steps 50 --no-figures".split(),
+    *("--training", json.dumps(TRAINING)),
+]
 
 
 def blobs(n: int, k: int, seed: int) -> np.ndarray:
@@ -40,8 +46,14 @@ def checkpoint(path: Path, seed: int = 0) -> Path:
 
 
 def exit_code(words: list[str]) -> int:
-    """Of the command, whether it returns or leaves."""
+    """Run the command, and give its exit code if it returns or leaves."""
     try:
         return main(words)
     except SystemExit as leaving:
         return leaving.code
+
+
+def stages(out: Path, state: str) -> set[str]:
+    """Names of the stages of the last run that were "made" or "kept"."""
+    record = json.loads((out / "run.json").read_bytes())
+    return {name for name, found in record["stages"].items() if found == state}

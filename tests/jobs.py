@@ -1,66 +1,94 @@
-"""The job in a process of its own, made small; run as a script: `jobs.py NAME [the command's words]`."""
+"""Jobs for processes of their own; run as a script: `jobs.py NAME [the command's words]`."""
 
+import os
+import signal
 import sys
-from dataclasses import replace
 
 import numpy as np
 import tyro
 
-from dogfit import run
 from dogfit.job.config import RunConfig
+from dogfit.run import main as run_command
+from job_inputs import TRAINING
 
 KERNELS = np.random.default_rng(0).normal(size=(203, 5, 5)).astype(np.float32)
-TRAINING = {"batch_size": 64, "decoder_only_batch_size": 64, "restarts": 2, "widths": (32,), "frequencies": 4}
 
 
-def small(config: RunConfig) -> int:
-    """The job with few nulls, a small autoencoder and no figures."""
-    from dogfit.analysis import size as analyse
-    from dogfit.report.figures import draw as gather
+def exchange(config: RunConfig) -> int:
+    """Send messages both ways; then process 1 is lost, and process 0 waits for it."""
+    from dogfit import distributed
+    from dogfit.run import exit_code_of
 
-    def train_small(rows, settings, *others):
-        return train(rows, replace(settings, **TRAINING), *others)
+    def job() -> int:
+        distributed.start(config.coordinator or "", config.processes, config.process_id, lost_after_s=2)
+        index = distributed.process_index()
+        assert distributed.broadcast(f"from {index}".encode()) == b"from 0"
+        mine = KERNELS[distributed.own_rows(len(KERNELS))]
+        np.testing.assert_array_equal(distributed.scatter_rows(KERNELS if index == 0 else None), mine)
+        np.testing.assert_array_equal(distributed.gather_rows(mine), KERNELS)
+        print("messages arrived", file=sys.stderr, flush=True)
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        distributed.wait_for_all()
+        return 0
 
-    train = analyse.train_together
-    analyse.train_together = train_small
-    analyse.NULL_KERNELS = (128, 128)
-    gather.draw_figures = lambda *_: {}
-    return run._reported(config)
+    return exit_code_of(job, config)
+
+
+def broken(config: RunConfig) -> int:
+    """Fail in process 0 for a reason of its own, while process 1 waits."""
+    from dogfit import distributed
+    from dogfit.run import exit_code_of
+
+    def job() -> int:
+        distributed.start(config.coordinator or "", config.processes, config.process_id, lost_after_s=2)
+        if distributed.process_index() == 0:
+            raise TypeError("a fault of its own: heartbeat UNAVAILABLE")
+        distributed.wait_for_all()
+        return 0
+
+    return exit_code_of(job, config)
 
 
 def training(config: RunConfig) -> int:
-    """Nothing but training, with a checkpoint after every chunk of steps; process 0 saves the result."""
-    from dogfit.job import main as job
+    """Train with a checkpoint after every chunk of steps, and nothing else; process 0 saves the result."""
+    from dogfit import distributed
+    from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
+    from dogfit.devices import data_mesh
+    from dogfit.run import exit_code_of
 
-    def train(config: RunConfig, _) -> dict:
-        from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
-        from dogfit.devices import data_mesh
-        from dogfit.distributed import own_rows, process_index
-
+    def job() -> int:
+        if config.coordinator is not None:
+            distributed.start(
+                config.coordinator, config.processes, config.process_id, lost_after_s=config.lost_after
+            )
         model = train_autoencoder(
-            KERNELS[own_rows(len(KERNELS))],
+            KERNELS[distributed.own_rows(len(KERNELS))],
             AutoencoderConfig(steps=config.steps or 0, **TRAINING),
             mesh=data_mesh(),
             checkpoint_dir=config.out / "training",
             checkpoint_every_s=0,
-            progress=lambda step, *_: print("step", step, file=sys.stderr, flush=True),
+            progress=lambda done, _: print("step", done, file=sys.stderr, flush=True),
         )
-        if process_index() == 0:
+        if distributed.process_index() == 0:
             model.save(config.out)
-        return {}
+        if config.coordinator is not None:
+            distributed.finish()
+        return 0
 
-    job.run_job = train
-    return run._reported(config)
+    return exit_code_of(job, config)
 
 
 def main() -> int:
-    job = {"small": small, "training": training}[sys.argv[1]]
+    if sys.argv[1] == "command":
+        return run_command(sys.argv[2:])
     config = tyro.cli(RunConfig, args=sys.argv[2:], config=(tyro.conf.FlagCreatePairsOff,))
+    job = {"exchange": exchange, "broken": broken, "training": training}[sys.argv[1]]
     if config.coordinator is None:
         return job(config)
-    from dogfit.runtime.supervisor import run_watched
+    from dogfit.runtime.supervisor import run_supervised
 
-    return run_watched(job, config)
+    return run_supervised(job, config)
 
 
 if __name__ == "__main__":

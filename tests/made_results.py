@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import polars as pl
 
-from dogfit.analysis.clustering import _plain
+from dogfit.analysis.evidence import plain
 from dogfit.analysis.results import Clusters, FilterSearch, RunResult, Scores, SizeResult, Universal
 from dogfit.clusters import LatentSegments, Segment, validate_clusters
 from dogfit.kernelset import Flag, KernelSet, Layer
@@ -48,7 +48,7 @@ def evidence(kernels: np.ndarray, code: np.ndarray) -> dict:
     }
     gap = {"counts": [1, 2], "gap": [0.0, 0.1], "error": [0.01, 0.01], "supported": 2, "reference": "null"}
     sets = dict.fromkeys(("network", "white noise", "covariance-matched"), part)
-    return _plain({"clusters": 3, "sets": sets, "gap": gap})
+    return plain({"clusters": 3, "sets": sets, "gap": gap})
 
 
 def make_result(
@@ -129,4 +129,4 @@ def make_result(
             universal=universal(unit(generator.standard_normal((6, K, K)))),
             evidence=evidence(own.kernels[found.good], code[found.good]) if evident else None,
         )
-    return RunResult(kernelset, {K: found}, SETTINGS, kernelset.notes)
+    return RunResult(kernelset, {K: found}, SETTINGS)

@@ -1,3 +1,5 @@
+"""Meshes, their shardings, and padding."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,14 @@ from hypothesis import strategies as st
 from dogfit.devices import data_mesh, pad_rows, replicated, row_sharding
 
 
-def test_a_mesh_takes_all_devices_or_those_given():
+def test_data_mesh_takes_all_devices_or_those_given():
     assert data_mesh().size == len(jax.devices()) == 8
     mesh = data_mesh(jax.devices()[2:5])
     assert mesh.axis_names == ("data",)
     assert list(mesh.devices) == jax.devices()[2:5]
 
 
-def test_rows_are_split_and_constants_copied():
+def test_shardings_split_rows_and_copy_constants():
     mesh = data_mesh()
     x = jax.device_put(jnp.arange(16.0).reshape(16, 1), row_sharding(mesh))
     assert sorted(shard.data.shape for shard in x.addressable_shards) == [(2, 1)] * 8
@@ -25,7 +27,7 @@ def test_rows_are_split_and_constants_copied():
 
 @given(n=st.integers(0, 40), multiple=st.integers(1, 17))
 @settings(max_examples=50, deadline=None)
-def test_padding_keeps_every_row_and_marks_the_rest(n, multiple):
+def test_pad_rows_keeps_every_row_and_marks_the_rest(n, multiple):
     x = np.arange(1.0, 2 * n + 1).reshape(n, 2)
     padded, valid = pad_rows(x, multiple)
     assert len(padded) % multiple == 0
@@ -34,6 +36,6 @@ def test_padding_keeps_every_row_and_marks_the_rest(n, multiple):
     assert not padded[~valid].any()
 
 
-def test_a_multiple_below_one_is_refused():
+def test_pad_rows_refuses_a_multiple_below_one():
     with pytest.raises(ValueError, match="at least 1"):
         pad_rows(np.zeros((3, 2)), 0)

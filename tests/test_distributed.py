@@ -1,4 +1,4 @@
-"""Several processes: shares and messages, and the same results as one process; real ones on the loopback."""
+"""Several processes: shards and messages, and the same results as one process; real ones on the loopback."""
 
 import json
 import os
@@ -19,8 +19,10 @@ import dogfit
 from dogfit import distributed
 from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
 from dogfit.devices import data_mesh
-from job_inputs import checkpoint, exit_code
-from jobs import KERNELS, TRAINING
+from dogfit.errors import LostProcessError
+from dogfit.runtime.supervisor import LOST
+from job_inputs import SMALL, TRAINING, checkpoint, exit_code
+from jobs import KERNELS
 from process_group import (
     JOBS,
     LOST_WITHIN_S,
@@ -42,7 +44,7 @@ def cache(tmp_path_factory):
 
 @given(n=st.integers(0, 1000), count=st.integers(1, 9))
 @settings(max_examples=50, deadline=None)
-def test_shares_are_even_and_cover_every_row_once(n, count):
+def test_own_rows_are_even_and_cover_every_row_once(n, count):
     with pytest.MonkeyPatch.context() as patch:
         shares = []
         for index in range(count):
@@ -54,50 +56,119 @@ def test_shares_are_even_and_cover_every_row_once(n, count):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_process_alone_has_everything_and_waits_for_nobody():
+def test_messages_of_a_process_alone_wait_for_nobody():
     assert (distributed.process_index(), distributed.process_count()) == (0, 1)
     assert distributed.own_rows(7) == slice(0, 7)
     assert distributed.broadcast(b"said") == b"said"
     rows = {"a": np.arange(3)}
     assert distributed.gather_rows(rows) is rows
     np.testing.assert_array_equal(distributed.scatter_rows(rows["a"]), rows["a"])
-    with pytest.raises(ValueError, match="must give the rows to share out"):
+    with pytest.raises(ValueError, match="must give the rows to scatter"):
         distributed.scatter_rows()
     distributed.wait_for_all()
-    assert not distributed.is_loss(RuntimeError("UNAVAILABLE"))
+    assert not distributed.caused_by_loss(RuntimeError("UNAVAILABLE"))
 
 
-def test_a_loss_is_seen_behind_what_a_library_makes_of_it(monkeypatch):
-    state = SimpleNamespace(process_id=0, num_processes=2)
+class Answer(jax.errors.JaxRuntimeError):
+    """What the coordination service answers; only its code counts."""
+
+    def __init__(self, error_code: int) -> None:
+        super().__init__("any words: UNAVAILABLE, heartbeat, barrier")
+        self.code = error_code
+
+    @property
+    def error_code(self) -> int:
+        return self.code
+
+
+class Service:
+    """Coordination service that answers every wait with an error code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def wait_at_barrier(self, *_: object) -> None:
+        raise Answer(self.code)
+
+    blocking_key_value_get = wait_at_barrier
+
+
+def two_processes(monkeypatch, code: int) -> None:
+    state = SimpleNamespace(process_id=0, num_processes=2, client=Service(code))
     monkeypatch.setattr(distributed, "_state", lambda: state)
-    errors = []
-    for first in ("INTERNAL: Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout", "no such file"):
+
+
+@pytest.mark.parametrize(("code", "lost"), [(14, True), (13, True), (10, True), (3, False), (8, False)])
+def test_waits_report_a_lost_process_by_its_type(monkeypatch, code, lost):
+    two_processes(monkeypatch, code)
+    for wait in (distributed.wait_for_all, lambda: distributed._receive("key")):
+        with pytest.raises(LostProcessError if lost else Answer):
+            wait()
+
+
+@pytest.mark.parametrize(("code", "lost"), [(13, True), (14, True), (4, False)])
+def test_caused_by_loss_asks_the_service_and_reads_no_words(monkeypatch, code, lost):
+    """A barrier that times out (4) means that all others live: the error is this process's own."""
+    two_processes(monkeypatch, code)
+    for error in (ValueError("UNKNOWN: Gloo all-reduce failed"), TypeError("heartbeat UNAVAILABLE barrier")):
+        assert distributed.caused_by_loss(error, 1) is lost
+
+
+def test_caused_by_loss_finds_it_behind_what_a_library_makes_of_it(monkeypatch):
+    two_processes(monkeypatch, 4)
+    try:
         try:
-            try:
-                raise OSError(first)
-            except OSError as error:
-                raise TimeoutError("ChainedFuture completed 2/3 futures but timed out") from error
-        except TimeoutError as error:
-            errors.append(error)
-    assert [distributed.is_loss(error) for error in errors] == [True, False]
-    assert distributed.is_loss(RuntimeError("Gloo AllReduce failed: Connection closed by peer"))
+            raise LostProcessError("gone")
+        except LostProcessError as error:
+            raise TimeoutError("ChainedFuture completed 2/3 futures but timed out") from error
+    except TimeoutError as error:
+        assert distributed.caused_by_loss(error, 1)
 
 
-def test_auto_outside_of_a_cluster_says_what_to_do():
+def test_start_outside_of_a_cluster_says_what_to_do():
     program = (
         "from dogfit import distributed\nfrom dogfit.errors import DogfitError\n"
         "try: distributed.start('auto')\nexcept DogfitError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
-    assert "no cluster was recognised" in done.stdout, done.stderr
+    assert "no cluster was recognized" in done.stdout, done.stderr
     assert "--coordinator HOST:PORT --processes N --process-id I" in done.stdout
 
 
-def test_only_the_loopback_is_taken_for_the_loopback():
+def test_is_loopback_takes_only_the_loopback_for_it():
     assert distributed._is_loopback("127.0.0.1:1234")
     assert distributed._is_loopback("localhost:1234")
     assert not distributed._is_loopback("192.0.2.1:1234")
     assert not distributed._is_loopback("[::]:1234")
+
+
+@pytest.fixture
+def two_ended(request, tmp_path, cache) -> tuple[list[int], list[str]]:
+    """Exit codes and messages of a job of two real processes, of which one or both fail."""
+    logs = [tmp_path / f"{index}.log" for index in (0, 1)]
+    with process_group(two_of_a_job(request.param), logs, cache) as group:
+        codes = [process.wait(PATIENCE_S) for process in group]
+    return codes, [log.read_text() for log in logs]
+
+
+@pytest.mark.parametrize("two_ended", ["exchange"], indirect=True)
+def test_processes_exchange_rows_and_notice_a_loss(two_ended):
+    codes, said = two_ended
+    assert all("messages arrived" in text for text in said)
+    assert codes == [1, 1]
+    assert said[0].splitlines()[-1] == f"dogfit: {LOST}"
+    assert said[1].splitlines()[-1] == "dogfit: ended by signal 9; run the same command again to resume"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("two_ended", ["broken"], indirect=True)
+def test_processes_keep_the_traceback_of_a_fault_of_their_own(two_ended):
+    codes, said = two_ended
+    assert codes == [1, 1]
+    assert "TypeError: a fault of its own" in said[0]
+    assert "Traceback" in said[0]
+    assert LOST not in said[0]
+    assert said[1].splitlines()[-1] == f"dogfit: {LOST}"
 
 
 CONFIG = AutoencoderConfig(steps=150, **TRAINING)
@@ -171,8 +242,9 @@ def stop_at(step):
     return progress
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_find_what_one_finds(count, tmp_path, cache, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_compute_what_one_computes(count, tmp_path, cache, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     alone = {"mesh": data_mesh(jax.devices()[:1]), "checkpoint_every_s": 0}
     with pytest.raises(Stop):
@@ -215,20 +287,20 @@ def test_processes_find_what_one_finds(count, tmp_path, cache, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_job_of_two_processes_survives_a_loss_and_finds_what_one_finds(tmp_path, cache):
+def test_main_of_two_processes_survives_a_loss_and_computes_what_one_computes(tmp_path, cache):
     """With evidence, whose autoencoders are trained together too."""
     source, out, alone = checkpoint(tmp_path / "in" / "tiny.safetensors"), tmp_path / "out", tmp_path / "one"
-    words = [str(source), *"--steps 50 --sizes 7 --families gaussian,d1 --evidence".split()]
+    words = [str(source), *SMALL, *"--sizes 7 --evidence".split()]
     logs = {attempt: [tmp_path / f"{attempt}-{i}.log" for i in (0, 1)] for attempt in ("lost", "again")}
-    with process_group(two_of_a_job("small", *words, "--out", str(out)), logs["lost"], cache) as group:
-        wait_until((out / ".dogfit" / "training-7" / "run.json").exists, group)
+    with process_group(two_of_a_job("command", *words, "--out", str(out)), logs["lost"], cache) as group:
+        wait_until(lambda: list((out / ".dogfit").glob("checkpoints/autoencoder-7.*/run.json")), group)
         kill(group[1])
         assert group[0].wait(LOST_WITHIN_S) == 1
     said = logs["lost"][0].read_text().splitlines()[-1]
-    assert said.startswith("dogfit: another process of this job did not come, was lost or has failed")
+    assert said.startswith("dogfit: another process of this job never started, was lost or failed")
     assert not (out / "run.json").exists()
 
-    with process_group(two_of_a_job("small", *words, "--out", str(out)), logs["again"], cache) as group:
+    with process_group(two_of_a_job("command", *words, "--out", str(out)), logs["again"], cache) as group:
         all_end_well(group, logs["again"])
     # Fitted before the loss.
     assert "fit 7×7 network" in logs["lost"][0].read_text()
@@ -236,7 +308,7 @@ def test_a_job_of_two_processes_survives_a_loss_and_finds_what_one_finds(tmp_pat
     assert json.loads((out / "run.json").read_bytes())["processes"] == 2
 
     log = tmp_path / "one.log"
-    process = start_process([str(JOBS), "small", *words, "--out", str(alone)], log, cache, devices=2)
+    process = start_process([str(JOBS), "command", *words, "--out", str(alone)], log, cache, devices=2)
     all_end_well([process], [log])
     ours, theirs = (pl.read_parquet(folder / "kernels.parquet") for folder in (out, alone))
     assert ours.height == 120
@@ -259,7 +331,7 @@ def approximately(value):
     return pytest.approx(value, rel=1e-2, abs=1e-2) if isinstance(value, float) else value
 
 
-def test_wrong_use_of_processes_is_said(tmp_path, capsys):
+def test_main_with_wrong_processes_exits_with_2(tmp_path, capsys):
     for words, message in [
         ("--processes 2", "need --coordinator"),
         ("--coordinator here:1", "needs --processes N and --process-id I"),

@@ -60,13 +60,13 @@ def run_until_killed(out: Path, attempt: int, victim: int, cache: Path, *, amid_
         assert time.monotonic() - killed < LOST_WITHIN_S
     assert first_step(logs[1 - victim]) == before + 50
     last = logs[1 - victim].read_text().splitlines()[-1]
-    assert last.startswith("dogfit: another process of this job did not come, was lost or has failed")
+    assert last.startswith("dogfit: another process of this job never started, was lost or failed")
     assert "the same command" in last
     assert 0 < newest(out) < STEPS
 
 
 @pytest.mark.slow
-def test_training_goes_on_to_the_same_bits_whenever_a_process_is_killed(tmp_path, tmp_path_factory):
+def test_training_resumes_to_the_same_bits_whenever_a_process_is_killed(tmp_path, tmp_path_factory):
     cache, out = tmp_path_factory.mktemp("compiled"), tmp_path / "killed"
     run_until_killed(out, 0, 0, cache, amid_a_save=True)
     run_until_killed(out, 1, 1, cache, amid_a_save=True)

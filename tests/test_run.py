@@ -1,4 +1,4 @@
-"""The main job, called as a person calls it, on small checkpoints made here."""
+"""The command as a person calls it, on small checkpoints made here."""
 
 import json
 import re
@@ -13,29 +13,37 @@ from safetensors.numpy import load_file, save_file
 import dogfit
 from dogfit.run import main
 from dogfit.runtime.workspace import RESULTS
-from job_inputs import HOSTILE, blobs, checkpoint, exit_code
+from job_inputs import HOSTILE, SMALL, blobs, checkpoint, exit_code, stages
 
-STEPS = ["--steps", "50"]
-pytestmark = pytest.mark.usefixtures("few_nulls")
-
-
-@pytest.fixture(scope="module")
-def finished(few_nulls, source, tmp_path_factory) -> Path:  # noqa: ARG001
-    out = tmp_path_factory.mktemp("out") / "tiny"
-    assert main([str(source), "--out", str(out), "--quiet", *STEPS]) == 0
-    return out
+FITS = [*SMALL, "--no-autoencoder"]
 
 
-def test_every_output_is_there(finished):
-    assert {path.name for path in finished.iterdir()} == set(RESULTS)
-    figures = {path.name for path in (finished / "figures").iterdir()}
-    drawn = "r2 gallery labels clusters intervals universal".split()
-    both = {f"{name}_{k}x{k}.png" for name in drawn for k in (5, 7)}
-    assert figures == {*both, "latent_segments_7x7.png", "cosine_7x7.png"}
+def shown(out: Path) -> set[str]:
+    """Names a person sees."""
+    return {path.name for path in out.iterdir() if path.name != ".dogfit"}
+
+
+def test_main_writes_every_result(finished):
+    assert shown(finished) == {*RESULTS} - {"figures"}
     assert {path.name for path in (finished / "autoencoder").iterdir()} == {"7x7"}
 
 
-def test_table_tells_where_each_kernel_came_from_and_what_became_of_it(finished):
+@pytest.mark.slow
+def test_main_draws_every_figure(source, tmp_path):
+    options = [option for option in SMALL if option != "--no-figures"]
+    assert main([str(source), "--out", str(tmp_path / "out"), "--quiet", *options]) == 0
+    assert shown(tmp_path / "out") == set(RESULTS)
+    figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    drawn = "r2 gallery labels clusters intervals universal".split()
+    both = {f"{name}_{k}x{k}.png" for name in drawn for k in (5, 7)}
+    assert figures == {*both, "latent_segments_7x7.png", "cosine_7x7.png"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    loads = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert loads
+    assert all(target.startswith(("data:image/png;base64,", "#")) for target in loads)
+
+
+def test_main_writes_a_table_of_kernels(finished):
     table = pl.read_parquet(finished / "kernels.parquet")
     assert table.height == 144
     promised = (
@@ -57,7 +65,7 @@ def test_table_tells_where_each_kernel_came_from_and_what_became_of_it(finished)
     assert good.filter(pl.col("size") == 7)["code"].is_between(0, 1).all()
 
 
-def test_summary_sets_the_network_beside_its_nulls(finished):
+def test_main_sums_up_the_network_beside_its_nulls(finished):
     summary = json.loads((finished / "summary.json").read_bytes())
     table = pl.read_parquet(finished / "kernels.parquet").filter(pl.col("flag") == "OK")
     for size in (5, 7):
@@ -67,15 +75,16 @@ def test_summary_sets_the_network_beside_its_nulls(finished):
             assert list(row["shares"]) == ["network", "white noise", "untrained", "covariance-matched"]
             if row["measure"] == "r2":
                 assert row["shares"]["network"] == pytest.approx(float((r2 > row["threshold"]).mean()))
-        rates = {row["meaning"]: row for row in found["shares"] if row["meaning"].startswith("null rate")}
-        for meaning, row in rates.items():
-            assert row["shares"][meaning.removeprefix("null rate of ")] <= 0.01
+        assert found["hardest_null"] == "covariance-matched"
+        rates = [row for row in found["shares"] if row["kind"] == "null_rate"]
+        assert len(rates) == 3 * (1 + (size == 7))
+        assert all(row["shares"][row["null"]] <= 0.01 for row in rates)
         assert found["shares"][0]["shares"]["white noise"] < 0.2
     assert "too few" in summary["sizes"]["5"]["autoencoder"]["left_out"]
     assert summary["sizes"]["7"]["flagged"] == {"zero": 1, "constant": 0, "nonfinite": 1}
 
 
-def test_fits_take_the_layers_own_names(finished, source):
+def test_main_writes_fits_under_the_names_of_the_layers(finished, source):
     fits, weights = load_file(finished / "fits.safetensors"), load_file(source)
     assert set(fits) == set(weights) - {"head.fc.weight"}
     for name, fit in fits.items():
@@ -88,62 +97,61 @@ def test_fits_take_the_layers_own_names(finished, source):
     assert np.allclose(1 - left, table["r2"].to_numpy(), atol=1e-4)
 
 
-def test_page_opens_without_network_and_escapes_names(finished):
+def test_main_escapes_names_in_the_report(finished):
     page = (finished / "report.html").read_text()
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
-    loads = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
-    assert loads
-    assert all(target.startswith(("data:image/png;base64,", "#")) for target in loads)
+    assert "http" not in re.sub(r"https?://www.w3.org", "", "".join(re.findall(r"src=.{60}", page)))
 
 
-def test_run_file_says_how_it_was_made(finished, source):
+def test_main_records_how_results_were_made(finished, source):
     about = json.loads((finished / "run.json").read_bytes())
     assert about["config"]["sources"] == [str(source)]
     assert about["config"]["steps"] == 50
+    assert about["stages"]["fit-7-network"] == "made"
     assert about["versions"]["dogfit"] == dogfit.__version__
     assert about["sources"][0]["bytes_read"] <= about["sources"][0]["bytes_total"] == source.stat().st_size
     assert about["seconds"]["total"] > 0
     assert about["devices"]
 
 
-def test_same_seed_same_bytes(finished, source, tmp_path):
-    assert main([str(source), "--out", str(tmp_path / "again"), "--quiet", *STEPS]) == 0
-    for name in ("kernels.parquet", "summary.json", "fits.safetensors", "report.html"):
-        assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes(), name
-
-
-def test_a_finished_run_is_read(finished, source, capsys):
+def test_main_reads_a_finished_run(finished, source, capsys):
     before = (finished / "run.json").read_bytes()
-    assert main([str(source), "--out", str(finished), *STEPS]) == 0
+    assert main([str(source), "--out", str(finished), *SMALL]) == 0
     assert (finished / "run.json").read_bytes() == before
     captured = capsys.readouterr()
-    assert "holds this run already" in captured.err
+    assert "already holds this run" in captured.err
     assert f"report: {finished / 'report.html'}" in captured.out
 
 
-def test_another_run_in_the_same_folder_is_refused(finished, source, capsys):
+def test_main_refuses_another_run_in_the_same_folder(finished, source, capsys):
     before = (finished / "run.json").read_bytes()
-    assert main([str(source), "--out", str(finished), *STEPS, "--seed", "1"]) == 2
+    assert main([str(source), "--out", str(finished), *SMALL, "--seed", "1"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (finished / "run.json").read_bytes() == before
 
 
-def test_json_alone_on_standard_output(finished, source, capsys):
-    assert main([str(source), "--out", str(finished), *STEPS, "--json"]) == 0
+def test_main_with_json_prints_the_summary_alone(finished, source, capsys):
+    assert main([str(source), "--out", str(finished), *SMALL, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((finished / "summary.json").read_bytes())
 
 
-def test_quiet_prints_nothing(finished, source, capsys):
-    assert main([str(source), "--out", str(finished), *STEPS, "--quiet"]) == 0
+def test_main_with_quiet_prints_nothing(finished, source, capsys):
+    assert main([str(source), "--out", str(finished), *SMALL, "--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
 
 
-def test_ends_with_about_ten_lines(source, tmp_path, capsys):
-    command = [str(source), "--out", str(tmp_path / "o"), "--sizes", "7", "--families", "gaussian"]
-    how = {"profile": "sampled", "criterion": "aicc"}
-    assert main([*command, "--no-autoencoder", *(f"--{name}={value}" for name, value in how.items())]) == 0
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"profile": "integrated", "criterion": "bic"},
+        pytest.param({"profile": "sampled", "criterion": "aicc"}, marks=pytest.mark.slow),
+    ],
+)
+def test_main_ends_with_about_ten_lines(how, source, tmp_path, capsys):
+    command = [str(source), "--out", str(tmp_path / "o"), *FITS, "--sizes", "7"]
+    assert main([*command, *(f"--{name}={value}" for name, value in how.items())]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert 5 <= len(lines) <= 12
@@ -152,22 +160,21 @@ def test_ends_with_about_ten_lines(source, tmp_path, capsys):
     summary = json.loads((tmp_path / "o" / "summary.json").read_bytes())
     assert list(summary["sizes"]) == ["7"]
     assert summary["sizes"]["7"]["autoencoder"]["left_out"] == "left out on request"
-    assert set(summary["sizes"]["7"]["families"]) == {"gaussian"}
+    assert set(summary["sizes"]["7"]["families"]) == {"gaussian", "d1"}
     assert not (tmp_path / "o" / "autoencoder").exists()
     settings = json.loads((tmp_path / "o" / "run.json").read_bytes())["config"]
-    assert {name: settings[name] for name in how} == how
+    assert {name: settings[name] for name in how} == how == {name: summary["settings"][name] for name in how}
 
 
-def test_several_models_are_compared(source, tmp_path, capsys):
+def test_main_compares_several_models(source, tmp_path, capsys):
     other = checkpoint(tmp_path / "other.safetensors", seed=20)
     out = tmp_path / "both"
-    assert main([str(source), str(other), "--out", str(out), "--sizes", "7", "--no-autoencoder"]) == 0
+    assert main([str(source), str(other), "--out", str(out), "--sizes", "7", *FITS]) == 0
     printed = capsys.readouterr().out
     assert "tiny 7×7 R² > 0.80" in printed
     assert "other 7×7 R² > 0.80" in printed
     summary = json.loads((out / "summary.json").read_bytes())
     assert [part["model"] for part in summary["sizes"]["7"]["by_model"]] == ["tiny", "other"]
-    assert (out / "figures" / "models_7x7.png").exists()
     names = set(load_file(out / "fits.safetensors"))
     assert "tiny:stages.0.blocks.0.conv_dw.weight" in names
     assert "other:stages.0.blocks.0.conv_dw.weight" in names
@@ -175,12 +182,12 @@ def test_several_models_are_compared(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", ["fits", "universal", "autoencoder"])
-def test_replaced_kernels_are_added_to_a_finished_run(finished, source, tmp_path, capsys, method):
+def test_main_adds_replaced_kernels_to_a_finished_run(finished, source, tmp_path, capsys, method):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    command = [str(source), "--out", str(out), *STEPS, "--replace", method, "--replace-r2", "0.3"]
+    command = [str(source), "--out", str(out), *SMALL, "--replace", method, "--replace-r2", "0.3"]
     assert main(command) == 0
-    assert {path.name for path in out.iterdir()} == {*RESULTS, "replaced.safetensors"}
+    assert shown(out) == {*RESULTS, "replaced.safetensors"} - {"figures"}
     old, new = load_file(source), load_file(out / "replaced.safetensors")
     assert list(old) == list(new)
     assert np.array_equal(old["head.fc.weight"], new["head.fc.weight"])
@@ -200,8 +207,8 @@ def test_replaced_kernels_are_added_to_a_finished_run(finished, source, tmp_path
         np.testing.assert_allclose(seen[replaced], expected[replaced], atol=1e-3)
     if method != "fits":
         return
-    # Results made anew take the old replacement away.
-    assert main([str(source), "--out", str(out), "--sizes", "5", "--quiet", "--overwrite"]) == 0
+    # Results of another run take the old replacement away.
+    assert main([str(source), "--out", str(out), *SMALL, "--sizes", "5", "--quiet", "--overwrite"]) == 0
     assert not (out / "replaced.safetensors").exists()
 
 
@@ -213,11 +220,11 @@ def _explained(old: np.ndarray, new: np.ndarray) -> np.ndarray:
         return np.where(same, 1, 1 - np.sum((old - new) ** 2, (1, 2)) / np.sum(centred**2, (1, 2)))
 
 
-def test_several_models_are_replaced_each_in_a_file_of_its_own(source, tmp_path):
+def test_main_replaces_several_models_each_in_a_file(source, tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({"dwconv.weight": blobs(24, 5, 50), "head.weight": np.ones((3, 24), np.float32)}, other)
     out = tmp_path / "both"
-    command = [str(source), str(other), "--out", str(out), "--quiet", "--sizes", "5", "--no-autoencoder"]
+    command = [str(source), str(other), "--out", str(out), "--quiet", "--sizes", "5", *FITS]
     assert main([*command, "--replace", "fits"]) == 0
     assert {path.name for path in (out / "replaced").iterdir()} == {"1.safetensors", "2.safetensors"}
     fits = load_file(out / "fits.safetensors")
@@ -230,33 +237,36 @@ def test_several_models_are_replaced_each_in_a_file_of_its_own(source, tmp_path)
     assert first[wide].tobytes() == load_file(source)[wide].tobytes()
 
 
-def test_interrupted_run_leaves_no_result_and_goes_on(finished, source, tmp_path, capsys, monkeypatch):
-    from dogfit import autoencoder
+def test_main_resumes_an_interrupted_run_to_the_same_bytes(finished, source, tmp_path, capsys, monkeypatch):
+    from dogfit.runtime import tasks
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(autoencoder, "train_autoencoder", interrupt)
-    assert main([str(source), "--out", str(out), *STEPS]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "_train_on_shard", interrupt)
+        assert main([str(source), "--out", str(out), *SMALL]) == 130
+    said = "interrupted; run the same command again to resume from the last completed stage"
+    assert said in capsys.readouterr().err
     assert {path.name for path in out.iterdir()} == {".dogfit"}
-    monkeypatch.undo()
-    assert main([str(source), "--out", str(out), *STEPS]) == 0
+    assert main([str(source), "--out", str(out), *SMALL]) == 0
     progress = capsys.readouterr().err
     assert "fit 7×7 network" not in progress
     assert "train 7×7 autoencoder" in progress
-    assert {path.name for path in out.iterdir()} == set(RESULTS)
-    for name in ("kernels.parquet", "summary.json"):
-        assert (out / name).read_bytes() == (finished / name).read_bytes()
+    kept = stages(out, "kept")
+    assert {"fit-5-network", "fit-7-network", "universal-5"} <= kept
+    assert "autoencoder-7" not in kept
+    for name in ("kernels.parquet", "summary.json", "fits.safetensors", "report.html"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_a_given_autoencoder_is_applied_and_kept_beside_the_results(finished, tmp_path, capsys):
+def test_main_applies_a_given_autoencoder_and_writes_it_with_the_results(finished, tmp_path, capsys):
     from dogfit.autoencoder import Autoencoder
     from dogfit.checkpoints import load_kernels
 
     other, out = checkpoint(tmp_path / "other.safetensors", seed=50), tmp_path / "out"
-    command = [str(other), "--out", str(out), "--sizes", "7", "--families", "gaussian"]
+    command = [str(other), "--out", str(out), *SMALL, "--sizes", "7", "--families", "gaussian"]
     assert main([*command, "--autoencoder", str(finished)]) == 0
     assert "train 7×7" not in capsys.readouterr().err
     trained = finished / "autoencoder" / "7x7" / "autoencoder.safetensors"
@@ -275,14 +285,14 @@ def test_a_given_autoencoder_is_applied_and_kept_beside_the_results(finished, tm
     assert "other inputs or settings" in capsys.readouterr().err
 
 
-def test_autoencoders_that_cannot_be_used_are_refused(finished, source, tmp_path, capsys):
+def test_main_refuses_autoencoders_that_cannot_be_used(finished, source, tmp_path, capsys):
     wrong = tmp_path / "wrong.safetensors"
     wrong.write_bytes(source.read_bytes())
-    command = [str(source), "--out", str(tmp_path / "out")]
+    command = [str(source), "--out", str(tmp_path / "out"), *SMALL]
     for path, reason in (
         (tmp_path / "absent", "no autoencoder at"),
         (tmp_path, "no autoencoder at"),
-        (wrong, "not a dogfit autoencoder"),
+        (wrong, "dogfit autoencoder"),
     ):
         assert main([*command, "--autoencoder", str(path)]) == 3
         assert reason in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The main job used wrongly, interrupted, or given what it cannot use; and what it says of itself."""
+"""The command used wrongly, interrupted, or given what it cannot use; and its help."""
 
 import errno
 import json
@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 import dogfit
 from dogfit.autoencoder import AutoencoderConfig
 from dogfit.run import main
-from job_inputs import blobs, checkpoint, exit_code
-
-pytestmark = pytest.mark.usefixtures("few_nulls")
+from job_inputs import SMALL, blobs, checkpoint, exit_code
+from jobs import __file__ as jobs
 
 
 def truncated(folder: Path) -> Path:
@@ -67,7 +66,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_unusable_input_exits_with_3_and_leaves_nothing(kind, tmp_path, capsys):
+def test_main_with_unusable_input_exits_with_3_and_leaves_nothing(kind, tmp_path, capsys):
     make, message = BROKEN[kind]
     path = make(tmp_path)
     assert main([str(path), "--out", str(tmp_path / "out" / "deep"), "--quiet"]) == 3
@@ -78,21 +77,22 @@ def test_unusable_input_exits_with_3_and_leaves_nothing(kind, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_size_that_cannot_be_fitted_is_unusable_alone_and_left_out_among_others(tmp_path, capsys):
+def test_main_skips_a_size_that_cannot_be_fitted(tmp_path, capsys):
     path = tmp_path / "wide.safetensors"
     wide = np.random.default_rng(0).standard_normal((8, 1, 53, 53)).astype(np.float32)
     save_file({"a.0.dwconv.weight": wide}, path)
     assert main([str(path), "--out", str(tmp_path / "out"), "--quiet"]) == 3
     assert "53×53 kernels left out: sizes 3 to 51 can be fitted" in capsys.readouterr().err
     save_file({"a.0.dwconv.weight": wide, "a.1.dwconv.weight": blobs(8, 5, 0)}, path)
-    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet", "--no-autoencoder"]) == 0
+    assert main([str(path), "--out", str(tmp_path / "out"), "--quiet", *SMALL]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_bytes())
     assert list(summary["sizes"]) == ["5"]
-    assert any("53×53" in reason for reason in summary["left_out"])
+    assert "sizes 3 to 51" in summary["skipped_sizes"]["53"]
+    assert summary["skipped_sizes"]["53"] in summary["left_out"]
     assert pl.read_parquet(tmp_path / "out" / "kernels.parquet").height == 8
 
 
-def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
+def test_main_without_the_hub_exits_with_4(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     assert main(["nobody/nothing", "--offline", "--out", str(tmp_path / "out"), "--quiet"]) == 4
     assert "nobody/nothing" in capsys.readouterr().err
@@ -109,25 +109,29 @@ def test_an_unreachable_hub_exits_with_4(tmp_path, capsys, monkeypatch):
         (["--null-rate", "1.5"], "below 1"),
         (["--seed", "-1"], "0 or more"),
         (["--steps", "0"], "1 or more"),
+        (["--null-kernels", "9"], "MIN,MAX"),
+        (["--training", '{"layers": 3}'], "no field"),
+        (["--training", '{"restarts": 0}'], "at least 1"),
+        (["--training", "fast"], "JSON object"),
         (["--replace", "dogs"], "fits"),
         (["--replace-r2", "2"], "--replace-r2"),
         (["--replace", "universal", "--no-autoencoder"], "needs the autoencoder"),
         (["--no-such-option"], "no-such-option"),
     ],
 )
-def test_wrong_usage_exits_with_2(arguments, message, tmp_path, capsys):
+def test_main_used_wrongly_exits_with_2(arguments, message, tmp_path, capsys):
     assert exit_code([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_out_that_is_a_file_is_wrong_usage(source, tmp_path, capsys):
+def test_main_with_a_file_as_out_exits_with_2(source, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert main([str(source), "--out", str(tmp_path / "out"), "--quiet"]) == 2
     assert "is a file" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_fails(source, tmp_path, capsys):
+def test_main_that_cannot_make_its_folder_exits_with_1(source, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main([str(source), "--out", str(tmp_path / "file" / "out"), "--quiet"]) == 1
     assert "could not write" in capsys.readouterr().err
@@ -137,8 +141,10 @@ def listing(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("writes", [0, 1, 5, 10, 13])
-def test_a_disk_that_fills_leaves_nothing(writes, source, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "writes", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 12, 20)), 28]
+)
+def test_main_on_a_disk_that_fills_leaves_nothing(writes, source, tmp_path, capsys, monkeypatch):
     left = writes
     fsync = os.fsync
 
@@ -150,7 +156,7 @@ def test_a_disk_that_fills_leaves_nothing(writes, source, tmp_path, capsys, monk
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", fill)
-    command = [str(source), "--out", str(tmp_path / "out"), "--quiet", "--sizes", "5"]
+    command = [str(source), "--out", str(tmp_path / "out"), "--quiet", *SMALL, "--sizes", "5"]
     assert main(command) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert listing(tmp_path) == set()
@@ -158,18 +164,14 @@ def test_a_disk_that_fills_leaves_nothing(writes, source, tmp_path, capsys, monk
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_exits_clean(source, tmp_path):
+def test_main_interrupted_exits_with_130_and_keeps_its_stages(source, tmp_path):
     out = tmp_path / "out"
-    program = (
-        "import sys; from dogfit import analyse; analyse.NULL_KERNELS = (128, 128);"
-        "from dogfit.run import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, str(source), "--out", str(out), "--steps", "1000000"]
-    command += ["--sizes", "7", "--families", "gaussian"]
+    command = [sys.executable, jobs, "command", str(source), "--out", str(out), *SMALL]
+    command += ["--sizes", "7", "--families", "gaussian", "--steps", "1000000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 300
-        while not (out / ".dogfit" / "training-7").exists():
+        while not list((out / ".dogfit").glob("stages/fit-7-network.*")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -183,7 +185,7 @@ def test_ctrl_c_exits_clean(source, tmp_path):
     assert {path.name for path in out.iterdir()} == {".dogfit"}
 
 
-def test_version_and_help(capsys):
+def test_main_prints_version_and_help(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"dogfit {dogfit.__version__}\n"
     with pytest.raises(SystemExit) as leaving:
@@ -191,12 +193,13 @@ def test_version_and_help(capsys):
     assert leaving.value.code == 0
     text = capsys.readouterr().out
     options = "--out --sizes --families --seed --steps --null-rate --autoencoder --no-autoencoder --include "
-    options += "--exclude --replace --replace-r2 --overwrite --offline --quiet --json --version"
+    options += "--exclude --replace --replace-r2 --overwrite --offline --quiet --json --version "
+    options += "--null-kernels --training --no-figures --evidence --filters"
     assert all(option in text for option in options.split())
     assert f"(default: {AutoencoderConfig.steps})" in " ".join(text.split())
 
 
-def test_help_loads_nothing_heavy():
+def test_main_with_help_loads_nothing_heavy():
     program = (
         "import sys\ntry:\n import dogfit.run; dogfit.run.main(['--help'])\nexcept SystemExit: pass\n"
         "print([m for m in ('jax', 'numpy', 'polars', 'matplotlib', 'sklearn') if m in sys.modules])"

@@ -1,1 +1,1 @@
-"""What is found about the kernels of a network."""
+"""Findings about the kernels of a network."""

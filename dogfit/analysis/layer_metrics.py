@@ -1,4 +1,4 @@
-"""How good the kernels of a layer are as a set: sparsity, entropy, orthogonality, covariance.
+"""Quality of the kernels of a layer as a set: sparsity, entropy, orthogonality, covariance.
 
 The first three are those of CNN Filter DB (Gavrikov and Keuper, CVPR 2022), there for 3x3, here for any
 size. The covariance is what Trockman, Willmott and Kolter (ICLR 2023) saw to be structured in depthwise
@@ -39,7 +39,7 @@ _ROWS = 512
 
 
 def sparse(kernels: ArrayLike) -> Bool[np.ndarray, "m"]:
-    """Which finite kernels of `[n, k, k]` have no tap of 1 % of the layer's largest or more."""
+    """Find the finite kernels of `[n, k, k]` that have no tap of 1 % of the layer's largest or more."""
     rows = rescaled_rows(kernels)
     return np.abs(rows).max(axis=1, initial=0) < SPARSE_SHARE
 
@@ -139,12 +139,26 @@ def random_orthogonality(k: int) -> float:
 
 
 def layer_quality(kernels: ArrayLike) -> dict[str, float | None]:
-    """Every measure of one layer `[n, k, k]`; None where it has no value.
+    """Measure one layer in every way.
 
-    Keys: sparsity; variance_entropy, `_norm` (as a share of `entropy_threshold`), `_random` (to expect of a
-    random layer); variance_entropy_clean and `_norm`, without sparse kernels; orthogonality and `_random`;
-    of the covariance's closed form gp_length_px, gp_envelope_px, gp_noise (white share of the variance in the
-    middle), gp_distance, and gp_distance_chance for as many kernels drawn from the form itself.
+    Args:
+      kernels: raw taps of the layer `[n, k, k]`.
+
+    Returns:
+      Measures by name, None where one has no value: sparsity; variance_entropy, `_norm` (relative to
+      `entropy_threshold`), `_random` (to expect of a random layer); variance_entropy_clean and `_norm`,
+      without sparse kernels; orthogonality and `_random`; of the covariance's closed form gp_length_px and
+      gp_envelope_px (taps), gp_noise (white fraction of the variance in the middle), gp_distance, and
+      gp_distance_chance for as many kernels drawn from the form itself.
+
+    Raises:
+      ValueError: if the shape is not `[n, k, k]`.
+
+    Example:
+      >>> import numpy as np
+      >>> from dogfit import layer_quality
+      >>> layer_quality(np.eye(9).reshape(9, 3, 3))["orthogonality"]
+      1.0
     """
     rows = rescaled_rows(kernels)
     k = math.isqrt(rows.shape[1])

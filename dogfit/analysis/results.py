@@ -1,4 +1,4 @@
-"""What a run found, as arrays: the input of every table, figure and page."""
+"""Findings of a run as arrays: the input of every table, figure and page."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -213,9 +213,18 @@ class SizeResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A whole run: the kernels, the findings for each size, the deciding settings, and what was left out."""
+    """All findings of a run.
+
+    Attributes:
+      kernelset: the kernels.
+      sizes: findings for each kernel size.
+      settings: those that the numbers depend on.
+      skipped_sizes: kernel sizes that were left out, with the reason.
+      notes: what else a reader must know of the run, beside the notes of the kernels.
+    """
 
     kernelset: KernelSet
     sizes: Mapping[int, SizeResult]
     settings: Mapping[str, Any]
-    left_out: tuple[str, ...] = ()
+    skipped_sizes: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

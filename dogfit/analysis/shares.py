@@ -235,7 +235,7 @@ def _over_time(
         "kernels": [len(scores.r2) for scores in mine],
         "shares": shares,
         "labels": {label: [list(at[label]) for at in labels] for label in used},
-        f"labels of {null.name}": {label: [_share(scores, label) for scores in beside] for label in used},
+        "null_labels": {label: [_share(scores, label) for scores in beside] for label in used},
     }
 
 

@@ -4,7 +4,7 @@ A share of kernels never stands alone: wherever one is given, the nulls' shares 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,41 @@ from dogfit.analysis.layer_metrics import layer_quality
 from dogfit.analysis.results import RunResult, Scores, SizeResult
 from dogfit.analysis.shares import patterns, share_sections, threshold_curves, universal
 from dogfit.clusters import paper_dissimilarity, paper_r2, share_above
-from dogfit.kernelset.groups import Flag
+from dogfit.kernelset.groups import Flag, KernelGroup
 from dogfit.kernelset.kernelset import KernelSet
 from dogfit.nulls import threshold_at_rate
 
 HIGH_R2 = 0.8
 
 
-def summarize(result: RunResult) -> dict[str, Any]:
-    """Everything a reader is told, ready for JSON; the same for the same inputs, seed and device."""
+Part = Callable[[str, Callable[[], Any]], Any]
+"""Gives a part of the summary, by its name and the function that computes it."""
+
+
+def compute(name: str, make: Callable[[], Any]) -> Any:  # noqa: ARG001
+    """Compute a part of the summary, which no earlier run has computed."""
+    return make()
+
+
+def summarize(result: RunResult, part: Part = compute) -> dict[str, Any]:
+    """Sum up a run for its readers.
+
+    Args:
+      result: the findings.
+      part: gives the parts that take time and depend on kernels, fits and codes alone: those of an earlier
+        run, or computed.
+
+    Returns:
+      Everything a reader is told, ready for JSON; the same for the same inputs, seed and device.
+    """
     kernelset = result.kernelset
     return {
         "dogfit": dogfit.__version__,
         "settings": dict(result.settings),
         "models": [_model(kernelset, name) for name in kernelset.models],
-        "left_out": list(result.left_out),
-        "sizes": {str(size): _size(kernelset, size, found) for size, found in result.sizes.items()},
+        "left_out": [*kernelset.notes, *result.skipped_sizes.values(), *result.notes],
+        "skipped_sizes": {str(size): reason for size, reason in result.skipped_sizes.items()},
+        "sizes": {str(size): _size(kernelset, size, found, part) for size, found in result.sizes.items()},
     }
 
 
@@ -45,8 +64,9 @@ def _model(kernelset: KernelSet, name: str) -> dict[str, Any]:
     }
 
 
-def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
+def _size(kernelset: KernelSet, size: int, found: SizeResult, part: Part) -> dict[str, Any]:
     group = kernelset.groups[size]
+    quality = part(f"layer-quality-{size}", lambda: _layer_quality(group))
     own = found.usable
     everyone = (own, *found.nulls)
     models = {
@@ -70,7 +90,7 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
         "agreement": {pair: dict(values) for pair, values in found.agreement.items()},
         "silhouette": dict(found.silhouette),
         "patterns": patterns(found, size),
-        "label_shares": share_sections(kernelset, size, found),
+        "label_shares": part(f"label-shares-{size}", lambda: share_sections(kernelset, size, found)),
         "universal": universal(found),
         "evidence": found.evidence,
         "by_model": [
@@ -79,7 +99,7 @@ def _size(kernelset: KernelSet, size: int, found: SizeResult) -> dict[str, Any]:
             if np.isin(group.layer, layers).any()
         ],
         "by_layer": [
-            {**_layer(kernelset, index), **_part(everyone, size, [index])}
+            {**_layer(kernelset, index), "quality": quality[str(index)], **_part(everyone, size, [index])}
             for index in np.unique(group.layer).tolist()
         ],
     }
@@ -140,14 +160,18 @@ def _part(everyone: Sequence[Scores], size: int, layers: Sequence[int]) -> dict[
 
 def _layer(kernelset: KernelSet, index: int) -> dict[str, Any]:
     layer = kernelset.layers[index]
-    about = {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
-    group = kernelset.groups[layer.size]
-    start, stop = np.searchsorted(group.layer, np.array([index, index + 1], group.layer.dtype))
-    return {**about, "quality": layer_quality(group.kernels[start:stop])}
+    return {name: getattr(layer, name) for name in ("model", "name", "position", "stage", "block")}
+
+
+def _layer_quality(group: KernelGroup) -> dict[str, dict[str, float | None]]:
+    """Measure every layer, by its index as text."""
+    layers, starts = np.unique(group.layer, return_index=True)
+    parts = np.split(group.kernels, starts[1:])
+    return {str(layer): layer_quality(part) for layer, part in zip(layers.tolist(), parts, strict=True)}
 
 
 def _labels(everyone: Sequence[Scores]) -> dict[str, dict[str, int]]:
-    """How many kernels of the network and of each null bear each label, in display order, unused ones not."""
+    """Count the kernels of the network and of each null by label, in display order, without unused ones."""
     from dogfit.labels import LABELS
 
     counts = {scores.name: scores.label_counts for scores in everyone}

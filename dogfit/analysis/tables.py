@@ -122,5 +122,5 @@ def fitted_tensors(result: RunResult) -> dict[str, np.ndarray]:
 
 
 def tensor_name(kernelset: KernelSet, layer: Layer) -> str:
-    """What a layer is called among the tensors of a run."""
+    """Name a layer among the tensors of a run."""
     return f"{layer.model}:{layer.name}" if len(kernelset.models) > 1 else layer.name

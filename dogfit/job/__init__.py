@@ -1,1 +1,1 @@
-"""What the command does."""
+"""The job of the command."""

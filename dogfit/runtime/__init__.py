@@ -1,1 +1,1 @@
-"""What a job stands on: its folder, its progress, its processes."""
+"""Foundations of a job: its folder, its progress, its processes."""

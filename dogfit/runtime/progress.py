@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 class Progress:
-    """Shows and times the stages of a job, one after another. This one shows nothing.
+    """Progress of a job that shows nothing; it times the stages, which come one after another.
 
     Attributes:
       seconds: wall time of each finished stage, by its title.
@@ -29,23 +29,34 @@ class Progress:
         self.stopping = False
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Show one line."""
 
     @contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Update]:
-        """A stage. The body calls what it is given with (done, total), in `unit`."""
-        self._may_go_on()
+        """Show and time a stage.
+
+        Args:
+          title: shown; unlike those of other stages.
+          unit: of what is counted, in the plural.
+
+        Yields:
+          A function that the body calls with (done, total).
+
+        Raises:
+          KeyboardInterrupt: the job is stopping.
+        """
+        self._check_stopping()
         start = time.perf_counter()
         with self._shown(title, unit) as update:
 
             def step(done: int, total: int | None) -> None:
                 update(done, total)
-                self._may_go_on()
+                self._check_stopping()
 
             yield step
         self.seconds[title] = time.perf_counter() - start
 
-    def _may_go_on(self) -> None:
+    def _check_stopping(self) -> None:
         if self.stopping:
             raise KeyboardInterrupt
 
@@ -55,7 +66,7 @@ class Progress:
 
 
 class PlainProgress(Progress):
-    """A line when a stage ends, and one now and then while it lasts."""
+    """Progress in plain lines: one when a stage ends, and one now and then while it lasts."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__()
@@ -85,7 +96,7 @@ class PlainProgress(Progress):
 
 
 class BarProgress(Progress):
-    """Bars that stay when their stage is done."""
+    """Progress in bars, which stay when their stage is done."""
 
     def __init__(self, file: TextIO) -> None:
         from rich.console import Console
@@ -127,17 +138,20 @@ def ctrl_c_between_steps(progress: Progress) -> Iterator[None]:
     """Let Ctrl-C stop a job at its next step, where nothing is half done; a second one ends the process.
 
     Python raises KeyboardInterrupt wherever it happens to be. Inside a callback of the garbage collector, and
-    JAX has one, it is printed and lost; amid a compilation or a save it has crashed the interpreter.
+    JAX has one, it is printed and lost; during a compilation or a save it has crashed the interpreter.
+
+    Args:
+      progress: of the job; its `stopping` is set.
     """
 
     def on_interrupt(*_: object) -> None:
         # Not print: the handler may run inside a print.
         if progress.stopping:
             # Like a kill, at any moment: nothing half-written is ever read.
-            os.write(2, b"\ndogfit: interrupted twice, ended at once; the same command goes on from there\n")
+            os.write(2, b"\ndogfit: interrupted twice, ended at once; run the same command again to resume\n")
             os._exit(INTERRUPTED)
         progress.stopping = True
-        os.write(2, b"\ndogfit: stopping after this step; Ctrl-C again ends at once\n")
+        os.write(2, b"\ndogfit: stopping after this step; press Ctrl-C again to end at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield  # Python gives signals to the main thread alone.
@@ -163,13 +177,21 @@ def without_library_logs() -> Iterator[None]:
 
 
 def rate(done: int, seconds: float, unit: str) -> str:
-    """Units a second, as a person reads it."""
+    """Write units a second as a person reads them."""
     value = done / max(seconds, 1e-9)
     return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.1f} {unit}/s"
 
 
 def progress_for(quiet: bool, file: TextIO | None = None) -> Progress:
-    """What suits the place where progress goes, standard error by default."""
+    """Choose how progress is shown.
+
+    Args:
+      quiet: show nothing.
+      file: where progress goes, standard error by default.
+
+    Returns:
+      Bars on a terminal, plain lines elsewhere.
+    """
     target = sys.stderr if file is None else file
     if quiet or target is None:
         return Progress()

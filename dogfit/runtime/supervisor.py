@@ -1,6 +1,6 @@
-"""A job among several processes runs in a child process, so that somebody is left to say how it ended.
+"""A job among several processes runs in a child process, so that its parent can say how it ended.
 
-When one process is lost, JAX aborts the others from a thread of its own, amid whatever they do.
+When one process is lost, JAX aborts the others from a thread of its own, in the middle of their work.
 """
 
 import multiprocessing
@@ -9,48 +9,60 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
-from typing import Any
-
-from dogfit.job.config import RunConfig
+from typing import TypeVar
 
 FAILED = 1
-# By which the child says so to its parent, that speaks for it: JAX may abort the child amid a sentence.
 LOST_CODE = 99
+"""Exit code by which the child says that another process is lost: JAX may abort it in mid-sentence."""
 LOST = (
-    "another process of this job did not come, was lost or has failed, and the work cannot go on without it; "
-    "start all again with the same command: finished stages are kept, training goes on from a checkpoint"
+    "another process of this job never started, was lost or failed, and the job cannot go on without it; "
+    "run the same command again in every process: completed stages are kept, and training resumes from its "
+    "last checkpoint"
 )
+Settings = TypeVar("Settings")
 
 
-def run_watched(job: Callable[[RunConfig], int], config: RunConfig) -> int:
-    """Run a job in a child process. Returns its exit code: 1, with a sentence, when it was ended by force."""
-    child = multiprocessing.get_context("spawn").Process(target=_child, args=(job, config))
+def run_supervised(job: Callable[[Settings], int], settings: Settings) -> int:
+    """Run a job in a child process, and say so if it was ended by force.
+
+    Args:
+      job: a function that can be pickled; returns its exit code.
+      settings: its argument.
+
+    Returns:
+      The child's exit code, or 1 if it was ended by force or another process was lost.
+    """
+    child = multiprocessing.get_context("spawn").Process(target=_run_child, args=(job, settings))
     child.start()
     # A terminal sends Ctrl-C to both, and the child knows how to stop.
-    with _without_interrupts():
+    with _interrupts_ignored():
         child.join()
     code = child.exitcode or 0
     if code >= 0 and code != LOST_CODE:
         return code
     lost = code in (LOST_CODE, -signal.SIGABRT)
-    reason = LOST if lost else f"ended by signal {-code}; the same command goes on"
+    reason = LOST if lost else f"ended by signal {-code}; run the same command again to resume"
     print(f"dogfit: {reason}", file=sys.stderr)
     return FAILED
 
 
-class _without_interrupts:  # noqa: N801 - reads as what it does
-    def __enter__(self) -> None:
-        main = threading.current_thread() is threading.main_thread()
-        self._before: Any = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python gives signals to the main thread alone.
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: a handler that was not set from Python
+            signal.signal(signal.SIGINT, before)
 
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
 
-
-def _child(job: Callable[[RunConfig], int], config: RunConfig) -> None:
+def _run_child(job: Callable[[Settings], int], settings: Settings) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # XLA's collectives for CPUs announce themselves on standard output, which is for results.
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding)
@@ -58,7 +70,7 @@ def _child(job: Callable[[RunConfig], int], config: RunConfig) -> None:
     sys.stdout = results
     code = FAILED
     try:
-        code = job(config)
+        code = job(settings)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,3 +1,5 @@
+"""Progress of a job, and Ctrl-C at its steps."""
+
 import gc
 import signal
 import subprocess
@@ -9,7 +11,7 @@ import pytest
 from dogfit.runtime.progress import INTERRUPTED, Progress, ctrl_c_between_steps
 
 
-def test_ctrl_c_waits_for_the_end_of_a_step():
+def test_ctrl_c_between_steps_waits_for_the_end_of_a_step():
     progress = Progress()
     before = signal.getsignal(signal.SIGINT)
     passed = []
@@ -23,7 +25,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_between_stages_stops_the_next():
+def test_ctrl_c_between_steps_stops_the_next_stage():
     progress = Progress()
     with pytest.raises(KeyboardInterrupt), ctrl_c_between_steps(progress):
         with progress.stage("first", "b"):
@@ -33,7 +35,7 @@ def test_ctrl_c_between_stages_stops_the_next():
     assert set(progress.seconds) == {"first"}
 
 
-def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+def test_ctrl_c_between_steps_is_not_lost_in_the_garbage_collector():
     def interrupt(phase, _):
         if phase == "start":
             signal.raise_signal(signal.SIGINT)
@@ -50,7 +52,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
             gc.callbacks.remove(interrupt)
 
 
-def test_a_second_ctrl_c_ends_the_process():
+def test_ctrl_c_between_steps_ends_the_process_the_second_time():
     program = (
         "import signal\nfrom dogfit.runtime.progress import Progress, ctrl_c_between_steps\n"
         "with ctrl_c_between_steps(Progress()):\n"
@@ -60,11 +62,11 @@ def test_a_second_ctrl_c_ends_the_process():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == INTERRUPTED
     assert done.stdout == "once\n"
-    assert "Ctrl-C again" in done.stderr
-    assert done.stderr.endswith("the same command goes on from there\n")
+    assert "press Ctrl-C again" in done.stderr
+    assert done.stderr.endswith("run the same command again to resume\n")
 
 
-def test_a_thread_that_gets_no_signals_sets_no_handler():
+def test_ctrl_c_between_steps_sets_no_handler_in_a_thread():
     before = signal.getsignal(signal.SIGINT)
     seen = []
 

@@ -1,4 +1,4 @@
-"""Kernel quality against brute force, closed forms and random layers, and under what must not matter."""
+"""Measures of a layer against brute force, closed forms and random layers, and invariances."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from dogfit.analysis import layer_metrics as quality
+from dogfit.analysis import layer_metrics
 from dogfit.analysis.layer_covariance import GaussianProcess, covariance, fit_gaussian_process
 from dogfit.analysis.layer_metrics import (
     entropy_threshold,
@@ -39,7 +39,7 @@ def smooth(n, k, seed=0):
 
 
 @pytest.mark.parametrize("k", SIDES)
-def test_sparsity_is_a_count(k):
+def test_sparsity_counts(k):
     kernels = normal(40, k)
     largest = max(abs(t) for t in kernels.ravel())
     kernels[3], kernels[7] = 0, 0.0099 * largest
@@ -50,7 +50,7 @@ def test_sparsity_is_a_count(k):
 
 
 @pytest.mark.parametrize(("n", "k"), [(4, 3), (60, 3), (30, 7), (200, 7), (12, 9)])
-def test_variance_entropy_is_that_of_the_singular_values(n, k):
+def test_variance_entropy_follows_the_singular_values(n, k):
     rows = smooth(n, k).reshape(n, -1)
     variance = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2 / (n - 1)
     share = variance / variance.sum()
@@ -68,7 +68,7 @@ def test_variance_entropy_at_its_ends():
 
 
 @pytest.mark.parametrize(("n", "k"), [(4, 3), (16, 3), (256, 3), (8, 5), (64, 5), (16, 7), (64, 7), (512, 7)])
-def test_random_layers_have_the_entropy_to_expect(n, k):
+def test_random_entropy_is_that_of_random_layers(n, k):
     found = np.array([variance_entropy(normal(n, k, seed)) for seed in range(60)])
     spread = 4 * found.std() / math.sqrt(60)
     assert random_entropy(n, k) == pytest.approx(found.mean(), abs=0.01 + spread)
@@ -76,7 +76,7 @@ def test_random_layers_have_the_entropy_to_expect(n, k):
     assert entropy_threshold(n, k) == pytest.approx(found.min(), abs=0.07)
 
 
-def test_the_threshold_for_3x3_is_the_published_one():
+def test_entropy_threshold_for_3x3_is_the_published_one():
     """torchconvquality's `_entropy_max_threshold`, its numbers typed anew."""
     for n in (4, 16, 96, 1024):
         published = 1.2618047 / (1 + np.exp(-0.88767525 * (np.log2(n) - 2.30436435))) - 0.31050834
@@ -99,16 +99,16 @@ def script(monkeypatch):
 
 # The published curve for 3x3 is the authors' own: lower for few kernels, as minima of more layers are.
 @pytest.mark.parametrize(("k", "within"), [(3, 0.08), (5, 0.03), (7, 0.03)])
-def test_the_table_of_thresholds_is_found_again(script, k, within):
+def test_entropy_threshold_table_is_found_again(script, k, within):
     counts = [2**power for power in range(1, 10)]
     found = script.refit(k, {n: script.least_entropy(k, n, 40, seed=1) for n in counts})
     for n in counts[1:]:
-        again = quality.logistic(math.log2(n), *found)
+        again = layer_metrics.logistic(math.log2(n), *found)
         assert again == pytest.approx(entropy_threshold(n, k), abs=within if n > 4 else 0.09)
 
 
-def test_thresholds_between_the_sides_of_the_table_follow_their_neighbours():
-    sides = sorted(quality.THRESHOLDS)
+def test_entropy_threshold_between_the_sides_of_the_table():
+    sides = sorted(layer_metrics.THRESHOLDS)
     assert {3, 5, 7, 9, 11, 31, 51} <= set(sides)
     missing = [k for k in range(4, 51) if k not in sides]
     for k, n in itertools.product(missing, (16, 128, 1024)):
@@ -169,7 +169,7 @@ def by_definition(k, length, envelope, smooth, noise):
 
 
 @pytest.mark.parametrize("k", [3, 4, 7, 11])
-def test_the_closed_form_is_found_again(k):
+def test_fit_gaussian_process_recovers_the_closed_form(k):
     truth = GaussianProcess(1.3, 1.7, 2.0, 0.3, 0.0)
     matrix = by_definition(k, 1.3, 1.7, 2.0, 0.3)
     np.testing.assert_allclose(truth.matrix(k), matrix, atol=1e-12)
@@ -181,7 +181,7 @@ def test_the_closed_form_is_found_again(k):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_optimiser_finds_a_nearer_form(seed):
+def test_fit_gaussian_process_is_no_farther_than_an_optimizer(seed):
     matrix = covariance(smooth(60, 5, seed))
     found = fit_gaussian_process(matrix)
     missed = np.linalg.norm(matrix - found.matrix(5)) / np.linalg.norm(matrix)
@@ -199,7 +199,7 @@ def test_no_optimiser_finds_a_nearer_form(seed):
     assert found.distance <= best + 1e-3
 
 
-def test_a_sample_lies_as_far_from_its_process_as_chance_has_it():
+def test_chance_distance_is_that_of_samples():
     form = GaussianProcess(1.2, 1.5, 1.0, 0.1, 0.0)
     root = np.linalg.cholesky(form.matrix(5))
     for n in (30, 300):
@@ -211,7 +211,7 @@ def test_a_sample_lies_as_far_from_its_process_as_chance_has_it():
         assert form.chance_distance(n, 5) == pytest.approx(np.mean(found), rel=0.06)
 
 
-def test_nothing_depends_on_scale_order_or_the_grid_being_turned():
+def test_layer_quality_is_invariant_to_scale_order_and_rotation():
     kernels = smooth(50, 7)
     expected = layer_quality(kernels)
     assert all(value is not None for value in expected.values())
@@ -231,7 +231,7 @@ def test_nothing_depends_on_scale_order_or_the_grid_being_turned():
             assert found[key] == pytest.approx(value, rel=2e-4), (name, key)
 
 
-def test_what_a_layer_reports():
+def test_layer_quality_reports_every_measure():
     kernels = smooth(64, 5)
     kernels[0] *= 1e-6 / np.abs(kernels[0]).max()
     found = layer_quality(kernels)
@@ -250,7 +250,7 @@ def test_what_a_layer_reports():
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_tiny_and_empty_layers_have_no_value_rather_than_a_wrong_one(n):
+def test_layer_quality_of_tiny_layers_has_no_value_rather_than_a_wrong_one(n):
     for kernels in (normal(n, 3), np.zeros((n, 3, 3)), np.full((n, 3, 3), np.nan)):
         found = layer_quality(kernels)
         json.dumps(found, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Universal filters and evidence as the job makes them."""
+"""K-means, universal filters and evidence of one kernel size."""
 
 import json
 from types import SimpleNamespace
@@ -8,19 +8,17 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from dogfit.analysis import clustering as analyse_clusters
-from dogfit.analysis.clustering import with_evidence, with_universal
+from dogfit.analysis.clustering import add_universal_filters, assign_by_kmeans
+from dogfit.analysis.evidence import add_evidence
 from dogfit.analysis.results import Scores, SizeResult
 from dogfit.autoencoder import Autoencoder, AutoencoderConfig, train_autoencoder
 from dogfit.clusters import LatentSegments, segment_code
-from dogfit.job.config import RunConfig
 from dogfit.kernelset import KernelSet, Layer
+from dogfit.normalize import normalize_kernels
 from dogfit.nulls import covariance_matched, white_noise
 from dogfit.run import main
-from dogfit.runtime.progress import progress_for
+from dogfit.runtime.progress import Progress
 from dogfit.runtime.workspace import Workspace
-
-pytestmark = pytest.mark.usefixtures("few_nulls")
 
 
 def edges(n: int, k: int, seed: int) -> np.ndarray:
@@ -33,11 +31,6 @@ def edges(n: int, k: int, seed: int) -> np.ndarray:
     return (signed + 0.05 * rng.standard_normal((n, k, k)))[:, None].astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def few_clusters(monkeypatch):
-    monkeypatch.setattr(analyse_clusters, "COUNTS", (2, 4, 6, 8))
-
-
 @pytest.fixture(scope="module")
 def scored() -> SizeResult:
     """120 kernels of three shapes up to sign, white noise, and a null that has their covariance."""
@@ -47,9 +40,8 @@ def scored() -> SizeResult:
     group = kernelset.groups[5]
 
     def scores(name: str, kernels: np.ndarray, difficulty: int | None = None) -> Scores:
-        n, unit = len(kernels), kernels - kernels.mean((1, 2), keepdims=True)
-        unit = unit / np.sqrt(np.sum(unit**2, (1, 2), keepdims=True))
-        unit, label = unit.astype(np.float32), np.resize(["a", "b"], n)
+        n = len(kernels)
+        unit, label = normalize_kernels(kernels).astype(np.float32), np.resize(["a", "b"], n)
         return Scores(name, unit, np.zeros(n, int), np.ones(n), label, difficulty=difficulty)
 
     nulls = (
@@ -75,7 +67,7 @@ def trained(scored) -> Autoencoder:
 
 
 @pytest.mark.slow
-def test_evidence_sets_the_network_beside_nulls_with_autoencoders_of_their_own(scored, trained, tmp_path):
+def test_add_evidence_sets_the_network_beside_nulls_with_autoencoders_of_their_own(scored, trained, tmp_path):
     def name(autoencoder: Autoencoder) -> LatentSegments:
         return segment_code(
             autoencoder,
@@ -83,13 +75,14 @@ def test_evidence_sets_the_network_beside_nulls_with_autoencoders_of_their_own(s
             lambda fit: np.where(fit.kernels[:, 2, 2] > 0, "on-centre", "off-centre"),
         )
 
-    with Workspace(tmp_path, "x") as work:
-        args = (trained, name, RunConfig(), work, progress_for(True))
-        found = with_evidence(scored, *args)
-        evidence = found.evidence
+    def fail(_: Autoencoder) -> LatentSegments:
+        raise AssertionError("the evidence is made again")
+
+    with Workspace(tmp_path, "x", "y") as work:
+        settings = {"depends_on": ["names"], "seed": 0, "work": work, "progress": Progress()}
+        evidence = add_evidence(scored, trained, name, counts=(2, 4, 6, 8), **settings).evidence
         assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
-        # Finished stages are read, not made again.
-        again = with_evidence(scored, None, None, *args[2:])
+        again = add_evidence(scored, trained, fail, counts=(2, 4, 6, 8), **settings)
         assert again.evidence == evidence
     assert list(evidence["sets"]) == ["network", "white noise", "covariance-matched"]
     for part in evidence["sets"].values():
@@ -115,9 +108,30 @@ def test_evidence_sets_the_network_beside_nulls_with_autoencoders_of_their_own(s
     assert max(evidence["gap"]["gap"]) > 0.5
 
 
-def test_universal_filters_are_found_three_ways_beside_controls(scored, trained):
+class Decoder:
+    """An autoencoder whose code runs through blob, edges and their negatives."""
+
+    config = SimpleNamespace(code_dim=1)
+
+    def decode(self, code: np.ndarray) -> np.ndarray:
+        shapes = normalize_kernels(edges(3, 5, 1)[:, 0])
+        return np.concatenate([shapes, -shapes])[np.minimum((6 * code).astype(int), 5)]
+
+    def to_bytes(self) -> bytes:
+        return b"decoder"
+
+
+def test_add_universal_filters_finds_them_in_three_ways_beside_controls(scored, tmp_path):
     given = edges(3, 5, 9)[:, 0]
-    few = with_universal(scored, trained, given, RunConfig(), progress_for(True)).universal
+    with Workspace(tmp_path, "x", "y") as work:
+        few = add_universal_filters(scored, Decoder(), given, 0, work, Progress()).universal
+        assert work.stages == {"universal-5": "made", "given-filters-5": "made"}
+        again = add_universal_filters(scored, Decoder(), None, 0, work, Progress()).universal
+        other = add_universal_filters(scored, None, np.ones((2, 7, 7)), 0, work, Progress()).universal
+    for ours, theirs in zip(few.found, again.found, strict=True):
+        assert (ours.name, ours.candidates) == (theirs.name, theirs.candidates)
+        np.testing.assert_array_equal(ours.filters, theirs.filters)
+    assert again.given is None
     found = {search.name: search for search in few.found}
     assert set(found) == {
         "forward, network", "forward, covariance-matched", "code, 50", "code, 25", "code, 10",
@@ -128,13 +142,12 @@ def test_universal_filters_are_found_three_ways_beside_controls(scored, trained)
     for curve in few.controls.values():
         assert curve[2] < found["forward, network"].explained[2]
         assert (np.diff(curve) >= 0).all()
-    other = with_universal(scored, None, np.ones((2, 7, 7)), RunConfig(), progress_for(True)).universal
     assert other.given is None
     assert [search.candidates for search in other.found] == ["network", "null"]
 
 
 @pytest.mark.slow
-def test_the_job_asks_for_evidence_where_there_are_kernels_enough(tmp_path):
+def test_main_weighs_evidence_where_there_are_kernels_enough(tmp_path):
     few = edges(6, 3, 0)
     few[4] = 0
     tensors = {f"blocks.{i}.conv_dw.weight": edges(20, 5, i) for i in range(2)}
@@ -142,6 +155,7 @@ def test_the_job_asks_for_evidence_where_there_are_kernels_enough(tmp_path):
     save_file(tensors, tmp_path / "net.safetensors")
     out = tmp_path / "out"
     options = ["--quiet", "--families", "gaussian", "--no-autoencoder", "--evidence"]
+    options += ["--null-kernels", "128,128"]
     assert main([str(tmp_path / "net.safetensors"), "--out", str(out), *options]) == 0
     sizes = json.loads((out / "summary.json").read_bytes())["sizes"]
     assert sizes["3"]["evidence"] is None
@@ -156,10 +170,26 @@ def test_the_job_asks_for_evidence_where_there_are_kernels_enough(tmp_path):
     assert (out / "report.html").read_text().count("Are there clusters?") == 1
 
 
-def test_filters_that_cannot_be_read_end_the_job_before_it_begins(tmp_path, capsys):
+def test_main_with_filters_that_cannot_be_read_ends_before_it_begins(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["--out", str(out), "--quiet", "--filters", str(tmp_path / "none.json")]) == 3
     assert "none.json" in capsys.readouterr().err
     (tmp_path / "bad.json").write_text("[1, 2]")
     assert main(["--out", str(out), "--quiet", "--filters", str(tmp_path / "bad.json")]) == 3
     assert "[m, k, k]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sample", [1000, 120])
+def test_assign_by_kmeans_puts_every_kernel_to_its_nearest_center(sample):
+    """Also those outside of the sample that finds the centers."""
+    generator = np.random.default_rng(0)
+    shapes = generator.standard_normal((4, 5, 5))
+    truth = generator.integers(4, size=700)
+    noisy = shapes[truth] + 0.2 * generator.standard_normal((700, 5, 5))
+    kernels = normalize_kernels(noisy).astype(np.float32)
+    labels, centers = assign_by_kmeans(kernels, 4, seed=0, sample=sample)
+    distance = np.linalg.norm(kernels[:, None] - centers, axis=(2, 3))
+    np.testing.assert_array_equal(labels, distance.argmin(axis=1))
+    assert len({(a, b) for a, b in zip(truth.tolist(), labels.tolist(), strict=True)}) == 4
+    again, _ = assign_by_kmeans(kernels, 4, seed=0, sample=sample)
+    np.testing.assert_array_equal(labels, again)
