@@ -211,24 +211,22 @@ def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
     import jax
     import jax.numpy as jnp
 
+    from dogfit.fitting.effort import budget_of
     from dogfit.fitting.families import BUILTIN_FAMILIES
-    from dogfit.fitting.search import Search, fused_effort
-    from dogfit.kernels import pallas
+    from dogfit.kernels.model.bounds import search_box
+    from dogfit.kernels.tuning import fused_effort
 
     model = BUILTIN_FAMILIES[cell.family].model
-    hard = fused_effort(model, config_of(effort))
+    hard = fused_effort(model, budget_of(config_of(effort)))
+    box = search_box(model, (cell.size, cell.size), jnp.float32)
     # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
     search = jax.jit(
-        lambda images: (
-            pallas.search_optimum(
-                images, Search(model, None).bounds(images), model, hard, interpret=True
-            ).point
-        ),
+        lambda images: search_optimum(images, box, model, hard, interpret=True).point,
         compiler_options={"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0},
     )
     unit = kernels - kernels.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
     unit /= np.linalg.norm(unit, axis=(1, 2), keepdims=True)
-    points = np.asarray(search(jnp.asarray(unit.transpose(2, 1, 0), jnp.float32)), np.float64)
+    points = np.asarray(search(jnp.asarray(unit.transpose(1, 2, 0), jnp.float32)), np.float64)
     reference = _reference(cell.family, cell.size, cell.profile)
     return np.array([reference.cost_at(*pair) for pair in zip(unit, points.T, strict=True)])
 

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from jax.extend.mlir import ir
 from jaxlib.triton import dialect
 
-from dogfit import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES
-from dogfit.fitting.search import Search, fused_effort
-from dogfit.kernels import pallas
+from dogfit.kernels.model.bounds import search_box
 from dogfit.kernels.model.gaussian import GaussianModel
+from dogfit.kernels.pallas.search import search_optimum
 from dogfit.kernels.pallas.triton import LANES
+from dogfit.kernels.tuning import fused_effort
+from dogfit.kernels.types import Budget
 
 FAMILIES, SIZE = ("gaussian", "d1", "d2", "dog"), 7
 # Registers of a multiprocessor, and what they are given out in, per thread.
@@ -32,10 +33,10 @@ REGISTERS, GRAIN = 65536, 8
 
 def triton_module(model: GaussianModel) -> str:
     """The search as a Triton module in text."""
-    effort = fused_effort(model, FitConfig())
+    effort, box = fused_effort(model, Budget()), search_box(model, (SIZE, SIZE), jnp.float32)
 
     def search(kernels: jax.Array) -> tuple:
-        return pallas.search_optimum(kernels, Search(model, None).bounds(kernels), model, effort)
+        return search_optimum(kernels, box, model, effort)
 
     shape = jax.ShapeDtypeStruct((SIZE, SIZE, 2 * LANES), jnp.float32)
     lowered = jax.jit(search).trace(shape).lower(lowering_platforms=("cuda",)).compiler_ir()

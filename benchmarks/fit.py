@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 import dogfit
 from dogfit.embedded import PATH
 from dogfit.fitting.families import BUILTIN_FAMILIES
-from dogfit.kernels.native import binding as native
+from dogfit.kernels.dispatch import check_fastest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "kernels"
 
@@ -106,7 +106,11 @@ def main() -> None:
     if engine == "auto" and options.profile != "integrated":
         engine += " (xla: integrated profiles alone are in C++)"
     elif engine == "auto":
-        engine += " (native)" if native.available() else f" (xla: {native.why_not()})"
+        try:
+            check_fastest()
+            engine += " (native)"
+        except NotImplementedError as missing:
+            engine += f" (xla: {missing})"
     print(f"\nEngine: {engine}. Profile: {options.profile}. ", end="")
     print(f"Rates: median (range) of {options.repeats} calls on {len(timed):,} kernels; load {load:.1f}.")
     print(f"Shares: {len(judged)} kernels at the optimum that SciPy finds, or below.")

@@ -72,7 +72,7 @@ def find_starts(kernels: np.ndarray, families: Sequence[Family], profile: str) -
     from dogfit.fitting.families import BUILTIN_FAMILIES, with_profile
     from dogfit.kernels.xla.seeds import find_seeds
 
-    images = normalised(kernels).astype(np.float32).transpose(2, 1, 0)
+    images = normalised(kernels).astype(np.float32).transpose(1, 2, 0)
     rng, found = np.random.default_rng(2), {}
     for family in families:
         model = with_profile(BUILTIN_FAMILIES[family.name], profile).model
@@ -130,8 +130,11 @@ def missing(entries: Sequence[Entry]) -> dict[str, str]:
 
     absent = {e.label: [p for p in e.packages if importlib.util.find_spec(p) is None] for e in entries}
     reasons = {label: f"pip install {' '.join(names)}" for label, names in absent.items() if names}
-    unbuilt = native.why_not()
-    return reasons | {e.label: unbuilt for e in entries if unbuilt and e.options.get("engine") == "native"}
+    try:
+        native.check_available()
+    except NotImplementedError as reason:
+        reasons |= {e.label: str(reason) for e in entries if e.options.get("engine") == "native"}
+    return reasons
 
 
 def table(results: Sequence[Result]) -> str:

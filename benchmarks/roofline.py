@@ -18,15 +18,15 @@ from fit import real_kernels
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from dogfit import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES
-from dogfit.fitting.search import Search, fused_effort
-from dogfit.kernels import pallas
+from dogfit.kernels.model.bounds import search_box
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.pallas import body
 from dogfit.kernels.pallas.dictionary import dictionary, padded_taps
+from dogfit.kernels.pallas.search import search_optimum
 from dogfit.kernels.pallas.triton import LANES
-from dogfit.kernels.types import Effort
+from dogfit.kernels.tuning import fused_effort
+from dogfit.kernels.types import Budget, Effort
 
 FAMILIES = ("gaussian", "dog", "d1", "d2")
 SIZE = 7
@@ -89,7 +89,7 @@ def one_turn(model: GaussianModel, plan: body.Plan) -> Count:
     bounds = [(-1.0, 1.0)] * n
 
     def turn(taps: jax.Array, seeds: jax.Array, state: body.SearchState) -> body.SearchState:
-        return body.turn(lambda u, v: taps[u * plan.size + v], seeds, state, bounds, model, plan)
+        return body.advance_lanes(lambda y, x: taps[y * plan.size + x], seeds, state, bounds, model, plan)
 
     state = body.initial_state(lanes, n)
     seeds = jnp.zeros((plan.seeds * (n + 1), 1))
@@ -100,20 +100,21 @@ def one_turn(model: GaussianModel, plan: body.Plan) -> Count:
 
 def evaluations(kernels: np.ndarray, model: GaussianModel, effort: Effort) -> np.ndarray:
     """Evaluations per kernel of the search itself."""
+    box = search_box(model, (SIZE, SIZE), jnp.float32)
     search = jax.jit(
-        lambda k: pallas.search_optimum(k, Search(model, None).bounds(k), model, effort, interpret=True),
+        lambda k: search_optimum(k, box, model, effort, interpret=True),
         compiler_options={"xla_disable_hlo_passes": "fusion"},
     )
     return np.asarray(search(jnp.asarray(kernels)).steps)
 
 
 def real_rows(rows: int) -> tuple[str, np.ndarray]:
-    """Real kernels, centred and of unit energy, `[7, 7, rows]`, x first."""
+    """Real kernels, centred and of unit energy, `[7, 7, rows]`."""
     name, kernels = real_kernels()
     chosen = kernels[np.random.default_rng(0).permutation(len(kernels))[:rows]].astype(np.float64)
     chosen -= chosen.mean(axis=(1, 2), keepdims=True)
     chosen /= np.linalg.norm(chosen, axis=(1, 2), keepdims=True)
-    return name, chosen.transpose(2, 1, 0).astype(np.float32)
+    return name, chosen.transpose(1, 2, 0).astype(np.float32)
 
 
 def main() -> None:
@@ -134,7 +135,7 @@ def main() -> None:
     for name in FAMILIES:
         model = BUILTIN_FAMILIES[name].model
         table = dictionary(model, SIZE)
-        effort = fused_effort(model, FitConfig())
+        effort = fused_effort(model, Budget())
         plan = body.Plan(SIZE, table.slots, table.bits, effort.starts, effort.steps, effort.tolerance)
         turn = one_turn(model, plan)
         steps = evaluations(kernels, model, effort)

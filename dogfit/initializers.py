@@ -17,8 +17,9 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, Int
 
 from dogfit.fitting.api import MAX_SIZE
-from dogfit.fitting.families import BUILTIN_FAMILIES, MAX_RATIO, MAX_SHAPE, MIN_RATIO, render, with_profile
+from dogfit.fitting.families import BUILTIN_FAMILIES, render, with_profile
 from dogfit.fitting.result import FitResult
+from dogfit.kernels.model.bounds import MAX_RATIO, MAX_SHAPE, MIN_RATIO
 from dogfit.normalize import unit_norm
 
 Range = tuple[float, float]

@@ -15,7 +15,8 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
-Batch = Float[Array, " b"]
+from dogfit.kernels.types import Batch
+
 Symmetric = Mapping[tuple[int, int], Batch]
 
 

@@ -1,9 +1,18 @@
-"""What every engine is given and returns."""
+"""Arrays and records that all engines share.
+
+Kernels are batched on the last axis, the layout in which small problems vectorize: an image is `[ky, kx, b]`,
+rows of taps (y, down) before columns (x, to the right), as everywhere in dogfit; a search point is `[p, b]`.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+# A number per kernel.
+Batch = Float[Array, " b"]
+# Taps per kernel.
+Image = Float[Array, "ky kx b"]
 
 
 class Box(NamedTuple):
@@ -13,18 +22,33 @@ class Box(NamedTuple):
     upper: Float[Array, "p #b"] | Float[np.ndarray, "p #b"]
 
 
-class Effort(NamedTuple):
-    """How hard to search; static.
+class Budget(NamedTuple):
+    """Effort that a caller wants to spend; `tuning` makes an `Effort` of it for each engine and model.
 
     Attributes:
-      starts: most seeds that are refined.
-      steps: most evaluations for a start.
-      min_relative_energy: share of the best energy known below which a seed is no start.
+      level: multiple of the usual effort.
+      steps: most evaluations of a start.
+    """
+
+    level: float = 1.0
+    steps: int = 40
+
+
+class Effort(NamedTuple):
+    """Effort that one engine spends on one model; static. The tuned values are in `tuning`.
+
+    Attributes:
+      starts: most seeds that are refined, per kernel.
+      steps: most evaluations of a start.
+      min_relative_energy: share of the best energy found below which a seed is not refined.
       abandon_factor: a start is given up where so many times the predicted gain of its next step is less
         than it lacks.
-      min_separation: widths within which a seed stands for those of neighbouring widths.
-      tolerance: predicted gain (energy, of 1) of a further step below which a row has converged.
-      edge_restarts: whether there are starts across the edges of taps (`edge_restarts.py`).
+      min_separation: widths within which a seed stands for those of neighboring widths.
+      tolerance: predicted gain (energy, of 1) of a further step below which a start has converged.
+      edge_restarts: most starts from the best point moved across edges of taps
+        (`dogfit.kernels.starts.edge_restarts`).
+      edge_restart_log_sigma: logarithm of the width, in taps, below which there are such starts.
+      min_seed_energy: share of the best seed's energy below which a seed is no start.
     """
 
     starts: int
@@ -33,7 +57,9 @@ class Effort(NamedTuple):
     abandon_factor: float
     min_separation: float
     tolerance: float
-    edge_restarts: bool = False
+    edge_restarts: int = 0
+    edge_restart_log_sigma: float = 0.0
+    min_seed_energy: float = 0.0
 
 
 class Found(NamedTuple):

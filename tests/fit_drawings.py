@@ -18,7 +18,7 @@ from scipy_reference import draw
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZE = 7
 ENGINES = [
-    pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason=str(native.why_not()))),
+    pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="needs the C++ search")),
     # XLA takes half a minute to compile four families; `test_fit_engines.py` has one for the default tier.
     pytest.param("xla", marks=pytest.mark.slow),
 ]

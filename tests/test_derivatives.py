@@ -19,7 +19,8 @@ KX, KY, ROWS = 7, 6, 4
 QUICK = {"xla_backend_optimization_level": 0}  # run once: compiling is what takes the time
 STEP = 1e-5
 
-# Family, profile, whether taps are weighted.
+# Family, profile, whether taps are weighted; each compiles for seconds, so most are for `--all`.
+DEFAULT_CASES = [("d2", "integrated", False), ("dog_d1", "integrated", False), ("d1", "sampled", True)]
 CASES = [
     ("gaussian", "integrated", False),
     ("dog", "integrated", False),
@@ -58,9 +59,9 @@ def random_points(generator: np.random.Generator, names: tuple[str, ...], profil
 
 
 def unit_kernels(generator: np.random.Generator, weights: np.ndarray | None) -> np.ndarray:
-    """Whitened kernels of unit energy `[kx, ky, rows]`."""
+    """Whitened kernels of unit energy `[ky, kx, rows]`."""
     with jax.enable_x64(True):
-        image = jnp.asarray(generator.normal(size=(KX, KY, ROWS)))
+        image = jnp.asarray(generator.normal(size=(KY, KX, ROWS)))
         kernels = np.asarray(whiten(image, None if weights is None else jnp.asarray(weights)))
     return kernels / np.linalg.norm(kernels, axis=(0, 1))
 
@@ -76,13 +77,17 @@ def reference_derivatives(problem: Problem, x: np.ndarray) -> tuple[float, np.nd
     return 1 - np.sum(problem.residual(x) ** 2), slope(x), hessian
 
 
-@pytest.mark.parametrize(("family", "profile", "weighted"), CASES)
-def test_energy_gradient_and_hessian(family, profile, weighted):
+@pytest.mark.parametrize(
+    ("family", "profile", "weighted"),
+    [case if case in DEFAULT_CASES else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
+def test_projected_derivatives_against_scipy(family, profile, weighted):
+    """Energy, gradient and Hessian."""
     generator = np.random.default_rng(5)
     model = model_of(family, profile)
-    weights = generator.uniform(0, 1, (KX, KY, ROWS)) if weighted else None
+    weights = generator.uniform(0, 1, (KY, KX, ROWS)) if weighted else None
     if weights is not None:
-        weights[:, 0] = 0.0
+        weights[0] = 0.0
     kernels, points = unit_kernels(generator, weights), random_points(generator, model.names, profile)
 
     def run(kernels, points, weights):
@@ -97,10 +102,9 @@ def test_energy_gradient_and_hessian(family, profile, weighted):
     movable = [a for a, can in enumerate(model.is_searched) if can]
     assert len(movable) == len(points) - 2 * (profile == "discrete")
     for row in range(ROWS):
-        # The reference has rows first.
-        mine = None if weights is None else weights[..., row].T
+        mine = None if weights is None else weights[..., row]
         problem = Problem(
-            Reference(family, (KY, KX), profile=profile, weights=mine), kernels[..., row].T.ravel()
+            Reference(family, (KY, KX), profile=profile, weights=mine), kernels[..., row].ravel()
         )
         if profile == "discrete":
             problem = fixed_centre(problem, points[:2, row])
@@ -166,10 +170,10 @@ def gabor_energy(kernel: np.ndarray, weights: np.ndarray, x: np.ndarray) -> floa
     return float(np.sum((q.T @ kernel) ** 2))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_a_basis_of_ones_own(weighted):
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_projected_derivatives_of_a_custom_model(weighted):
     generator = np.random.default_rng(6)
-    weights = generator.uniform(0, 1, (KX, KY, ROWS)) if weighted else None
+    weights = generator.uniform(0, 1, (KY, KX, ROWS)) if weighted else None
     kernels = unit_kernels(generator, weights)[..., :2]
     weights = None if weights is None else weights[..., :2]
     points = GABOR_POINTS
@@ -182,8 +186,8 @@ def test_a_basis_of_ones_own(weighted):
             np.asarray, jax.jit(run, compiler_options=QUICK)(kernels, points, weights)
         )
     for row in range(2):
-        taps = np.ones(KX * KY) if weights is None else weights[..., row].T.ravel()
-        energy = functools.partial(gabor_energy, kernels[..., row].T.ravel(), taps)
+        taps = np.ones(KX * KY) if weights is None else weights[..., row].ravel()
+        energy = functools.partial(gabor_energy, kernels[..., row].ravel(), taps)
         x, step = points[:, row], 1e-4
         moves = step * np.eye(len(x))
         unit = np.array([s[row] for s in scale])
@@ -198,7 +202,8 @@ def test_a_basis_of_ones_own(weighted):
                 np.testing.assert_allclose(found.hessian[a, b][row], wanted, atol=1e-5)
 
 
-def test_scale_of_a_basis_of_ones_own_is_the_spacing_of_its_nodes():
+def test_scale_of_a_custom_model():
+    """The unit of a parameter is the spacing of its nodes."""
     scale = [float(s[0]) for s in GABOR.scale([jnp.zeros(1)] * 5)]
     np.testing.assert_allclose(scale, [6 / 5, 6 / 4, 2.3 / 4, 2.5 / 4, np.pi / 4], rtol=1e-6)
 
@@ -207,11 +212,11 @@ def test_scale_of_a_basis_of_ones_own_is_the_spacing_of_its_nodes():
     ("family", "profile"),
     [
         ("d1", "integrated"),
-        ("d2", "sampled"),
-        ("dog", "integrated"),
+        pytest.param("d2", "sampled", marks=pytest.mark.slow),
+        pytest.param("dog", "integrated", marks=pytest.mark.slow),
         ("dog_d2", "integrated"),
-        ("dog_d1_elliptic", "integrated"),
-        ("d2_elliptic", "sampled"),
+        pytest.param("dog_d1_elliptic", "integrated", marks=pytest.mark.slow),
+        pytest.param("d2_elliptic", "sampled", marks=pytest.mark.slow),
     ],
 )
 def test_model_jacobian_against_scipy(family, profile):
@@ -221,7 +226,7 @@ def test_model_jacobian_against_scipy(family, profile):
     gains = generator.normal(size=(len(model.terms), ROWS))
 
     def run(points, gains):
-        return model_jacobian(model, list(points), list(gains), (KX, KY)), model.scale(list(points))
+        return model_jacobian(model, list(points), list(gains), (KY, KX)), model.scale(list(points))
 
     with jax.enable_x64(True):
         found, scale = jax.tree.map(np.asarray, jax.jit(run, compiler_options=QUICK)(points, gains))
@@ -229,39 +234,42 @@ def test_model_jacobian_against_scipy(family, profile):
         by = columns(family, points[:, row][None], (KY, KX), profile)[1][0]
         for a, change in enumerate(found):
             wanted = by[a] @ gains[:, row] * scale[a][row]
-            np.testing.assert_allclose(change[..., row].T.ravel(), wanted, atol=1e-10, err_msg=model.names[a])
+            np.testing.assert_allclose(change[..., row].ravel(), wanted, atol=1e-10, err_msg=model.names[a])
 
 
 def test_model_jacobian_of_a_custom_model():
     gains = np.random.default_rng(8).normal(size=(2, 2))
     with jax.enable_x64(True):
         points = [jnp.asarray(p) for p in GABOR_POINTS]
-        found = model_jacobian(GABOR, points, [jnp.asarray(g) for g in gains], (KX, KY))
+        found = model_jacobian(GABOR, points, [jnp.asarray(g) for g in gains], (KY, KX))
         found, scale = jax.tree.map(np.asarray, (found, GABOR.scale(points)))
     for row in range(2):
         for a, change in enumerate(found):
             move = STEP * np.eye(5)[a]
             x = GABOR_POINTS[:, row]
             wanted = (gabor_columns(x + move) - gabor_columns(x - move)) @ gains[:, row] / (2 * STEP)
-            np.testing.assert_allclose(change[..., row].T.ravel(), wanted * scale[a][row], atol=1e-8)
+            np.testing.assert_allclose(change[..., row].ravel(), wanted * scale[a][row], atol=1e-8)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _energy(points, model, kernels):
-    residual = project(kernels, [whiten(i, None) for i in model.images(list(points), (KX, KY))]).residual
+    residual = project(kernels, [whiten(i, None) for i in model.images(list(points), (KY, KX))]).residual
     return 1.0 - jnp.sum(residual**2, axis=(0, 1))
 
 
-@pytest.mark.parametrize("profile", ["integrated", "sampled", "discrete"])
+@pytest.mark.parametrize(
+    "profile",
+    ["integrated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sampled", "discrete"))],
+)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_single_precision_keeps_the_energy(profile, weighted):
+def test_projected_derivatives_in_float32(profile, weighted):
     """The energy decides between starts, so float32 must hold it at every width."""
     generator = np.random.default_rng(9)
     model = model_of("dog", profile)
     kernels, points = unit_kernels(generator, None), random_points(generator, model.names, profile)
     # Two Gaussians narrower than a tap and of nearly one width, and such as are far wider than the kernel.
     points[2:, :3] = np.log([[model.min_sigma, 7.0, 4.0], [1.1, 8.0, 8.0]])
-    weights = np.ones((KX, KY, ROWS)) if weighted else None
+    weights = np.ones((KY, KX, ROWS)) if weighted else None
 
     def energy(kernels, points, weights):
         return projected_derivatives(kernels, list(points), model, weights).energy

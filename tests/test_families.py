@@ -7,17 +7,16 @@ import pytest
 
 from dogfit.fitting.families import (
     BUILTIN_FAMILIES,
-    basis_images,
     custom_family,
     from_parameters,
     render,
     reported_names,
-    search_bounds,
     to_parameters,
     unidentifiable,
     with_profile,
 )
 from dogfit.fitting.family_names import ALL_FAMILIES, FAMILIES
+from dogfit.kernels.model.bounds import search_bounds
 from dogfit.kernels.model.custom import SearchRange
 from scipy_families import PROFILES
 from scipy_reference import basis, bounds, draw
@@ -120,7 +119,7 @@ def test_parameters_go_there_and_back(family):
     gains, offset = generator.normal(size=(len(model.terms), rows)), generator.normal(size=rows)
 
     def there_and_back(point, gains, offset):
-        columns = basis_images(model, point, shape)
+        columns = model.images(list(point), shape)
         parameters = to_parameters(model, point, offset, list(gains))
         image = render(BUILTIN_FAMILIES[family], parameters, shape)
         return columns, parameters, image, from_parameters(BUILTIN_FAMILIES[family], parameters)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dogfit.kernels.linalg import (
@@ -99,7 +99,6 @@ class TestDescentSolve:
             entries = [jnp.asarray(right[:, a]) for a in range(n)]
             return np.stack(descent_solve(lower, entries, jnp.full(len(right), shift), floor), axis=1)
 
-    @settings(max_examples=30, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.floats(0.0, 3.0))
     def test_positive_matrices_are_solved_exactly(self, seed, n, shift):
         generator = np.random.default_rng(seed)
@@ -108,7 +107,6 @@ class TestDescentSolve:
         wanted = np.linalg.solve(matrices + shift * np.eye(n), right[..., None])[..., 0]
         np.testing.assert_allclose(self.solve(matrices, right, shift, 1e-12), wanted, rtol=1e-8, atol=1e-8)
 
-    @settings(max_examples=30, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
     def test_indefinite_matrices_give_an_ascent_direction(self, seed, n):
         generator = np.random.default_rng(seed)
@@ -123,7 +121,7 @@ class TestDescentSolve:
         np.testing.assert_allclose(step, [[2.0, -4.0, 0.0]])
 
 
-class TestSettle:
+class TestMaterialize:
     def test_values_and_their_derivatives_pass(self):
         x = jnp.arange(1.0, 4.0)
 
@@ -136,7 +134,7 @@ class TestSettle:
             np.testing.assert_array_equal(jax.grad(compute)(x), 3 * x * x)
             np.testing.assert_array_equal(jax.vmap(compute)(jnp.stack([x, 2 * x])), [36.0, 288.0])
 
-    def test_what_is_settled_is_no_part_of_what_follows(self):
+    def test_values_are_no_part_of_what_follows(self):
         def f(x):
             return jnp.stack([materialize(jnp.cos(x)) * scale for scale in (1.0, 2.0)])
 
@@ -145,7 +143,8 @@ class TestSettle:
 
 
 @pytest.mark.parametrize("size", [2, 3, 12])
-def test_parts_of_a_batch_are_joined_in_order_and_empty_ones_passed_over(size):
+def test_map_chunks_joins_in_order(size):
+    """Parts of a batch are joined in order, and empty ones passed over."""
     generator = np.random.default_rng(8)
     own, shared = generator.normal(size=(3, 2, 12)).astype(np.float32), np.ones((4, 1), np.float32)
     own[..., 6:] = 0.0

@@ -10,31 +10,34 @@ import pytest
 from jax.sharding import PartitionSpec
 from scipy.special import erf
 
+from dogfit.kernels.model.bounds import search_box
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.native import binding as native
-from dogfit.kernels.native.binding import NativeEffort, NativeModel
+from dogfit.kernels.tuning import native_effort
+from dogfit.kernels.types import Box, Budget
 from scipy_reference import Reference
 
 MODELS = {
-    "gaussian": NativeModel(0),
-    "dog": NativeModel(0, two_widths=True),
-    "d1": NativeModel(1),
-    "d2": NativeModel(2),
-    "dog_d1": NativeModel(1, two_widths=True, shared_amplitude=True),
-    "dog_d2": NativeModel(2, two_widths=True, shared_amplitude=True),
+    "gaussian": GaussianModel(0),
+    "dog": GaussianModel(0, two_widths=True),
+    "d1": GaussianModel(1),
+    "d2": GaussianModel(2),
+    "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
+    "dog_d2": GaussianModel(2, two_widths=True, shared_amplitude=True),
 }
 SINGLE = ("gaussian", "dog", "d1", "d2")
 
-needs_build = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+needs_build = pytest.mark.skipif(not native.available(), reason="needs the C++ search")
 
 
-def box(model: NativeModel, size: int) -> tuple[np.ndarray, np.ndarray]:
+def box(model: GaussianModel, size: int) -> tuple[np.ndarray, np.ndarray]:
     low = [-size / 2, -size / 2, np.log(0.3), np.log(1.5 if model.shared_amplitude else 1.1), 0.0]
     high = [size / 2, size / 2, np.log(size), np.log(8.0), 1.0]
-    return np.array(low[: model.parameters], np.float32), np.array(high[: model.parameters], np.float32)
+    return np.array(low[: len(model.names)], np.float32), np.array(high[: len(model.names)], np.float32)
 
 
-def columns(point: np.ndarray, model: NativeModel, size: int) -> np.ndarray:
-    """Centred basis `[size * size, q]` in float64, x first: sigma**n times integrals of derivatives."""
+def columns(point: np.ndarray, model: GaussianModel, size: int) -> np.ndarray:
+    """Centred basis `[size * size, q]` in float64: sigma**n times integrals of derivatives."""
 
     def profile(order, center, sigma):
         z = (np.arange(size + 1) - size / 2 - center) / sigma
@@ -43,7 +46,7 @@ def columns(point: np.ndarray, model: NativeModel, size: int) -> np.ndarray:
 
     def image(ratio, i, j):
         sigma = np.exp(point[2]) * ratio
-        return np.outer(profile(i, point[0], sigma), profile(j, point[1], sigma)).ravel()
+        return np.outer(profile(j, point[1], sigma), profile(i, point[0], sigma)).ravel()
 
     orders = [(model.order - j, j) for j in range(model.order + 1)]
     out = [image(1.0, *o) for o in orders]
@@ -57,8 +60,8 @@ def columns(point: np.ndarray, model: NativeModel, size: int) -> np.ndarray:
     return np.stack([c - c.mean() for c in out], axis=1)
 
 
-def explained(kernel: np.ndarray, point: np.ndarray, model: NativeModel) -> float:
-    """Energy of a kernel (x first) that the model explains, in float64."""
+def explained(kernel: np.ndarray, point: np.ndarray, model: GaussianModel) -> float:
+    """Energy of a kernel that the model explains, in float64."""
     point = np.asarray(point, np.float64)
     matrix = columns(point, model, len(kernel))
     scale = np.linalg.norm(matrix, axis=0)
@@ -76,12 +79,12 @@ def noise(rows: int, size: int, seed: int = 0) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(size, size, rows)))
 
 
-def search(kernels, names=tuple(MODELS), effort=native.DEFAULT_EFFORT, only=""):
+def search(kernels, names=tuple(MODELS), only="", **changes):
+    """Search with the usual effort, changed."""
     models = tuple(MODELS[name] for name in names)
-    lower, upper = zip(*(box(m, kernels.shape[0]) for m in models), strict=True)
-    return native.search_families(
-        kernels, models, [*map(jnp.asarray, lower)], [*map(jnp.asarray, upper)], effort, only=only
-    )
+    boxes = [search_box(model, kernels.shape[:2], jnp.float32) for model in models]
+    efforts = [native_effort(model, Budget())._replace(**changes) for model in models]
+    return native.search_families(kernels, models, boxes, efforts, only=only)
 
 
 def assert_same(one, other, rows=slice(None)) -> None:
@@ -89,39 +92,40 @@ def assert_same(one, other, rows=slice(None)) -> None:
         np.testing.assert_array_equal(np.asarray(a)[..., rows], np.asarray(b))
 
 
-def random_points(rows: int, model: NativeModel, seed: int = 1) -> np.ndarray:
+def random_points(rows: int, model: GaussianModel, seed: int = 1) -> np.ndarray:
     low, high = (
         np.array([-2, -2, np.log(0.5), np.log(1.4), 0.1]),
         np.array([2, 2, np.log(2.0), np.log(6), 0.9]),
     )
-    p = model.parameters
+    p = len(model.names)
     uniform = np.random.default_rng(seed).uniform(low[:p, None], high[:p, None], (p, rows))
     return uniform.astype(np.float32)
 
 
 @needs_build
-@pytest.mark.parametrize("size", [4, 7])
+@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), 7])
 @pytest.mark.parametrize("name", MODELS)
-def test_energy_and_derivatives_against_differences(name, size):
+def test_evaluate_against_differences(name, size):
+    """Energy, gradient and Hessian against differences of float64 least squares."""
     model, rows, h = MODELS[name], 20, 3e-4
     kernels, points = noise(rows, size), random_points(rows, MODELS[name])
     energy, gradient, hessian = map(
         np.asarray, native.evaluate(jnp.asarray(kernels), jnp.asarray(points), model)
     )
     for b in range(rows):
-        scale = np.ones(model.parameters)
+        scale = np.ones(len(model.names))
         scale[:2] = np.exp(points[2, b])
         steps = h * np.diag(scale)
 
         def at(*moves, b=b):
-            return explained(kernels[..., b], points[:, b] + sum(moves, np.zeros(model.parameters)), model)
+            return explained(kernels[..., b], points[:, b] + sum(moves, np.zeros(len(model.names))), model)
 
         assert energy[b] == pytest.approx(at(), abs=3e-6)
         # Two nearly dependent Gaussians have weights in the hundreds: float32 keeps three digits then.
         loose = 1e-3 if name == "dog" else 1e-5
         slopes = [(at(s) - at(-s)) / (4 * h) for s in steps]
         np.testing.assert_allclose(gradient[:, b], slopes, atol=loose)
-        pairs = [(a, c) for a in range(model.parameters) for c in range(a + 1)]
+        pairs = [(a, c) for a in range(len(model.names)) for c in range(a + 1)]
         for entry, (a, c) in zip(hessian[:, b], pairs, strict=True):
             s, t = steps[a], steps[c]
             curvature = (at(s, t) - at(s, -t) - at(-s, t) + at(-s, -t)) / (8 * h * h)
@@ -129,7 +133,7 @@ def test_energy_and_derivatives_against_differences(name, size):
 
 
 @needs_build
-def test_wide_pairs_keep_their_digits():
+def test_evaluate_wide_pairs():
     """Far wider than the kernel, all but 1e-3 of a Gaussian is constant."""
     size, model = 7, MODELS["dog"]
     kernels = noise(12, size)
@@ -142,8 +146,8 @@ def test_wide_pairs_keep_their_digits():
 
 
 @needs_build
-@pytest.mark.parametrize("size", [3, 5, 7, 9, 15])
-def test_finds_what_was_drawn(size):
+@pytest.mark.parametrize("size", [3, 7, *(pytest.param(k, marks=pytest.mark.slow) for k in (5, 9, 15))])
+def test_search_families_finds_what_was_drawn(size):
     """No less energy than at the truth, for each family, under noise; points inside the box."""
     rows, generator = 24, np.random.default_rng(size)
     names = [n for n in MODELS if size > 3 or n in ("gaussian", "d1")]
@@ -151,7 +155,7 @@ def test_finds_what_was_drawn(size):
         model = MODELS[name]
         low, high = box(model, size)
         low[:2], high[:2], low[2], high[2] = -size / 3, size / 3, np.log(0.6), np.log(size / 3)
-        truth = generator.uniform(low[:, None], high[:, None], (model.parameters, rows))
+        truth = generator.uniform(low[:, None], high[:, None], (len(model.names), rows))
         images = np.empty((size, size, rows))
         for b in range(rows):
             basis = columns(truth[:, b], model, size)
@@ -171,21 +175,23 @@ def test_finds_what_was_drawn(size):
 
 
 @needs_build
-@pytest.mark.parametrize("name", ["gaussian", "d1"])
-def test_optimum_against_scipy(name):
+@pytest.mark.parametrize("name", [pytest.param("gaussian", marks=pytest.mark.slow), "d1"])
+def test_search_families_against_scipy(name):
+    """No more is left than dense multi-start SciPy leaves."""
     size, rows = 5, 4
     kernels = noise(rows, size, seed=3)
     (found,) = search(jnp.asarray(kernels), [name])
     reference = Reference(name, size)
     for b in range(rows):
-        cost = reference.fit(kernels[..., b].T)[0]
+        cost = reference.fit(kernels[..., b])[0]
         reached = 1 - explained(kernels[..., b], np.asarray(found.point)[:, b], MODELS[name])
         assert reached <= 1.001 * cost + 1e-4
 
 
 @needs_build
-def test_a_row_does_not_depend_on_the_others():
-    rows = 700  # more than one piece, more than one chunk
+def test_search_families_rows_are_independent():
+    """A row does not depend on the others, their order or number, and a family not on its neighbors."""
+    rows = 600  # more than one piece, more than one chunk
     kernels = noise(rows, 7)
     whole = search(jnp.asarray(kernels))
     order = np.random.default_rng(2).permutation(rows)
@@ -201,7 +207,8 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 @needs_build
-def test_zero_and_spoilt_rows_end_at_once():
+def test_search_families_zero_and_spoilt_rows():
+    """They end at once, and spoil no other."""
     kernels = noise(20, 7)
     clean = search(jnp.asarray(kernels))
     kernels[..., 4] = 0.0
@@ -217,7 +224,9 @@ def test_zero_and_spoilt_rows_end_at_once():
 
 
 @needs_build
-def test_builds_for_other_processors_agree():
+@pytest.mark.slow
+def test_search_families_by_other_builds():
+    """Builds for other processors find the same, to rounding."""
     kernels = noise(48, 7, seed=5)
     reached = {}
     for only in native.instructions():
@@ -236,7 +245,9 @@ def test_builds_for_other_processors_agree():
 
 
 @needs_build
-def test_turned_and_mirrored_kernels_explain_the_same():
+@pytest.mark.slow
+def test_search_families_turned_and_mirrored():
+    """Turned and mirrored kernels are explained as well."""
     kernels = noise(40, 7, seed=6)
 
     def energies(images):
@@ -255,21 +266,23 @@ def test_turned_and_mirrored_kernels_explain_the_same():
 
 
 @needs_build
-def test_narrow_and_fixed_boxes():
+def test_search_families_narrow_box():
+    """Bounds hold to the bit, and so do values that are fixed."""
     kernels = noise(32, 7)
     low, high = box(MODELS["d1"], 7)
     low[2], high[2] = np.log(0.8), np.log(0.9)
     low[0] = high[0] = 0.25
-    (found,) = native.search_families(
-        jnp.asarray(kernels), (MODELS["d1"],), [jnp.asarray(low)], [jnp.asarray(high)]
-    )
+    model, narrow = MODELS["d1"], Box(jnp.asarray(low)[:, None], jnp.asarray(high)[:, None])
+    efforts = [native_effort(model, Budget())]
+    (found,) = native.search_families(jnp.asarray(kernels), (model,), [narrow], efforts)
     point = np.asarray(found.point)
     assert np.all((point >= low[:, None]) & (point <= high[:, None]))
     assert np.ptp(point[1]) > 1
 
 
 @needs_build
-def test_inside_other_jax_code():
+def test_search_families_inside_jax():
+    """Search inside jit, float64, vmap and shard_map: the same as outside."""
     kernels = noise(64, 5)
     plain = search(jnp.asarray(kernels), SINGLE)
     run = functools.partial(search, names=SINGLE)
@@ -284,13 +297,11 @@ def test_inside_other_jax_code():
     out = jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), "data"), plain)
     sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=out))
     assert_same(plain, sharded(jnp.asarray(kernels)))
-    on_cpu = jax.jit(lambda k: jax.lax.platform_dependent(k, cpu=run, default=run))
-    assert_same(plain, on_cpu(jnp.asarray(kernels)))
 
 
 @needs_build
-def test_broken_arguments():
+def test_search_families_broken_arguments():
     with pytest.raises(ValueError, match="starts must be 1 to"):
-        search(jnp.zeros((5, 5, 4)), ["gaussian"], NativeEffort(starts=0))
+        search(jnp.zeros((5, 5, 4)), ["gaussian"], starts=0)
     with pytest.raises(Exception, match=r"\[k, k, n\]"):
         native.evaluate(jnp.zeros((5, 4, 4)), jnp.zeros((3, 4)), MODELS["gaussian"])[0].block_until_ready()

@@ -15,9 +15,9 @@ LOW, HIGH = (side[:, None] for side in bounds(FAMILY, SIZE))
 
 
 def explained(kernel: np.ndarray, point: np.ndarray) -> float:
-    """Energy of a kernel (x first) that the family explains at a search point, by SVD in float64."""
+    """Energy of a kernel that the family explains at a search point, by SVD in float64."""
     q = orthonormal(basis(FAMILY, point, SIZE))
-    return float(np.sum((q.T @ kernel.T.ravel()) ** 2))
+    return float(np.sum((q.T @ kernel.ravel()) ** 2))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def climb():
 
 
 @pytest.fixture(scope="module")
-def slopes():
+def problems():
     """Noise, and starts of which a quarter of the coordinates lies outside the box."""
     generator = np.random.default_rng(6)
     kernels = generator.normal(size=(SIZE, SIZE, ROWS))
@@ -59,8 +59,9 @@ def slopes():
     return kernels, start
 
 
-def test_stays_in_the_box_and_never_descends(climb, slopes):
-    kernels, start = slopes
+def test_advance_stays_in_the_box(climb, problems):
+    """No step leaves the box or descends."""
+    kernels, start = problems
     clipped = np.clip(start, LOW, HIGH)
     before = np.array([explained(kernels[..., b], clipped[:, b]) for b in range(ROWS)])
     for steps in (1, 2, 5, 60):
@@ -73,13 +74,14 @@ def test_stays_in_the_box_and_never_descends(climb, slopes):
         before = found.energy
 
 
-def test_ends_where_no_free_parameter_has_a_slope(climb, slopes):
-    kernels, start = slopes
+def test_advance_to_a_stationary_point(climb, problems):
+    """Ascents end where no free parameter has a slope."""
+    kernels, start = problems
     found = climb(kernels, start, 200)
     assert np.all(found.predicted_gain <= 1e-13)
     slope = np.empty_like(start)
     for b in range(ROWS):
-        problem, x = Problem(Reference(FAMILY, SIZE), kernels[..., b].T.ravel()), found.point[:, b]
+        problem, x = Problem(Reference(FAMILY, SIZE), kernels[..., b].ravel()), found.point[:, b]
         slope[:, b] = -2 * problem.jacobian(x).T @ problem.residual(x)
     at_low, at_high = found.point <= LOW, found.point >= HIGH
     assert np.any(at_low | at_high)
@@ -89,8 +91,9 @@ def test_ends_where_no_free_parameter_has_a_slope(climb, slopes):
     assert np.all(small | (at_low & (slope < 0)) | (at_high & (slope > 0)))
 
 
-def test_a_row_that_is_not_finite_stays_alone(climb, slopes):
-    kernels, start = slopes
+def test_advance_rows_are_independent(climb, problems):
+    """A row that is not finite spoils no other."""
+    kernels, start = problems
     spoilt, spoilt_start = kernels.copy(), start.copy()
     spoilt[2, 1, 7] = np.nan
     spoilt_start[0, 9] = np.nan
@@ -100,8 +103,9 @@ def test_a_row_that_is_not_finite_stays_alone(climb, slopes):
         np.testing.assert_array_equal(a[..., good], b[..., good])
 
 
-def test_bounds_of_each_row_hold_to_the_bit(climb, slopes):
-    kernels, start = slopes
+def test_advance_bounds_of_each_row(climb, problems):
+    """Bounds hold to the bit, those of each row."""
+    kernels, start = problems
     low, high = np.broadcast_to(LOW, start.shape).copy(), np.broadcast_to(HIGH, start.shape).copy()
     low[0] = high[0] = np.linspace(-1, 1, ROWS)  # fixed
     low[2, ::2] = np.log(1.2)

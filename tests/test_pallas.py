@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import dogfit
-from dogfit.fitting.families import search_bounds
-from dogfit.fitting.search import fused_effort
-from dogfit.kernels import pallas
+from dogfit.kernels.model.bounds import search_box
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.derivatives import projected_derivatives
 from dogfit.kernels.pallas.dictionary import dictionary
-from dogfit.kernels.pallas.lanes import half_erf, slopes
-from dogfit.kernels.types import Box
-from dogfit.kernels.xla import search
+from dogfit.kernels.pallas.lanes import half_erf
+from dogfit.kernels.pallas.lanes import projected_derivatives as lane_derivatives
+from dogfit.kernels.pallas.search import check_supported, search_optimum
+from dogfit.kernels.tuning import fused_effort
+from dogfit.kernels.types import Box, Budget, Effort, Found
+from dogfit.kernels.xla.search import search_optimum as search_plainly
 from fit_drawings import real_kernels
 
 MODELS = {
@@ -27,10 +28,12 @@ MODELS = {
     "d2": GaussianModel(2),
     "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
 }
-FOUR = ("gaussian", "dog", "d1", "d2")
+slow = pytest.mark.slow
+# One family in the default tier: each is a program of its own.
+FOUR = ("d1", *(pytest.param(name, marks=slow) for name in ("gaussian", "dog", "d2")))
 ROWS, SIZE = 48, 5
 PLATFORM = {"triton": "cuda", "tpu": "tpu"}
-EFFORT = search.Effort(
+EFFORT = Effort(
     starts=8, steps=15, min_relative_energy=0.6, abandon_factor=12.0, min_separation=0.3, tolerance=1e-7
 )
 # Unrolled code in which nothing is reused is slow to fuse, and fused no faster.
@@ -38,7 +41,7 @@ QUICK = {"xla_disable_hlo_passes": "fusion", "xla_backend_optimization_level": 0
 
 
 def box(model: GaussianModel, size: int) -> Box:
-    return Box(*(jnp.asarray(b, jnp.float32)[:, None] for b in search_bounds(model, (size, size))))
+    return search_box(model, (size, size), jnp.float32)
 
 
 def random_points(generator: np.random.Generator, model: GaussianModel, rows: int) -> np.ndarray:
@@ -55,7 +58,7 @@ def unit(images: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def noisy_kernels(name: str) -> np.ndarray:
-    """Members of a family with 0 to 30 % noise: centred, of unit energy, `[SIZE, SIZE, ROWS]`, x first."""
+    """Members of a family with 0 to 30 % noise: centred, of unit energy, `[SIZE, SIZE, ROWS]`."""
     generator, model = np.random.default_rng(len(name)), MODELS[name]
     images = basis_images(model, random_points(generator, model, ROWS))
     images = unit((generator.normal(size=(len(images), 1, 1, ROWS)) * images).sum(axis=0))
@@ -86,7 +89,7 @@ def energies(kernels: np.ndarray, model: GaussianModel, point: np.ndarray) -> np
 def fused(name: str, backend: str = "triton"):
     model = MODELS[name]
     run = functools.partial(
-        pallas.search_optimum,
+        search_optimum,
         box=box(model, SIZE),
         model=model,
         effort=EFFORT,
@@ -96,7 +99,8 @@ def fused(name: str, backend: str = "triton"):
     return jax.jit(run, compiler_options=QUICK)
 
 
-def test_half_erf_without_erf():
+def test_half_erf_against_erf():
+    """Half erf without erf."""
     z = np.linspace(-12, 12, 40001, dtype=np.float32)
     truth = np.array([0.5 * math.erf(value / math.sqrt(2)) for value in z.tolist()])
     found = np.asarray(half_erf(jnp.asarray(z)), np.float64)
@@ -104,8 +108,12 @@ def test_half_erf_without_erf():
     assert np.array_equal(found, -np.asarray(half_erf(jnp.asarray(-z))))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_slopes_against_the_plain_path_in_double_precision(name):
+@pytest.mark.parametrize(
+    "name",
+    ["d2", "dog_d1", *(pytest.param(name, marks=slow) for name in ("gaussian", "dog", "d1"))],
+)
+def test_derivatives_against_the_plain_path(name):
+    """Derivatives against the plain path in double precision."""
     model, kernels = MODELS[name], noisy_kernels(name)
     point = random_points(np.random.default_rng(0), model, ROWS)
     with jax.enable_x64(True):
@@ -113,9 +121,11 @@ def test_slopes_against_the_plain_path_in_double_precision(name):
             jnp.asarray(kernels, jnp.float64), list(jnp.asarray(point, jnp.float64)), model
         )
     taps = jnp.asarray(kernels)
-    found = jax.jit(lambda p: slopes(lambda u, v: taps[u, v], p, model, SIZE), compiler_options=QUICK)(
-        list(jnp.asarray(point, jnp.float32))
-    )
+
+    def evaluate(p):
+        return lane_derivatives(lambda y, x: taps[y, x], p, model, SIZE)
+
+    found = jax.jit(evaluate, compiler_options=QUICK)(list(jnp.asarray(point, jnp.float32)))
     # Two Gaussians of nearly one width leave float32 three digits of curvature.
     tolerance = 3e-3 if name == "dog" else 3e-5
     assert np.allclose(found.energy, truth.energy, atol=tolerance / 30)
@@ -126,14 +136,15 @@ def test_slopes_against_the_plain_path_in_double_precision(name):
 
 
 @pytest.mark.parametrize("name", FOUR)
-def test_the_same_optima_as_the_plain_path(name):
+def test_search_optimum_against_the_plain_path(name):
+    """The same optima as the plain path."""
     model, kernels = MODELS[name], noisy_kernels(name)
     found = fused(name)(jnp.asarray(kernels))
 
-    def search_plainly(rows: jax.Array) -> search.Found:
-        return search.search_optimum(rows, box(model, SIZE), model, EFFORT, block=ROWS)
+    def search(rows: jax.Array) -> Found:
+        return search_plainly(rows, box(model, SIZE), model, EFFORT, block=ROWS)
 
-    plain = jax.jit(search_plainly, compiler_options=QUICK)(jnp.asarray(kernels))
+    plain = jax.jit(search, compiler_options=QUICK)(jnp.asarray(kernels))
     here, there = (energies(kernels, model, np.asarray(f.point)) for f in (found, plain))
     assert np.mean(here >= there - 1e-3) >= 0.95
     lower, upper = (np.asarray(bound) for bound in box(model, SIZE))
@@ -142,23 +153,26 @@ def test_the_same_optima_as_the_plain_path(name):
     assert np.all((found.steps > 0) & (found.n_agreeing >= 1))
 
 
+@slow
 @pytest.mark.parametrize("name", ["d2", "dog"])
-def test_optima_of_real_kernels(name):
+def test_search_optimum_real_kernels(name):
+    """Optima of real kernels."""
     # Where a Gaussian is far narrower than a tap, each tap holds optima of its own.
     drawn, size = real_kernels(300), 7
     found = dogfit.fit_kernels(drawn, [name]).r2_by_family[:, 0]
-    model, effort = MODELS[name], fused_effort(MODELS[name], dogfit.FitConfig())
+    model, effort = MODELS[name], fused_effort(MODELS[name], Budget())
     search_fused = jax.jit(
-        lambda rows: pallas.search_optimum(rows, box(model, size), model, effort, interpret=True).point,
+        lambda rows: search_optimum(rows, box(model, size), model, effort, interpret=True).point,
         compiler_options=QUICK,
     )
-    kernels = unit(drawn.transpose(2, 1, 0).astype(np.float64))
+    kernels = unit(drawn.transpose(1, 2, 0).astype(np.float64))
     here = 1 - energies(kernels, model, np.asarray(search_fused(jnp.asarray(kernels, jnp.float32))))
     assert np.mean(here <= 1.001 * (1 - found) + 1e-4) >= 0.99
 
 
 @pytest.mark.parametrize("name", FOUR)
-def test_never_worse_than_its_own_seed(name):
+def test_search_optimum_no_worse_than_its_seed(name):
+    """Never worse than its own seed."""
     model, kernels = MODELS[name], noisy_kernels(name)
     columns = dictionary(model, SIZE).columns[..., : SIZE * SIZE].astype(np.float64)
     projections = np.einsum("tqnk,kb->tqnb", columns, kernels.reshape(SIZE * SIZE, -1))
@@ -168,7 +182,8 @@ def test_never_worse_than_its_own_seed(name):
     assert np.all(energies(kernels, model, np.asarray(found.point)) >= seeds - 5e-3)
 
 
-def test_noiseless_kernels_are_recovered():
+def test_search_optimum_noiseless_kernels():
+    """Noiseless kernels are recovered."""
     model = MODELS["d1"]
     point = random_points(np.random.default_rng(5), model, ROWS)
     point[2] = np.clip(point[2], math.log(0.8), math.log(1.5))
@@ -177,18 +192,21 @@ def test_noiseless_kernels_are_recovered():
     assert np.allclose(found.point, point, atol=2e-3)
 
 
-def test_lanes_do_not_meet():
-    kernels = noisy_kernels("gaussian").copy()
-    alone = fused("gaussian")(jnp.asarray(kernels))
+def test_search_optimum_broken_rows():
+    """Lanes do not meet."""
+    kernels = noisy_kernels("d1").copy()
+    alone = fused("d1")(jnp.asarray(kernels))
     kernels[..., 3], kernels[..., 8] = np.nan, 0.0
-    among = fused("gaussian")(jnp.asarray(kernels))
+    among = fused("d1")(jnp.asarray(kernels))
     others = np.delete(np.arange(ROWS), [3, 8])
     for one, other in zip(alone, among, strict=True):
         assert np.array_equal(np.asarray(one)[..., others], np.asarray(other)[..., others])
     assert np.isfinite(np.asarray(among.point)[:, 8]).all()
 
 
-def test_both_launchers_run_the_same_search():
+@slow
+def test_search_optimum_both_launchers():
+    """Both launchers run the same search."""
     kernels = noisy_kernels("gaussian")
     gpu, tpu = (fused("gaussian", backend)(jnp.asarray(kernels)) for backend in ("triton", "tpu"))
     one, other = (energies(kernels, MODELS["gaussian"], np.asarray(f.point)) for f in (gpu, tpu))
@@ -198,13 +216,12 @@ def test_both_launchers_run_the_same_search():
 
 @pytest.mark.parametrize("backend", PLATFORM)
 @pytest.mark.parametrize("name", FOUR)
-def test_lowers_without_the_device(name, backend):
+def test_search_optimum_lowers_without_the_device(name, backend):
+    """Lowers without the device."""
     if backend == "triton" and jax.__version_info__ > (0, 10, 2):
         pytest.skip("later versions compile for Triton while they lower, with the CUDA plugin")
     model, size = MODELS[name], 7
-    run = functools.partial(
-        pallas.search_optimum, box=box(model, size), model=model, effort=EFFORT, backend=backend
-    )
+    run = functools.partial(search_optimum, box=box(model, size), model=model, effort=EFFORT, backend=backend)
     shape = jax.ShapeDtypeStruct((size, size, 2048), jnp.float32)
     lowered = jax.jit(run).trace(shape).lower(lowering_platforms=(PLATFORM[backend],))
     assert {"triton": "xla.gpu.triton", "tpu": "tpu_custom_call"}[backend] in lowered.as_text()
@@ -219,10 +236,12 @@ def test_lowers_without_the_device(name, backend):
         ((7, 7, 4), GaussianModel(0, profile="sampled"), "integrated"),
     ],
 )
-def test_what_it_cannot_do_it_refuses(shape, model, reason):
+def test_search_optimum_refusals(shape, model, reason):
+    """What it cannot do it refuses."""
     kernels = jnp.zeros(shape, jnp.float32)
     limits = box(model, shape[0])
-    assert reason in (pallas.unsupported(kernels, limits, model) or "")
     with pytest.raises(NotImplementedError, match=reason):
-        pallas.search_optimum(kernels, limits, model, EFFORT)
-    assert pallas.unsupported(jnp.zeros((7, 7, 4), jnp.float32), box(MODELS["dog"], 7), MODELS["dog"]) is None
+        check_supported(kernels, limits, model)
+    with pytest.raises(NotImplementedError, match=reason):
+        search_optimum(kernels, limits, model, EFFORT)
+    check_supported(jnp.zeros((7, 7, 4), jnp.float32), box(MODELS["dog"], 7), MODELS["dog"])

@@ -16,7 +16,7 @@ from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import Family
 from dogfit.fitting.program import fit_block, fit_sharded, in_working_precision
 from dogfit.fitting.result import FitResult, concatenate
-from dogfit.fitting.search import chunk_rows
+from dogfit.kernels.tuning import rows_per_call
 from dogfit.kernels.types import Box
 
 
@@ -40,7 +40,7 @@ class Task(NamedTuple):
     @property
     def rows(self) -> int:
         """Kernels in each call of the compiled program."""
-        return chunk_rows() * (1 if self.mesh is None else self.mesh.size)
+        return rows_per_call() * (1 if self.mesh is None else self.mesh.size)
 
 
 class Piece(NamedTuple):

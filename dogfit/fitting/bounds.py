@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dogfit.fitting.families import Family, search_bounds
+from dogfit.fitting.families import Family
+from dogfit.kernels.model.bounds import search_bounds
 from dogfit.kernels.model.custom import CustomModel
 from dogfit.kernels.types import Box
 

@@ -14,8 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from dogfit.kernels.linalg import largest_tap, sum_arrays, sum_taps
 from dogfit.kernels.model.gaussian import GaussianModel
-
-Images = Float[Array, "h w b"]
+from dogfit.kernels.types import Image
 
 
 class CanonicalTransform(NamedTuple):
@@ -25,7 +24,7 @@ class CanonicalTransform(NamedTuple):
     mirror_y: Bool[Array, " b"]
     swap: Bool[Array, " b"]
 
-    def apply(self, images: Images) -> Images:
+    def apply(self, images: Image) -> Image:
         """Transform images to their canonical form."""
         images = jnp.where(self.mirror_x[None, None, :], images[:, ::-1], images)
         images = jnp.where(self.mirror_y[None, None, :], images[::-1], images)
@@ -63,7 +62,7 @@ class CanonicalTransform(NamedTuple):
         return jnp.where(self.swap, other, one), jnp.where(self.swap, one, other)
 
 
-def canonical_transform(kernels: Images, weights: Images | None) -> CanonicalTransform:
+def canonical_transform(kernels: Image, weights: Image | None) -> CanonicalTransform:
     """Find the transform of each kernel from where the energy about its mean lies."""
     counted = jnp.ones_like(kernels) if weights is None else weights
     safe = jnp.where((counted > 0) & jnp.isfinite(kernels), kernels, 0.0)

@@ -18,7 +18,6 @@ towards +y (clockwise on screen): for first derivatives their direction, for sec
 its widths, `aspect` the ratio of the longer to the shorter and `phi_rad` the direction of the longer.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -30,13 +29,8 @@ from jaxtyping import Array, Float
 from dogfit.fitting.family_names import ALL_FAMILIES
 from dogfit.kernels.model.custom import CustomModel, SearchRange
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.objective.derivatives import Model
+from dogfit.kernels.model.kinds import Model
 
-# Bounds of the search; of the widths in taps and of log aspect along each of two axes.
-MIN_RATIO, MAX_RATIO = 1.1, 8.0
-# Derivatives of a DoG of closer widths are those of the next orders, and no longer to be told from them.
-MIN_TIED_RATIO = 1.5
-MAX_SHAPE = math.log(3.0)
 # A family is fitted where at least this many taps are left over to test it.
 MIN_RESIDUAL_TAPS = 3
 
@@ -172,24 +166,6 @@ def with_profile(family: Family, profile: str) -> Family:
     return replace(family, model=replace(family.model, profile=profile))
 
 
-def search_bounds(model: Model, shape: tuple[int, int]) -> tuple[list[float], list[float]]:
-    """Lower and upper bounds of the search parameters (`model.names`) for kernels `[h, w]`."""
-    if isinstance(model, CustomModel):
-        return [r.low for _, r in model.ranges], [r.high for _, r in model.ranges]
-    height, width = shape
-    ranges = {
-        "x0": (-width / 2, width / 2),
-        "y0": (-height / 2, height / 2),
-        "log_sigma": (math.log(model.min_sigma), math.log(max(shape))),
-        "log_ratio": (math.log(MIN_TIED_RATIO if model.shared_amplitude else MIN_RATIO), math.log(MAX_RATIO)),
-        "surround_weight": (0.0, 1.0),
-        "e1": (-MAX_SHAPE, MAX_SHAPE),
-        "e2": (-MAX_SHAPE, MAX_SHAPE),
-    }
-    lower, upper = zip(*(ranges[name] for name in model.names), strict=True)
-    return list(lower), list(upper)
-
-
 def reported_names(model: Model, search_parameter: str) -> tuple[str, ...]:
     """Reported parameters that a search parameter stands behind."""
     return (search_parameter,) if isinstance(model, CustomModel) else _REPORTED[search_parameter]
@@ -214,23 +190,6 @@ def unidentifiable(families: Iterable[Family], shape: tuple[int, int]) -> dict[s
         for family in families
         if height * width - len(family.parameters) < MIN_RESIDUAL_TAPS
     }
-
-
-def basis_images(
-    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
-) -> list[Float[Array, "h w b"]]:
-    """A model's basis, uncentred, at search points."""
-    height, width = shape
-    return [jnp.swapaxes(image, 0, 1) for image in model.images(list(point), (width, height))]
-
-
-def varying_images(
-    model: Model, point: Float[Array, "p b"], shape: tuple[int, int]
-) -> list[tuple[Float[Array, "h w b"], Float[Array, " b"]]]:
-    """A model's basis less a constant each, of which it keeps more digits, and the constants."""
-    height, width = shape
-    images = model.varying_images(list(point), (width, height))
-    return [(jnp.swapaxes(image, 0, 1), level) for image, level in images]
 
 
 def to_parameters(
@@ -313,6 +272,6 @@ def render(family: Family, parameters: Float[Array, "b m"], shape: tuple[int, in
     """
     point, offset, gains = from_parameters(family, parameters)
     image = jnp.broadcast_to(offset[None, None, :], (*shape, parameters.shape[0]))
-    for gain, function in zip(gains, basis_images(family.model, point, shape), strict=True):
+    for gain, function in zip(gains, family.model.images(list(point), shape), strict=True):
         image = image + gain[None, None, :] * function
     return lax.transpose(image, (2, 0, 1))

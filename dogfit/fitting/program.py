@@ -1,6 +1,7 @@
 """The compiled pass: a block of kernels with every family, seeded, refined and selected."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,14 +12,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dogfit.fitting.canonical import CanonicalTransform, canonical_transform
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import Family, to_parameters, varying_images, with_profile
+from dogfit.fitting.effort import budget_of
+from dogfit.fitting.families import Family, to_parameters, with_profile
 from dogfit.fitting.result import FitResult, Status
-from dogfit.fitting.search import Images, Search, search_models, tolerance_of
+from dogfit.kernels.dispatch import find_optima
 from dogfit.kernels.linalg import largest_tap, leverages, materialize, project, sum_arrays, sum_taps
+from dogfit.kernels.model.bounds import search_box
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.derivatives import model_jacobian
 from dogfit.kernels.objective.products import mean_taps, whiten
-from dogfit.kernels.types import Box, Found
+from dogfit.kernels.problem import Problem, Search
+from dogfit.kernels.tuning import tolerance_of
+from dogfit.kernels.types import Box, Found, Image
 from dogfit.normalize import Flag, Layout, normalize
 
 _BATCH_LAST = Layout(sum_taps, lambda x: lax.stop_gradient(largest_tap(x)), lambda x: x[None, None, :])
@@ -27,7 +32,7 @@ _BATCH_LAST = Layout(sum_taps, lambda x: lax.stop_gradient(largest_tap(x)), lamb
 class _Unit(NamedTuple):
     """Kernels about their mean and of unit energy, and what undoes that; batch last, whitened by weights."""
 
-    images: Images
+    images: Image
     mean: Float[Array, " b"]
     amplitude: Float[Array, " b"]
     taps: Float[Array, " b"]
@@ -76,10 +81,10 @@ def fit_block(
     unit = materialize(_normalize(images, weight))
     weight = _relative(weight, unit)
     profiled = [with_profile(family, config.profile) for family in families]
-    searches = [Search(f.model, boxes.get(f.name)) for f in profiled]
-    founds = search_models(lax.stop_gradient(unit.images), weight, searches, config)
+    searches = _searches(unit.images, profiled, boxes, config)
+    founds = _find_optima(Problem(lax.stop_gradient(unit.images), weight, searches), config.engine)
     fits = [
-        _fit_family(unit, weight, transform, search.bounds(unit.images), family, config, found)
+        _fit_family(unit, weight, transform, search.box, family, config, found)
         for family, search, found in zip(profiled, searches, founds, strict=True)
     ]
 
@@ -150,7 +155,7 @@ def in_working_precision(kernels: Array) -> Array:
     return kernels if kernels.dtype == jnp.float64 else kernels.astype(jnp.float32)
 
 
-def _normalize(kernels: Images, weights: Images | None) -> _Unit:
+def _normalize(kernels: Image, weights: Image | None) -> _Unit:
     found = normalize(kernels, _BATCH_LAST, weights=weights)
     used = jnp.ones_like(kernels) if weights is None else (weights > 0).astype(kernels.dtype)
     bad = jnp.where(found.flag == Flag.NONFINITE, jnp.int8(Status.NONFINITE), jnp.int8(Status.CONSTANT))
@@ -158,7 +163,29 @@ def _normalize(kernels: Images, weights: Images | None) -> _Unit:
     return _Unit(found.taps, found.mean, found.norm, jnp.maximum(sum_taps(used), 1.0), status)
 
 
-def _relative(weights: Images | None, unit: _Unit) -> Images | None:
+def _searches(
+    images: Image, families: Sequence[Family], boxes: dict[str, Box], config: FitConfig
+) -> tuple[Search, ...]:
+    """Searches of the families' models, in the bounds given or else their own."""
+    budget, shape = budget_of(config), (images.shape[0], images.shape[1])
+    return tuple(
+        Search(
+            f.model, boxes.get(f.name) or search_box(f.model, shape, images.dtype), f.name in boxes, budget
+        )
+        for f in families
+    )
+
+
+def _find_optima(problem: Problem, engine: str) -> list[Found]:
+    try:
+        return find_optima(problem, engine)
+    except NotImplementedError as reason:
+        raise ValueError(
+            f"engine {engine} cannot make this fit: {reason}; give engine='auto', which takes one that can"
+        ) from reason
+
+
+def _relative(weights: Image | None, unit: _Unit) -> Image | None:
     """Weights as they count: relatively, as many taps as have any."""
     if weights is None:
         return None
@@ -170,16 +197,16 @@ def _relative(weights: Images | None, unit: _Unit) -> Images | None:
 
 def _fit_family(
     unit: _Unit,
-    weights: Images | None,
+    weights: Image | None,
     transform: CanonicalTransform | None,
     box: Box,
     family: Family,
     config: FitConfig,
     found: Found,
 ) -> _FamilyFit:
-    """What follows from a family's optimum; differentiable in the kernels for fixed search points."""
+    """Results that follow from a family's optimum; differentiable in the kernels for fixed search points."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    columns = varying_images(model, found.point, shape)
+    columns = model.varying_images(list(found.point), shape)
     solved = materialize(project(unit.images, [whiten(column, weights) for column, _ in columns]))
     unexplained, means = materialize(
         (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
@@ -205,26 +232,26 @@ def _fit_family(
 
 def _score(
     unit: _Unit,
-    weights: Images | None,
+    weights: Image | None,
     family: Family,
     config: FitConfig,
     found: Found,
     unexplained: Float[Array, " b"],
-    residual: Images,
+    residual: Image,
     gains: list[Float[Array, " b"]],
 ) -> Float[Array, " b"]:
-    """What the choice among families minimises, up to what all have in common."""
+    """Score that the choice among families minimizes, up to what all have in common."""
     taps, free = unit.taps, len(family.parameters)
     # A perfect fit has no finite likelihood; below rounding one fit is as good as another.
     floor = float(jnp.finfo(unexplained.dtype).eps) ** 2 * taps
     if config.criterion == "cv":
         shape = (residual.shape[0], residual.shape[1])
         point = list(found.point)
-        changes = model_jacobian(family.model, point, gains, (shape[1], shape[0]))
+        changes = model_jacobian(family.model, point, gains, shape)
         columns = [
             jnp.ones_like(residual),
-            *(image for image, _ in varying_images(family.model, found.point, shape)),
-            *(jnp.swapaxes(change, 0, 1) for change in changes),
+            *(image for image, _ in family.model.varying_images(point, shape)),
+            *changes,
         ]
         root = 1.0 if weights is None else jnp.sqrt(weights)
         # A tap that a parameter is there for alone cannot be predicted from the others.

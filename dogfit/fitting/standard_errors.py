@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from dogfit.fitting.families import Family, basis_images, from_parameters, reported_names, to_parameters
+from dogfit.fitting.families import Family, from_parameters, reported_names, to_parameters
 from dogfit.fitting.padding import map_padded_rows
 from dogfit.kernels.objective.derivatives import model_jacobian
 
@@ -23,9 +23,9 @@ def _jacobians(
     model = family.model
     point, offset, gains = from_parameters(family, parameters)
     unit = model.scale(list(point))
-    changes = model_jacobian(model, list(point), gains, (shape[1], shape[0]))
-    images = [jnp.swapaxes(c / s[None, None, :], 0, 1) for c, s in zip(changes, unit, strict=True)]
-    columns = jnp.stack([jnp.ones_like(images[0]), *basis_images(model, point, shape), *images])
+    changes = model_jacobian(model, list(point), gains, shape)
+    images = [change / s[None, None, :] for change, s in zip(changes, unit, strict=True)]
+    columns = jnp.stack([jnp.ones_like(images[0]), *model.images(list(point), shape), *images])
 
     def reported(values: Float[Array, " q"]) -> Float[Array, " p"]:
         offset, *rest = values[:, None]

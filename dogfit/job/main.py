@@ -18,6 +18,7 @@ from dogfit.job.manifest import describe_run, fingerprint, inputs_key
 from dogfit.job.replace import write_replaced
 from dogfit.job.worker import run_worker
 from dogfit.job.write import write_results
+from dogfit.kernels.dispatch import check_fastest
 from dogfit.kernelset.groups import Flag
 from dogfit.kernelset.kernelset import KernelSet
 from dogfit.report.text import printable
@@ -63,6 +64,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
         if work.finished:
             progress.say(f"{config.out} already holds this run, finished; --overwrite computes it again")
         else:
+            _say_what_is_missing(progress)
             _begin(kernelset, config, layers)
             result, autoencoders = _analyze(kernelset, config, analysis, skipped, given, work, progress)
             with progress.stage("write tables, figures and report", "files"):
@@ -121,6 +123,14 @@ def _skipped_sizes(
             f"{_sizes(kernelset.groups)} ones; leave out --autoencoder to train them"
         )
     return skipped
+
+
+def _say_what_is_missing(progress: Progress) -> None:
+    """Say once if the fastest search cannot be used here, and what that costs."""
+    try:
+        check_fastest()
+    except NotImplementedError as missing:
+        progress.say(str(missing))
 
 
 def _begin(kernelset: KernelSet, config: RunConfig, layers: list[list[str]]) -> None:

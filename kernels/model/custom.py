@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch
+from dogfit.kernels.types import Batch, Image
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,33 @@ class CustomModel:
         return (1.0,) * len(self.ranges)
 
     def scale(self, point: list[Batch]) -> list[Batch]:
-        """Unit of each parameter: the spacing of its nodes."""
+        """Unit of each search parameter: the spacing of its nodes.
+
+        Args:
+          point: search parameters.
+
+        Returns:
+          A unit per parameter.
+        """
         return [
             jnp.full_like(value, (r.high - r.low) / max(r.nodes, 4))
             for value, (_, r) in zip(point, self.ranges, strict=True)
         ]
 
-    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
-        """The basis as images, x on the first axis, not centred."""
-        kx, ky = shape
+    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Image]:
+        """Basis functions as images, not centred.
+
+        Args:
+          point: search parameters.
+          shape: number of taps along y and x.
+
+        Returns:
+          An image per function.
+
+        Raises:
+          ValueError: if the basis returns other shapes, or not one per gain.
+        """
+        ky, kx = shape
         dtype = point[0].dtype
         x = jnp.broadcast_to(jnp.arange(kx, dtype=dtype)[None, :] - (kx - 1) / 2, (ky, kx))
         y = jnp.broadcast_to(jnp.arange(ky, dtype=dtype)[:, None] - (ky - 1) / 2, (ky, kx))
@@ -92,12 +110,18 @@ class CustomModel:
             raise ValueError(
                 f"the basis must return {self.gains} images of shape ({ky}, {kx}), one per gain, got {given}"
             )
-        return [jnp.swapaxes(image, 0, 1) for image in images]
+        return list(images)
 
-    def varying_images(
-        self, point: list[Batch], shape: tuple[int, int]
-    ) -> list[tuple[Float[Array, "kx ky b"], Batch]]:
-        """The images, and that no constant was taken off."""
+    def varying_images(self, point: list[Batch], shape: tuple[int, int]) -> list[tuple[Image, Batch]]:
+        """Basis functions as images, with 0 for the constant that was taken off each: none.
+
+        Args:
+          point: search parameters.
+          shape: number of taps along y and x.
+
+        Returns:
+          An image and a constant per function.
+        """
         return [(image, jnp.zeros_like(point[0])) for image in self.images(point, shape)]
 
     @functools.cached_property

@@ -21,12 +21,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, materialize, sum_arrays
+from dogfit.kernels.linalg import materialize, sum_arrays
+from dogfit.kernels.types import Batch, Image
 
-# Of taps: x on the first axis; or of their corners, one more along both.
-Image = Float[Array, "kx ky b"]
 # What varies along one axis or none has a length of one there.
-Along = Float[Array, "#kx #ky b"]
+Along = Float[Array, "#ky #kx b"]
 Covariance = tuple[Along, Along, Along]
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -55,13 +54,13 @@ def elliptic_images(
       center: of the Gaussian in taps from the middle of the kernel, along x and y.
       sigma: width in taps.
       covariance: `(k_xx, k_xy, k_yy)` of determinant one, in units of `sigma**2`.
-      shape: number of taps along x and y.
+      shape: number of taps along y and x.
       orders: lowest and highest total order of differentiation.
       profile: `integrated` over taps, or `sampled` at their centres.
       paired: whether images of two widths are to be told apart, which takes the digits of wide ones.
 
     Returns:
-      By order along x and along y, `[kx, ky, b]`; and, if any, a constant that the image of order 0 is less
+      By order along x and along y, `[ky, kx, b]`; and, if any, a constant that the image of order 0 is less
       than the whole: of wide Gaussians it is almost all, and float32 has few digits for the rest.
     """
     lowest, highest = orders
@@ -70,11 +69,11 @@ def elliptic_images(
     on_edges = profile == "integrated"
 
     def along(axis: int) -> Float[Array, "k b"]:
-        taps = shape[axis]
+        taps = shape[1 - axis]
         places = jnp.arange(taps + on_edges, dtype=sigma.dtype) - (taps - 1 + on_edges) / 2
         return (places[:, None] - center[axis][None]) / sigma[None]
 
-    x, y = materialize((along(0)[:, None], along(1)[None]))
+    x, y = materialize((along(0)[None], along(1)[:, None]))
     side = 1.0 / sigma[None, None]
     half_trace = 0.5 * (kxx + kyy)
     longer = half_trace + jnp.sqrt(jnp.maximum(half_trace * half_trace - 1.0, 0.0))
@@ -96,15 +95,15 @@ def elliptic_images(
     if lowest == 0:
         images[0, 0] = _mass(x, y, (kxx, kxy, kyy))
     if by_digits:
-        centers = x[:-1] + 0.5 * side, y[:, :-1] + 0.5 * side
+        centers = x[:, :-1] + 0.5 * side, y[:-1] + 0.5 * side
         series = _by_series(*centers, (kxx, kxy, kyy), side, highest)
         images = {term: jnp.where(wide, series[term], image) for term, image in images.items()}
     return materialize(images), level
 
 
 def _over_taps(corners: Image) -> Image:
-    along_x = corners[1:] - corners[:-1]
-    return along_x[:, 1:] - along_x[:, :-1]
+    along_x = corners[:, 1:] - corners[:, :-1]
+    return along_x[1:] - along_x[:-1]
 
 
 def _by_series(
@@ -170,7 +169,7 @@ def _mass(x: Along, y: Along, covariance: Covariance) -> Image:
     kxx, kxy, kyy = covariance
     x, y = x / jnp.sqrt(kxx), y / jnp.sqrt(kyy)
     inner_x, inner_y = lax.erf(x * _SQRT_HALF), lax.erf(y * _SQRT_HALF)
-    product = 0.25 * (inner_x[1:] - inner_x[:-1]) * (inner_y[:, 1:] - inner_y[:, :-1])
+    product = 0.25 * (inner_x[:, 1:] - inner_x[:, :-1]) * (inner_y[1:] - inner_y[:-1])
     squares, products = materialize((-0.5 * (x * x + y * y), x * y))
 
     def at(node: float) -> Image:

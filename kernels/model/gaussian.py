@@ -1,4 +1,4 @@
-"""What is fitted: Gaussians, or derivatives of one total order, of one width or two, round or elliptic.
+"""Gaussian models: Gaussians, or derivatives of one total order, of one width or two, round or elliptic.
 
 A model is `offset + sum_i u_i B_i(x, y)`. Its basis `B` depends on a search point, a list of batches in the
 order of `GaussianModel.names`; the weights `u` and the offset are solved for. Basis functions are
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, materialize, sum_arrays
+from dogfit.kernels.linalg import materialize, sum_arrays
 from dogfit.kernels.model.ellipses import elliptic_images
 from dogfit.kernels.model.profiles import PROFILES, VARIATIONS
+from dogfit.kernels.types import Batch, Image
 
 # (width index, order along x, order along y)
 Term = tuple[int, int, int]
@@ -64,7 +64,7 @@ class GaussianModel:
 
     @property
     def is_searched(self) -> tuple[bool, ...]:
-        """Which parameters are searched continuously: discrete profiles keep the centre of their seed."""
+        """Flags of parameters that are searched: discrete profiles keep the centre of their seed."""
         return tuple(self.profile != "discrete" or name not in ("x0", "y0") for name in self.names)
 
     @property
@@ -88,12 +88,26 @@ class GaussianModel:
         return tuple(((w, i, j),) for w in widths for i, j in orders)
 
     def scale(self, point: list[Batch]) -> list[Batch]:
-        """Unit of each search parameter: positions are measured in widths."""
+        """Unit of each search parameter: positions are measured in widths.
+
+        Args:
+          point: search parameters.
+
+        Returns:
+          A unit per parameter.
+        """
         sigma = jnp.exp(point[2])
         return [sigma, sigma, *[jnp.ones_like(sigma)] * (len(point) - 2)]
 
     def basis(self, point: list[Batch]) -> list[Combination]:
-        """Basis functions at a search point, by their terms."""
+        """Basis functions at a search point, by their terms.
+
+        Args:
+          point: search parameters.
+
+        Returns:
+          A combination of terms per function.
+        """
         one = jnp.ones_like(point[0])
         second = -point[self.names.index("surround_weight")] if self.shared_amplitude else one
         return [
@@ -101,17 +115,30 @@ class GaussianModel:
             for terms in self.terms
         ]
 
-    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Float[Array, "kx ky b"]]:
-        """The basis as images, x on the first axis, not centred."""
+    def images(self, point: list[Batch], shape: tuple[int, int]) -> list[Image]:
+        """Basis functions as images, not centred.
+
+        Args:
+          point: search parameters.
+          shape: number of taps along y and x.
+
+        Returns:
+          An image per function.
+        """
         rendered = TermImages(self, point, shape, self.order)
         return [rendered.combine(combination) for combination in self.basis(point)]
 
-    def varying_images(
-        self, point: list[Batch], shape: tuple[int, int]
-    ) -> list[tuple[Float[Array, "kx ky b"], Batch]]:
-        """As `images`, less a constant each, and the constants.
+    def varying_images(self, point: list[Batch], shape: tuple[int, int]) -> list[tuple[Image, Batch]]:
+        """Basis functions as images, less a constant each, and the constants.
 
         In Gaussians much wider than the kernel they are almost all, and float32 has few digits for the rest.
+
+        Args:
+          point: search parameters.
+          shape: number of taps along y and x.
+
+        Returns:
+          An image and a constant per function.
         """
         rendered = TermImages(self, point, shape, self.order, varying=True)
         return [(rendered.combine(function), rendered.level(function)) for function in self.basis(point)]
@@ -131,7 +158,7 @@ class TermImages:
         x0, y0, log_sigma = point[:3]
         sigma = jnp.exp(log_sigma)
         widths = [sigma, sigma * jnp.exp(point[3])] if model.two_widths else [sigma]
-        self._images: dict[Term, Float[Array, "kx ky b"]] = {}
+        self._images: dict[Term, Image] = {}
         self._levels: Combination = {}
         for w, width in enumerate(widths):
             if model.elliptic:
@@ -148,11 +175,11 @@ class TermImages:
                 x, y = materialize(
                     [
                         PROFILES[model.profile](center, width, taps, max(highest, 1))
-                        for center, taps in zip((x0, y0), shape, strict=True)
+                        for center, taps in ((x0, shape[1]), (y0, shape[0]))
                     ]
                 )
                 orders = range(model.order, highest + 1)
-                images = {(n - j, j): x[n - j][:, None] * y[j][None] for n in orders for j in range(n + 1)}
+                images = {(n - j, j): x[n - j][None] * y[j][:, None] for n in orders for j in range(n + 1)}
                 if varying and model.order == 0:
                     along_x, along_y = materialize(
                         [
@@ -161,11 +188,11 @@ class TermImages:
                         ]
                     )
                     level_x, level_y = x[0][0] - along_x[0], y[0][0] - along_y[0]
-                    images[0, 0] = along_x[:, None] * y[0][None] + level_x[None, None] * along_y[None]
+                    images[0, 0] = along_x[None] * y[0][:, None] + level_x[None, None] * along_y[:, None]
                     self._levels[w, 0, 0] = level_x * level_y
             self._images |= {(w, i, j): image for (i, j), image in images.items()}
 
-    def image(self, term: Term) -> Float[Array, "kx ky b"]:
+    def image(self, term: Term) -> Image:
         """Image of one term."""
         return self._images[term]
 
@@ -173,7 +200,7 @@ class TermImages:
         """The constant that the image of a combination is less than the whole."""
         return sum_arrays(weight * self._levels.get(term, 0.0) for term, weight in combination.items())
 
-    def combine(self, combination: Combination) -> Float[Array, "kx ky b"]:
+    def combine(self, combination: Combination) -> Image:
         """Image of a combination."""
         return sum_arrays(weight[None, None, :] * self.image(term) for term, weight in combination.items())
 

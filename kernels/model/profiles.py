@@ -196,7 +196,7 @@ def integrated_variation(
 def sampled_variation(
     center: Float[Array, " b"], sigma: Float[Array, " b"], profile: Float[Array, "k b"]
 ) -> Float[Array, "k b"]:
-    """As `integrated_variation`."""
+    """The sampled profile of order 0 less a constant; see `integrated_variation`."""
     xp, size = _namespace(center), len(profile)
     taps = xp.arange(size, dtype=center.dtype) - (size - 1) / 2
     z = (taps[:, None] - center[None, :]) / sigma[None, :]
@@ -206,7 +206,7 @@ def sampled_variation(
 def discrete_variation(
     center: Float[Array, " b"], sigma: Float[Array, " b"], profile: Float[Array, "k b"]
 ) -> Float[Array, "k b"]:
-    """As `integrated_variation`."""
+    """The discrete profile of order 0 less a constant; see `integrated_variation`."""
     return _sum_waves(center, sigma, len(profile), 0)[1][0]
 
 

@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dogfit.kernels.linalg import Batch, cholesky_solve, materialize, project, sum_arrays, sum_taps
+from dogfit.kernels.linalg import cholesky_solve, materialize, project, sum_arrays, sum_taps
 from dogfit.kernels.model.custom import CustomModel
 from dogfit.kernels.model.gaussian import Calculus, Combination, GaussianModel, TermImages, add, add_weighted
-from dogfit.kernels.objective.products import Image, products_of, whiten
-
-Model = GaussianModel | CustomModel
+from dogfit.kernels.model.kinds import Model
+from dogfit.kernels.objective.products import products_of, whiten
+from dogfit.kernels.types import Batch, Image
 
 
 class Derivatives(NamedTuple):
@@ -50,7 +50,7 @@ def projected_derivatives(
     """Explained energy at a search point, with exact derivatives.
 
     Args:
-      kernels: centred kernels, x on the first axis, batch on the last; with weights, whitened
+      kernels: centred kernels; with weights, whitened
         (`products.whiten`).
       point: search parameters, as `model.names` says.
       model: static.
@@ -159,7 +159,7 @@ def model_jacobian(
 def _by_differentiation(
     kernels: Image, point: list[Batch], model: CustomModel, weights: Image | None
 ) -> Derivatives:
-    """As `_by_calculus`, for a basis of which nothing is known but how to compute it."""
+    """Derivatives of a basis of which nothing is known but how to compute it."""
     n, shape = len(point), (kernels.shape[0], kernels.shape[1])
     scale = model.scale(point)
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dogfit.kernels.linalg import (
-    Batch,
     Solution,
     inverse_root,
     materialize,
@@ -18,11 +17,10 @@ from dogfit.kernels.linalg import (
 )
 from dogfit.kernels.model.gaussian import Combination, GaussianModel, Term, TermImages, add_weighted
 from dogfit.kernels.model.profiles import PROFILES, VARIATIONS
+from dogfit.kernels.types import Batch, Image
 
 # Orders by which a term is raised in a second derivative by widths.
 ORDER_INCREASE = 4
-
-Image = Float[Array, "kx ky b"]
 
 
 class _Line(NamedTuple):
@@ -63,7 +61,7 @@ class SeparableProducts:
         else:
             self._x, self._y = (
                 self._lines(model, [center], widths, size, columns)[0]
-                for center, size in zip(point[:2], shape, strict=True)
+                for center, size in zip(point[:2], reversed(shape), strict=True)
             )
         self._inner: dict[tuple[Term, Term], Batch] = {}
 
@@ -83,7 +81,7 @@ class SeparableProducts:
         return [_Line(*part) for part in zip(*(jnp.split(v, sides, axis=-1) for v in line), strict=True)]
 
     def _place(self, width: int, order: int) -> int:
-        """Of a profile in its stack."""
+        """Place of a profile in its stack."""
         return self._widths * order + width
 
     def _of_terms(self, one: Term, other: Term) -> Batch:
@@ -134,13 +132,15 @@ class SeparableProducts:
         lower = shared * inverse
         share = lower * inverse
         left = materialize(
-            x.about[1][:, None] * y.whole[1][None]
-            - (share[None] * x.about[0])[:, None] * y.whole[0][None]
-            + (x.mean[1][None] * y.about[1] - (share * x.mean[0])[None] * y.about[0])[None]
+            x.about[1][None] * y.whole[1][:, None]
+            - (share[None] * x.about[0])[None] * y.whole[0][:, None]
+            + (x.mean[1][None] * y.about[1] - (share * x.mean[0])[None] * y.about[0])[:, None]
         )
         least = (16 * float(jnp.finfo(left.dtype).eps)) ** 2 * whole
         inverse_left = inverse_root(sum_taps(left * left), least)
-        rows, column = materialize((_row_sums(x.about[:1], kernels)[0], sum_arrays(kernels)))
+        rows, column = materialize(
+            (_row_sums(x.about[:1], kernels)[0], sum_arrays(kernels[:, u] for u in range(kernels.shape[1])))
+        )
         first = _dot(rows, y.whole[0]) + x.mean[0] * _dot(column, y.about[0])
         solved = [first * inverse, sum_taps(left * kernels) * inverse_left]
         return solve_factored(({(1, 0): lower}, [inverse, inverse_left]), solved)
@@ -182,7 +182,7 @@ def _dot(one: Float[Array, "*n k b"], other: Float[Array, "*n k b"]) -> Float[Ar
 
 def _row_sums(profiles: Float[Array, "m kx b"], kernels: Image) -> Float[Array, "m ky b"]:
     """Sums along x of kernels times each profile."""
-    return sum_arrays(profiles[:, u, None] * kernel[None] for u, kernel in enumerate(kernels))
+    return sum_arrays(profiles[:, u, None] * kernels[None, :, u] for u in range(kernels.shape[1]))
 
 
 def _line_of(profiles: list[Float[Array, "k b"]], varying: list[Float[Array, "k b"]], columns: int) -> _Line:
@@ -269,5 +269,5 @@ def products_of(
 
 
 def are_separable(model: GaussianModel, weights: Image | None) -> bool:
-    """Whether terms are products of 1-D profiles and all taps alike, so that no image need be made."""
+    """Tell whether terms are products of 1-D profiles and all taps alike, so that no image need be made."""
     return not model.elliptic and weights is None

@@ -1,6 +1,6 @@
 """The search for one block of kernels, from seeds to result, as the inside of a kernel.
 
-Every lane runs its own search: it takes up starts in the order of their seeds' energy, climbs from each by
+Every lane runs its own search: it takes up starts in the order of their seeds' energy, ascends from each by
 Newton steps, and moves on as soon as a start has converged or cannot win any more. There is one loop and in
 it one evaluation of the model, so that no lane waits for another between starts; the block ends when its
 last lane does.
@@ -13,30 +13,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dogfit.kernels import tuning
 from dogfit.kernels.linalg import Symmetric, descent_solve, sum_arrays
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.pallas.lanes import Lanes, slopes
+from dogfit.kernels.objective.newton import FIRST_DAMPING, LEAST_PIVOT, newton_step, next_damping
+from dogfit.kernels.pallas.lanes import Lanes, projected_derivatives
 
 # Any object that is indexed like an array and read or written there: a Pallas reference.
 Ref = Any
 # A tile of nodes times the block's taps: [nodes, taps] -> [nodes, *lanes].
 Project = Callable[[Float[Array, "nodes taps"]], Float[Array, "nodes ..."]]
 
-# Smallest curvature trusted, for kernels of unit energy, and what is added to it at first.
-_LEAST_PIVOT = 1e-5
-_FIRST_DAMPING = 1e-3
-_NOWHERE = 1e3
-_SMALLEST = 1e-30
-# A promise that rounding may hide: if it is not kept, the climb is at its end.
-_NOISE = 1e-5
-# Energy that refining a seed may add, at most, for it to be worth a start.
-_HOPE = 0.15
-# Steps promise too little where the energy is not quadratic yet: how often the promise may be kept.
-_TRUST = 5.0
-# A climb that comes so near to the best point (in widths, and logarithms) will end there.
-_NEAR = 0.15
-# What a start must end within of the best one to agree with it.
-_AGREEMENT = 1e-3
+# Search parameters that no point is near to: before the first start there is no best one.
+_FAR_AWAY = 1e3
 
 
 class Plan(NamedTuple):
@@ -48,7 +37,7 @@ class Plan(NamedTuple):
       bits: bits of a packed energy that hold the node's number.
       starts: most seeds that are refined.
       steps: most evaluations from one start.
-      tolerance: energy (of 1) promised by a further step below which a start has converged.
+      tolerance: predicted gain (energy, of 1) of a further step below which a start has converged.
     """
 
     size: int
@@ -79,7 +68,7 @@ class Tables(NamedTuple):
 
 
 class SearchState(NamedTuple):
-    """Of each lane: the climb it is on, and the best one it has finished."""
+    """State of each lane: the ascent it is on, and the best one it has finished."""
 
     point: tuple[Lanes, ...]
     trial: tuple[Lanes, ...]
@@ -92,7 +81,7 @@ class SearchState(NamedTuple):
     seed: Lanes
     best_point: tuple[Lanes, ...]
     best_energy: Lanes
-    best_promise: Lanes
+    best_predicted_gain: Lanes
     n_agreeing: Int[Array, "..."]
     starts: Int[Array, "..."]
     steps: Int[Array, "..."]
@@ -111,9 +100,9 @@ def search_block(
     """Search for the optimum of every kernel of a block.
 
     Args:
-      taps: `[taps, *lanes]` centred kernels of unit energy, x first.
+      taps: `[taps, *lanes]` centred kernels of unit energy, rows first.
       tables: dictionary and bounds.
-      found: `[p + 1, *lanes]` float, written: the best point, and what a further step promised.
+      found: `[p + 1, *lanes]` float, written: the best point, and what a further step is predicted to gain.
       counts: `[2, *lanes]` int32, written: evaluations, and starts that agree with the best.
       seeds: `[plan.seeds * (p + 1), *lanes]`, work space: per slot the energy of its best node, and its
         point; then the starts in order.
@@ -127,21 +116,21 @@ def search_block(
     _order_seeds(seeds, zero, n, plan)
     bounds = [(tables.lower[a], tables.upper[a]) for a in range(n)]
 
-    def image(u: Any, v: int) -> Lanes:
-        return taps[u * plan.size + v]
+    def image(y: int, x: Any) -> Lanes:
+        return taps[y * plan.size + x]
 
     def unfinished(carry: tuple[Bool[Array, ""], SearchState]) -> Bool[Array, ""]:
         return carry[0]
 
     def advance(carry: tuple[Bool[Array, ""], SearchState]) -> tuple[Bool[Array, ""], SearchState]:
-        state = turn(image, seeds, carry[1], bounds, model, plan)
+        state = advance_lanes(image, seeds, carry[1], bounds, model, plan)
         return jnp.max(_searching(state, plan).astype(jnp.int32)) > 0, state
 
     state = initial_state(zero, n)
     _, state = lax.while_loop(unfinished, advance, (jnp.bool_(True), state))
     for a in range(n):
         found[a] = state.best_point[a]
-    found[n] = state.best_promise
+    found[n] = state.best_predicted_gain
     counts[0] = state.steps
     counts[1] = state.n_agreeing
 
@@ -190,7 +179,7 @@ def _find_seeds(tables: Tables, seeds: Ref, project: Project, zero: Lanes, n: in
 
 
 def _order_seeds(seeds: Ref, zero: Lanes, n: int, plan: Plan) -> None:
-    """The best seeds in order, so that a turn looks at few of them."""
+    """The best seeds in order, so that a lane looks at few of them."""
     rows = n + 1
 
     def rank(place: Int[Array, ""], last: Lanes) -> Lanes:
@@ -220,9 +209,9 @@ def initial_state(zero: Lanes, n: int) -> SearchState:
         derivatives=(zero,) * (n + n * (n + 1) // 2),
         left=none,
         seed=far,
-        best_point=tuple(value + _NOWHERE for value in point),
+        best_point=tuple(value + _FAR_AWAY for value in point),
         best_energy=-far,
-        best_promise=far,
+        best_predicted_gain=far,
         n_agreeing=none,
         starts=none,
         steps=none,
@@ -230,24 +219,26 @@ def initial_state(zero: Lanes, n: int) -> SearchState:
 
 
 def _searching(state: SearchState, plan: Plan) -> Bool[Array, "..."]:
-    """Lanes with a climb to go on with, or a seed left that may win."""
-    return (state.left > 0) | ((state.starts < plan.starts) & (state.seed + _HOPE > state.best_energy))
+    """Lanes on an ascent, or with a seed left that may win."""
+    return (state.left > 0) | (
+        (state.starts < plan.starts) & (state.seed + tuning.FUSED_MAX_GAIN > state.best_energy)
+    )
 
 
-def turn(
-    image: Callable[[int, int], Lanes],
+def advance_lanes(
+    image: Callable[[int, Any], Lanes],
     seeds: Ref,
     state: SearchState,
     bounds: list[tuple[Any, Any]],
     model: GaussianModel,
     plan: Plan,
 ) -> SearchState:
-    """Lanes between climbs take up a start, and all that climb evaluate the model and step."""
-    return _climb(image, _next_start(seeds, state, bounds, plan), bounds, model, plan)
+    """Give lanes between ascents a start, and evaluate the model and step in all that ascend."""
+    return _ascend(image, _next_start(seeds, state, bounds, plan), bounds, model, plan)
 
 
 def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], plan: Plan) -> SearchState:
-    """Lanes between climbs take up their next start, if it may win."""
+    """Give lanes between ascents their next start, if it may win."""
     n = len(bounds)
     rows = n + 1
 
@@ -259,12 +250,12 @@ def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], p
     seed, *point = lax.fori_loop(0, plan.starts, consider, (nothing - 1.0, *([nothing] * n)))
     point = [jnp.clip(x, low, high) for x, (low, high) in zip(point, bounds, strict=True)]
     free = (state.left <= 0) & _searching(state, plan)
-    takes = free & (seed >= 0) & (seed + _HOPE > state.best_energy)
+    takes = free & (seed >= 0) & (seed + tuning.FUSED_MAX_GAIN > state.best_energy)
     return state._replace(
         point=_choose(takes, point, state.point),
         trial=_choose(takes, point, state.trial),
         energy=jnp.where(takes, -2.0, state.energy),
-        damping=jnp.where(takes, _FIRST_DAMPING, state.damping),
+        damping=jnp.where(takes, FIRST_DAMPING, state.damping),
         predicted_gain=jnp.where(takes, 2.0, state.predicted_gain),
         left=jnp.where(takes, plan.steps, state.left),
         seed=jnp.where(free, seed, state.seed),
@@ -272,22 +263,21 @@ def _next_start(seeds: Ref, state: SearchState, bounds: list[tuple[Any, Any]], p
     )
 
 
-def _climb(
-    image: Callable[[int, int], Lanes],
+def _ascend(
+    image: Callable[[int, Any], Lanes],
     state: SearchState,
     bounds: list[tuple[Any, Any]],
     model: GaussianModel,
     plan: Plan,
 ) -> SearchState:
-    """One evaluation for every lane that is on a climb, and what follows from it: as in `newton`."""
-    here = slopes(image, list(state.trial), model, plan.size)
+    """Evaluate the model in every lane that is on an ascent, and propose its next step."""
+    here = projected_derivatives(image, list(state.trial), model, plan.size)
     active = state.left > 0
     gain = here.energy - state.energy
     accepted = active & (gain >= 0)  # False for a non-finite trial
-    stuck = active & ~accepted & (state.predicted_gain < _NOISE)
-    agreement = gain / jnp.maximum(state.predicted, _SMALLEST)
-    damping = state.damping * jnp.where(agreement > 0.75, 0.2, jnp.where(agreement > 0.25, 1.0, 2.0))
-    damping = jnp.where(accepted, damping, 4.0 * jnp.maximum(state.damping, 1e-2))
+    # Where rounding hides what is left to gain, the ascent is at its end.
+    stuck = active & ~accepted & (state.predicted_gain < tuning.FUSED_ROUNDING)
+    damping = next_damping(state.damping, gain, state.predicted, accepted)
     energy = jnp.where(accepted, here.energy, state.energy)
     point = _choose(accepted, state.trial, state.point)
     pairs = [(a, b) for a in range(len(bounds)) for b in range(a + 1)]
@@ -295,29 +285,31 @@ def _climb(
     derivatives = _choose(accepted, fresh, state.derivatives)
     gradient, entries = derivatives[: len(bounds)], derivatives[len(bounds) :]
     hessian = dict(zip(pairs, entries, strict=True))
-    trial, predicted, predicted_gain = _ascent_step(point, gradient, hessian, damping, bounds, model)
+    step = newton_step(point, gradient, hessian, damping, bounds, model, _solve_twice)
 
-    predicted_gain = jnp.where(stuck, jnp.minimum(predicted_gain, plan.tolerance), predicted_gain)
-    hopeless = energy + _TRUST * predicted_gain + _AGREEMENT < state.best_energy
-    joins = (_distance(point, state.best_point, model) < _NEAR) & (state.best_promise < _NOISE)
+    predicted_gain = jnp.where(stuck, jnp.minimum(step.predicted_gain, plan.tolerance), step.predicted_gain)
+    hopeless = energy + tuning.FUSED_ABANDON_FACTOR * predicted_gain + tuning.AGREEMENT < state.best_energy
+    joins = (_distance(point, state.best_point, model) < tuning.SAME_OPTIMUM_DISTANCE) & (
+        state.best_predicted_gain < tuning.FUSED_ROUNDING
+    )
     ends = active & ((predicted_gain <= plan.tolerance) | hopeless | joins | (state.left == 1))
     lead = energy - state.best_energy
     wins = ends & (lead > 0)
-    agrees = ends & ((jnp.abs(lead) <= _AGREEMENT) | joins)
+    agrees = ends & ((jnp.abs(lead) <= tuning.AGREEMENT) | joins)
     return state._replace(
         point=point,
-        trial=trial,
+        trial=tuple(step.trial),
         energy=energy,
-        predicted=predicted,
+        predicted=step.predicted,
         predicted_gain=predicted_gain,
         damping=damping,
         derivatives=derivatives,
         left=jnp.where(ends, 0, state.left - active.astype(jnp.int32)),
         best_point=_choose(wins, point, state.best_point),
         best_energy=jnp.where(wins, energy, state.best_energy),
-        best_promise=jnp.where(wins, predicted_gain, state.best_promise),
+        best_predicted_gain=jnp.where(wins, predicted_gain, state.best_predicted_gain),
         n_agreeing=jnp.where(
-            ends & (lead > _AGREEMENT) & ~joins, 1, state.n_agreeing + agrees.astype(jnp.int32)
+            ends & (lead > tuning.AGREEMENT) & ~joins, 1, state.n_agreeing + agrees.astype(jnp.int32)
         ),
         steps=state.steps + active.astype(jnp.int32),
     )
@@ -335,40 +327,8 @@ def _choose(which: Bool[Array, "..."], new: Sequence[Lanes], old: Sequence[Lanes
     return tuple(jnp.where(which, a, b) for a, b in zip(new, old, strict=True))
 
 
-def _ascent_step(
-    point: Sequence[Lanes],
-    gradient: Sequence[Lanes],
-    hessian: Symmetric,
-    damping: Lanes,
-    bounds: list[tuple[Any, Any]],
-    model: GaussianModel,
-) -> tuple[tuple[Lanes, ...], Lanes, Lanes]:
-    """Next point inside the box, the gain predicted there, and the gain an undamped step promises.
-
-    What sits on a bound and pushes outwards is held fixed, the rest moves freely.
-    """
-    at_bound = [
-        ((x <= low) & (slope < 0)) | ((x >= high) & (slope > 0))
-        for x, slope, (low, high) in zip(point, gradient, bounds, strict=True)
-    ]
-    slope = [jnp.where(h, 0.0, g) for h, g in zip(at_bound, gradient, strict=True)]
-    matrix = {
-        (a, b): jnp.where(at_bound[a] | at_bound[b], 1.0 if a == b else 0.0, -value)
-        for (a, b), value in hessian.items()
-    }
-    step = descent_solve(matrix, slope, damping, _LEAST_PIVOT)
-    excess = jnp.full_like(damping, 1.0)
-    for x, longest in zip(step, model.max_step, strict=True):
-        excess = jnp.maximum(excess, jnp.abs(x) * (1.0 / longest))
-    shrink = 1.0 / excess
-    scales = model.scale(list(point))
-    trial = tuple(
-        jnp.clip(x + s * shrink * unit, low, high)
-        for x, s, unit, (low, high) in zip(point, step, scales, bounds, strict=True)
-    )
-    moved = [(t - x) / unit for t, x, unit in zip(trial, point, scales, strict=True)]
-    predicted = sum_arrays(2.0 * s * m for s, m in zip(slope, moved, strict=True)) + sum_arrays(
-        (1.0 if a == b else 2.0) * value * moved[a] * moved[b] for (a, b), value in hessian.items()
-    )
-    undamped = descent_solve(matrix, slope, 0.0 * damping, _LEAST_PIVOT)
-    return trial, predicted, sum_arrays(s * x for s, x in zip(slope, undamped, strict=True))
+def _solve_twice(matrix: Symmetric, right: list[Lanes], shift: Lanes) -> tuple[list[Lanes], list[Lanes]]:
+    """Solve with the shift and without; nothing is stacked inside a kernel."""
+    solved = (descent_solve(matrix, right, amount, LEAST_PIVOT) for amount in (shift, 0.0 * shift))
+    damped, undamped = solved
+    return damped, undamped

@@ -24,7 +24,7 @@ class Dictionary(NamedTuple):
     """All nodes of a model at one kernel size, grid after grid, each the rows of a strip of a square grid.
 
     Attributes:
-      columns: float32 `[tiles, q, TILE, taps]`, taps padded with zeros to a power of two; x first.
+      columns: float32 `[tiles, q, TILE, taps]`, taps padded with zeros to a power of two.
       first: int32 `[grids + 1]`, first tile of each grid.
       row: int32 `[grids]`, first row of each strip in its square grid.
       slot: int32 `[grids]`; the best nodes of grids that share a slot compete.
@@ -137,7 +137,7 @@ def _grid(
     columns = np.zeros((line.size**2, len(model.terms), size * size))
     for q, function in enumerate(model.terms):
         for w, i, j in function:
-            images = np.einsum("xm,yn->mnxy", profiles[w][i], profiles[w][j])
+            images = np.einsum("xm,yn->mnyx", profiles[w][i], profiles[w][j])
             columns[:, q] += (-weight if model.shared_amplitude and w else 1.0) * images.reshape(
                 line.size**2, -1
             )

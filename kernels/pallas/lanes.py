@@ -8,7 +8,7 @@ stacked or gathered, so that it lowers wherever elementwise arithmetic does.
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,11 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.linalg import cholesky_solve, sum_arrays
 from dogfit.kernels.model.gaussian import Calculus, Combination, GaussianModel
+from dogfit.kernels.objective.derivatives import Derivatives
 from dogfit.kernels.objective.products import ORDER_INCREASE
 
 Lanes = Float[Array, "..."]
-# Row and column of a tap (x first) to its value.
-Taps = Callable[[Any, int], Lanes]
+# Row and column of a tap to its value.
+Taps = Callable[[int, Any], Lanes]
 # Width index and order of a 1-D profile.
 Key = tuple[int, int]
 # A profile along x times one along y, and a function of x and y: a sum of those, with weights.
@@ -40,14 +41,6 @@ _SMALLEST = 1e-30
 Factor = tuple[dict[tuple[int, int], Lanes], list[Lanes]]
 
 
-class Slopes(NamedTuple):
-    """Explained energy and half its derivatives, in `model.scale` units."""
-
-    energy: Lanes
-    gradient: list[Lanes]
-    hessian: dict[tuple[int, int], Lanes]
-
-
 def _polynomial(coefficients: tuple[float, ...], x: Lanes) -> Lanes:
     value = jnp.full_like(x, coefficients[-1])
     for c in reversed(coefficients[:-1]):
@@ -63,7 +56,7 @@ def half_erf(z: Lanes) -> Lanes:
 
 
 def _antiderivatives(z: Lanes, highest: int) -> list[Lanes]:
-    """What profiles of orders 0 to `highest` (at least 2) are differences of, from edge to edge of a tap."""
+    """Antiderivatives whose differences over a tap are the profiles of orders 0 to `highest` (at least 2)."""
     density = _INV_SQRT_2PI * jnp.exp(-0.5 * z * z)
     out = [half_erf(z), density, -z * density]
     for n in range(2, highest):
@@ -154,7 +147,7 @@ def _along_x(
 ) -> tuple[_Axis, dict[Pair, Lanes]]:
     """Sums of the profiles along x, and inner products of the taps with products of profiles.
 
-    One row of taps after the other, so that only sums, and no profiles along x, occupy registers, and the
+    One column of taps after the other, so that only sums, and no profiles along x, occupy registers, and the
     program stays short.
     """
     keys, grams, pairs = _needed_keys(model)
@@ -169,11 +162,11 @@ def _along_x(
     # Sums about a value near the mean, which is not known yet.
     about = between(edge(size // 2), edge(size // 2 + 1))
 
-    def row(u: Int[Array, ""], carry: tuple) -> tuple:
+    def column(u: Int[Array, ""], carry: tuple) -> tuple:
         before, sums, squares, moments = carry
         after = edge((u + 1).astype(center.dtype))
         here = between(before, after)
-        values = [taps(u, v) for v in range(size)]
+        values = [taps(v, u) for v in range(size)]
         across = {y: sum_arrays(a * b for a, b in zip(along_y[y], values, strict=True)) for y in keys}
         rest = {key: here[key] - about[key] for key in keys}
         return (
@@ -184,7 +177,7 @@ def _along_x(
         )
 
     start = edge(0.0), [zero for _ in keys], [zero for _ in grams], [zero for _ in pairs]
-    _, sums, squares, moments = lax.fori_loop(0, size, row, start)
+    _, sums, squares, moments = lax.fori_loop(0, size, column, start)
     shifts = {key: value * (1.0 / size) for key, value in zip(keys, sums, strict=True)}
     means = {key: about[key] + shifts[key] for key in keys}
     products = {
@@ -229,7 +222,7 @@ def _factor_of_pair(
     y: dict[Key, list[Lanes]],
     size: int,
 ) -> Factor:
-    """As `_factor`, for two Gaussians, which are too much alike for a Gram matrix in float32.
+    """Cholesky factor of two Gaussians, which are too much alike for a Gram matrix in float32.
 
     What the second adds to the first is formed tap by tap, before it is squared.
     """
@@ -246,7 +239,7 @@ def _factor_of_pair(
     return {(1, 0): share * square * first}, [first, _inverse_root(pivot, _LEAST_REST * whole)]
 
 
-def slopes(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> Slopes:
+def projected_derivatives(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> Derivatives:
     """Explained energy of centred kernels of unit energy at a search point, with exact derivatives.
 
     Args:
@@ -318,4 +311,4 @@ def slopes(taps: Taps, point: list[Lanes], model: GaussianModel, size: int) -> S
         for (a, b), part in second.items()
     }
     energy = sum_arrays(u * c for u, c in zip(gains, explained, strict=True))
-    return Slopes(energy, [against(part) for part in first], hessian)
+    return Derivatives(energy, [against(part) for part in first], hessian)

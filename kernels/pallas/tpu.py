@@ -23,7 +23,7 @@ LANES = SUBLANES * _WIDTH
 def launch(
     taps: Float[Array, "taps n"], tables: Tables, model: GaussianModel, plan: Plan, interpret: bool
 ) -> tuple[Float[Array, "rows n"], Int[Array, "2 n"]]:
-    """What `search_block` writes, for kernels whose number is a multiple of `LANES`."""
+    """Run `search_block` on kernels whose number is a multiple of `LANES`."""
     rows, count = taps.shape
     wide = len(model.names) + 1
 

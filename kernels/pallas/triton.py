@@ -24,7 +24,7 @@ _PARAMS = plt.CompilerParams(num_warps=1, num_stages=1)
 def launch(
     taps: Float[Array, "taps n"], tables: Tables, model: GaussianModel, plan: Plan, interpret: bool
 ) -> tuple[Float[Array, "rows n"], Int[Array, "2 n"]]:
-    """What `search_block` writes, for kernels whose number is a multiple of `LANES`."""
+    """Run `search_block` on kernels whose number is a multiple of `LANES`."""
     rows, count = taps.shape
     wide = len(model.names) + 1
 

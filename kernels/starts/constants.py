@@ -1,7 +1,7 @@
 """Tuned constants of where searches start: one table for all engines.
 
 Widths and offsets are in taps, spacings and ratios in widths of the central Gaussian, sizes in taps along a
-side. An engine has a value of its own only where the comment beside it says what the shared one costs.
+side. Where an engine has a value of its own, a comment below says why.
 
 The command that measures all of them, and what it says of kernels that nothing here was tuned on:
 
@@ -128,5 +128,11 @@ class FusedConstants:
 
 
 XLA = GridConstants()
+# The compiled search projects a kernel once for all models of a width, so that widths and centres closer
+# together cost it little; in XLA each model pays for them. With these, of 3,000 real 7x7 kernels at the best
+# cost that any search of dogfit found: dog 99.9 %, d1 100.0 %, d2 100.0 %, dog_d1 99.9 %, dog_d2 99.8 %.
 NATIVE = GridConstants(width_step=1.5, max_spacing=0.14)
+# Nodes are columns of matrix products, a slot keeps one node of a strip: spacings differ for that. At SciPy's
+# optimum, by `benchmarks/accuracy.py --engines pallas`: 99.6 to 99.8 % of 500 real 7x7 kernels in the four
+# default families, 99.4 to 100 % of 180 drawn ones.
 FUSED = FusedConstants()

@@ -117,7 +117,7 @@ def place_grids(
 
     Args:
       model: round.
-      shape: number of taps along x and y.
+      shape: number of taps along y and x.
       constants: those of the engine.
     """
     low, high = model.min_sigma, max(model.min_sigma, constants.widest * max(shape))
@@ -168,11 +168,11 @@ def lines_of(
     """Centres of a place along x `[m]` and y `[n]`, before its stride."""
     if model.profile == "discrete":
         # They stay on taps and on the edges between.
-        x, y = (np.arange(2 * size + 1) / 2 - size / 2 for size in shape)
+        x, y = (np.arange(2 * size + 1) / 2 - size / 2 for size in reversed(shape))
         return x, y
     pointwise = model.profile == "sampled" and (model.order > 0 or model.two_widths)
     spacing = constants.sampled_spacing if pointwise else constants.spacing
-    x, y = (center_line(place.sigma, size, place.offsets, spacing, constants) for size in shape)
+    x, y = (center_line(place.sigma, size, place.offsets, spacing, constants) for size in reversed(shape))
     return x, y
 
 
@@ -189,7 +189,7 @@ def make_grid(
 
     Args:
       model: round.
-      shape: number of taps along x and y.
+      shape: number of taps along y and x.
       place: out of `place_grids`.
       ratio: out of the place's ratios.
       constants: those of the engine.
@@ -201,7 +201,7 @@ def make_grid(
     laplacian = is_laplacian(model, ratio, constants)
     profiles = {
         (axis, w, order): values
-        for axis, (line, size) in enumerate(zip((x, y), shape, strict=True))
+        for axis, (line, size) in enumerate(zip((x, y), reversed(shape), strict=True))
         for w, width in enumerate(widths)
         for order, values in enumerate(
             evaluate(line, np.full_like(line, width), size, 2 if laplacian else max(model.order, 1))

@@ -6,9 +6,9 @@ again from the best point it has found, its centre moved along x, y or both.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from dogfit.kernels.linalg import Batch
+from dogfit.kernels.types import Batch
 
 # Where along x and y: as it is (0), just beyond the next edge of a tap (1) or this side of it (2), at its
 # mirror image in the tap (3), or where a profile changes most within the tap (4).
@@ -16,32 +16,25 @@ _MOVES = (
     *((1, 1), (1, 0), (0, 1), (2, 0), (0, 2), (2, 1), (1, 2), (2, 2)),
     *((3, 0), (0, 3), (3, 3), (4, 0), (0, 4), (4, 4)),
 )
-CROSSINGS = len(_MOVES)
+N_EDGE_RESTARTS = len(_MOVES)
 # Taps from the edge, and from the middle of the tap.
 _BESIDE_EDGE, _WITHIN_TAP = 0.006, 0.37
-# Log width below which they are worth while.
-_NARROW = -0.22
 
 
-def is_narrow(point: Float[Array, "p b"]) -> Bool[Array, " b"]:
-    """Whether starts across edges are worth while beside a search point of `GaussianModel`."""
-    return point[2] < _NARROW
-
-
-def cross_edges(
+def move_across_edges(
     point: Float[Array, "p b"], which: Int[Array, " b"], shape: tuple[int, int], narrowest: Batch
 ) -> Float[Array, "p b"]:
     """A start beside a search point, at the narrowest width.
 
     Args:
       point: search point of a `GaussianModel`.
-      which: of the `CROSSINGS`.
-      shape: number of taps along x and y.
+      which: of the `N_EDGE_RESTARTS`.
+      shape: number of taps along y and x.
       narrowest: log width.
     """
     return jnp.stack(
         [
-            *(_move(point[a], jnp.asarray(_MOVES, jnp.int32)[which, a], shape[a]) for a in (0, 1)),
+            *(_move(point[a], jnp.asarray(_MOVES, jnp.int32)[which, a], shape[1 - a]) for a in (0, 1)),
             jnp.broadcast_to(narrowest, point[2].shape),
             *point[3:],
         ]

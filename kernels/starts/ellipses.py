@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from dogfit.kernels.linalg import map_chunks, orthonormal_columns, solve_gram, sum_arrays
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.objective.products import Image, whiten
+from dogfit.kernels.objective.products import whiten
 from dogfit.kernels.starts.dictionary import offset_line, width_levels
 from dogfit.kernels.starts.peaks import pack_keys
-from dogfit.kernels.types import Box
+from dogfit.kernels.types import Box, Image
 
 # Largest kernels that have such nodes: their number grows with the taps, and what each costs, too.
 _MOST_TAPS = 100
@@ -70,7 +70,7 @@ def has_nodes(model: GaussianModel, shape: tuple[int, ...]) -> bool:
 
 
 def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.ndarray, "c 2"]:
-    lines = [offset_line(size, offsets) for size in shape]
+    lines = [offset_line(size, offsets) for size in reversed(shape)]
     return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)
 
 

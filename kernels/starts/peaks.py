@@ -5,7 +5,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dogfit.kernels.linalg import Batch
+from dogfit.kernels.types import Batch
 
 # Bits of the smallest and largest normal float32: keys are compared as floats, which is as fast as it gets.
 _LEAST_KEY, _LARGEST_KEY = 0x00800000, 0x7F7FFFFF

@@ -1,4 +1,4 @@
-"""From kernels to the global optimum of one family: seeds, then ascents in lanes that are refilled.
+"""Search for the global optimum of one family: seeds, then ascents in lanes that are refilled.
 
 A lane takes up the starts of one kernel one after the other, best seed first, and then the next kernel of
 the queue. All lanes step together, so a straggler holds up nobody but its lane, and what a lane computes
@@ -13,31 +13,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dogfit.kernels import tuning
 from dogfit.kernels.linalg import map_chunks, materialize
-from dogfit.kernels.objective.derivatives import Model
-from dogfit.kernels.objective.products import Image
-from dogfit.kernels.starts.edge_restarts import CROSSINGS, cross_edges, is_narrow
-from dogfit.kernels.types import Box, Effort, Found
+from dogfit.kernels.model.kinds import Model
+from dogfit.kernels.starts.edge_restarts import move_across_edges
+from dogfit.kernels.types import Box, Effort, Found, Image
 from dogfit.kernels.xla.newton import Ascent, advance, begin_ascent
 from dogfit.kernels.xla.seeds import Seeds, find_seeds, uses_images
 
-# Steps between two looks at which lanes are done.
-_STRIDE = 2
-# Most kernels whose seeds are found together on a CPU: what a grid has of them stays in its cache.
-_SEEDED = 64
-# As many where images of nodes are made for them anew.
-_SEEDED_BY_IMAGES = 2048
-# Times the steps of a start that the best one gets more of, if it needs them.
-_FINISHING_FACTOR = 4
-# A start that comes so near the best one (in widths, and units of the other parameters), and to within so
-# much of its energy, is about to arrive there too.
-_NEAR, _ALIKE = 0.15, 3e-3
-# Energies that agree.
-_AGREEMENT = 1e-3
-
 
 class _Given(NamedTuple):
-    """What belongs to a kernel; batch last."""
+    """Data of each kernel; batch last."""
 
     kernels: Image
     weights: Image | None
@@ -47,7 +33,7 @@ class _Given(NamedTuple):
 
 
 class _Lanes(NamedTuple):
-    """Where each lane stands."""
+    """State of each lane."""
 
     row: Int[Array, " b"]
     start: Int[Array, " b"]
@@ -86,7 +72,7 @@ def search_optimum(
     """Largest explained energy of centred kernels of unit energy inside a box.
 
     Args:
-      kernels: x on the first axis, batch last; with weights, whitened (`products.whiten`).
+      kernels: centred, of unit energy; with weights, whitened (`products.whiten`).
       box: bounds, shared or of each kernel.
       model: static.
       effort: numbers of starts and steps; static.
@@ -98,7 +84,7 @@ def search_optimum(
     # Made from the data, so that under shard_map the state varies over the mesh as the results do.
     zero = 0.0 * kernels[0, 0, :1]
     box = Box(*(jnp.asarray(side, kernels.dtype) + zero[None] for side in box))
-    points, energies = seed_all(kernels, weights, box if narrowed else None, model, effort, block)
+    points, energies = seed_all(kernels, weights, box if narrowed else None, model, effort)
     table = _Table(_Given(kernels, weights, box, points, energies))
     idle = jnp.full(block, rows, jnp.int32) + zero.astype(jnp.int32)
     nothing = jnp.broadcast_to(zero, block)
@@ -125,35 +111,41 @@ def search_optimum(
         return (search.queue < rows) | jnp.any(search.lanes.row < rows)
 
     def work(search: _Search) -> _Search:
-        search = _take_up(search, table, model, effort)
+        search = _refill_lanes(search, table, model, effort)
         given = table.split(search.fetched)
 
         def step(_: Any, ascent: Ascent) -> Ascent:
             return advance(ascent, given.kernels, given.box, model, effort.tolerance, given.weights)
 
-        return search._replace(ascent=lax.fori_loop(0, _STRIDE, step, search.ascent))
+        return search._replace(ascent=lax.fori_loop(0, tuning.device().steps_per_refill, step, search.ascent))
 
     found = lax.while_loop(unfinished, work, search).found.T
     predicted_gain, steps, n_agreeing = found[len(start) :]
     return Found(found[: len(start)], predicted_gain, steps.astype(jnp.int32), n_agreeing.astype(jnp.int32))
 
 
-def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> _Search:
-    """Give lanes whose start has ended the next start, or the next kernel."""
+def _refill_lanes(search: _Search, table: "_Table", model: Model, effort: Effort) -> _Search:
+    """Give lanes whose ascent has ended the next start of their kernel, or the next kernel.
+
+    A kernel's starts are its seeds, best first; then its best point moved across edges of taps; and last, if
+    the best has not converged, that point once more with more steps.
+    """
     given, lanes, ascent = table.split(search.fetched), search.lanes, search.ascent
     rows = search.found.shape[0]
-    limit = jnp.where(lanes.finishing, _FINISHING_FACTOR * effort.steps, effort.steps)
+    limit = jnp.where(lanes.finishing, tuning.FINISHING_FACTOR * effort.steps, effort.steps)
+    # An ascent ends where it has converged or is out of steps, where it cannot reach the best one any more,
+    # or where it is about to arrive at the same optimum.
     settled = (ascent.predicted_gain <= effort.tolerance) | (ascent.steps >= limit)
-    hopeless = ascent.energy + effort.abandon_factor * ascent.predicted_gain < lanes.energy
-    joins = _near(model, ascent.point, lanes.point) & (ascent.energy <= lanes.energy)
-    joins = joins & (ascent.energy > lanes.energy - _ALIKE)
-    ended = settled | ((hopeless | joins) & ~lanes.finishing)
+    abandoned = ascent.energy + effort.abandon_factor * ascent.predicted_gain < lanes.energy
+    arrives = _near(model, ascent.point, lanes.point) & (ascent.energy <= lanes.energy)
+    arrives = arrives & (ascent.energy > lanes.energy - tuning.SAME_OPTIMUM_ENERGY)
+    ended = settled | ((abandoned | arrives) & ~lanes.finishing)
 
-    # Take down how it ended.
+    # Keep the best end of each kernel, and count the seeds that ended as high.
     seeded = ended & ~lanes.finishing & (lanes.edge_restarts == 0)
     better = ended & ((ascent.energy > lanes.energy) | lanes.finishing)
-    agrees = seeded & ((ascent.energy >= lanes.energy - _AGREEMENT) | joins)
-    ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + _AGREEMENT)
+    agrees = seeded & ((ascent.energy >= lanes.energy - tuning.AGREEMENT) | arrives)
+    ahead = better & ~lanes.finishing & (ascent.energy > lanes.energy + tuning.AGREEMENT)
     lanes = materialize(
         lanes._replace(
             point=_where(better, ascent.point, lanes.point),
@@ -172,12 +164,14 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     exhausted = ended & ~lanes.finishing & ~onwards
     across = jnp.zeros_like(ended)
     if effort.edge_restarts:
-        across = exhausted & (lanes.edge_restarts < CROSSINGS) & is_narrow(lanes.point)
+        across = exhausted & (lanes.edge_restarts < effort.edge_restarts)
+        across &= lanes.point[2] < effort.edge_restart_log_sigma
     unsettled = exhausted & ~across & (lanes.predicted_gain > effort.tolerance)
     leaving = ended & ~onwards & ~across & ~unsettled
     done = jnp.stack([*lanes.point, lanes.predicted_gain, lanes.steps, lanes.n_agreeing], axis=1)
     found = search.found.at[jnp.where(leaving, lanes.row, rows)].set(done, mode="drop")
 
+    # Lanes that leave their kernel take the next ones of the queue, in the order of the lanes.
     place = search.queue + jnp.cumsum(leaving, dtype=jnp.int32) - 1
     row = jnp.where(leaving, jnp.minimum(place, rows), lanes.row)
     fetched = _where(leaving, table.fetch(row), search.fetched)
@@ -197,7 +191,7 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
     begin = _where(unsettled, lanes.point, _pick(given.points, lanes.start))
     if effort.edge_restarts:
         shape = (given.kernels.shape[0], given.kernels.shape[1])
-        crossed = cross_edges(lanes.point, lanes.edge_restarts - 1, shape, given.box.lower[2])
+        crossed = move_across_edges(lanes.point, lanes.edge_restarts - 1, shape, given.box.lower[2])
         begin = _where(across, crossed, begin)
     begun = begin_ascent(materialize(jnp.clip(begin, given.box.lower, given.box.upper)))
     # Lanes that the queue has nothing left for are at rest.
@@ -208,7 +202,8 @@ def _take_up(search: _Search, table: "_Table", model: Model, effort: Effort) -> 
 
 
 def _near(model: Model, one: Float[Array, "p b"], other: Float[Array, "p b"]) -> Bool[Array, " b"]:
-    return jnp.all(jnp.abs(one - other) < _NEAR * jnp.stack(model.scale(list(one))), axis=0)
+    reach = tuning.SAME_OPTIMUM_DISTANCE * jnp.stack(model.scale(list(one)))
+    return jnp.all(jnp.abs(one - other) < reach, axis=0)
 
 
 def _where(lanes: Bool[Array, " b"], new: Array, old: Array | float) -> Array:
@@ -217,20 +212,30 @@ def _where(lanes: Bool[Array, " b"], new: Array, old: Array | float) -> Array:
 
 
 def _pick(values: Float[Array, "s *p b"], which: Int[Array, " b"]) -> Float[Array, "*p b"]:
-    """What stands at a place of the first axis, 0 beyond its end."""
+    """Entry at a place of the first axis, 0 beyond its end."""
     last = len(values) - 1
     place = jnp.minimum(which, last).reshape(*[1] * (values.ndim - 1), -1)
     return _where(which <= last, jnp.take_along_axis(values, place, axis=0, mode="clip")[0], 0.0)
 
 
 def seed_all(
-    kernels: Image, weights: Image | None, box: Box | None, model: Model, effort: Effort, block: int
+    kernels: Image, weights: Image | None, box: Box | None, model: Model, effort: Effort
 ) -> tuple[Float[Array, "s p n"], Float[Array, "s n"]]:
-    """Starts of all kernels, block by block."""
+    """Find the starts of all kernels, block by block.
+
+    Args:
+      kernels: as of `search_optimum`, and so are the others.
+      weights: of each tap; all alike if None.
+      box: bounds narrower than the dictionary's, if any.
+      model: static.
+      effort: static.
+
+    Returns:
+      Search points, best first, and the explained energy at each, 0 where there are no more.
+    """
     rows = kernels.shape[-1]
-    if jax.default_backend() == "cpu":
-        from_images = uses_images(model, kernels.shape[:2])
-        block = min(rows, _SEEDED_BY_IMAGES) if from_images else min(block, _SEEDED)
+    from_images = uses_images(model, kernels.shape[:2])
+    block = min(rows, tuning.device().image_seed_rows if from_images else tuning.device().seed_rows)
 
     def pad(array: Any) -> Any:
         wide = jnp.broadcast_to(array, (*array.shape[:-1], rows))
@@ -260,11 +265,11 @@ class _Table:
         self.width = len(self._columns)
 
     def fetch(self, rows: Int[Array, " b"]) -> Float[Array, "r b"]:
-        """What belongs to these rows; for rows beyond the end, to the last."""
+        """Data of these rows; for rows beyond the end, to the last."""
         return jnp.take(self._columns, rows, axis=1, mode="clip")
 
     def split(self, fetched: Float[Array, "r b"]) -> _Given:
-        """What was fetched, by name; what all kernels share as it is."""
+        """Fetched data by name; what all kernels share as it is."""
         leaves, at = [], 0
         for shared, shape in zip(self._shared, self._shapes, strict=True):
             if shared is None:

@@ -16,15 +16,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.kernels.linalg import Batch, descent_solve, map_chunks, materialize, project, sum_arrays, sum_taps
+from dogfit.kernels.linalg import descent_solve, map_chunks, materialize, project, sum_arrays, sum_taps
 from dogfit.kernels.model.custom import CustomModel
 from dogfit.kernels.model.gaussian import GaussianModel
-from dogfit.kernels.objective.derivatives import Model
-from dogfit.kernels.objective.products import Image, whiten
+from dogfit.kernels.model.kinds import Model
+from dogfit.kernels.objective.products import whiten
 from dogfit.kernels.starts.dictionary import Grid, grids_of, nodes_of
 from dogfit.kernels.starts.ellipses import elliptic_keys, elliptic_nodes, has_nodes, part_of
 from dogfit.kernels.starts.peaks import largest_keys, pack_keys
-from dogfit.kernels.types import Box
+from dogfit.kernels.types import Batch, Box, Image
 
 # Differences of shape within which an elliptic start stands for another, in units of `apart`; and peaks from
 # which one start is chosen, more where surround weights make many alike.
@@ -59,7 +59,7 @@ def find_seeds(
     """The `count` best starts of centred kernels: nodes that explain no less than their neighbours.
 
     Args:
-      kernels: centred kernels of unit energy, x on the first axis, batch last; with weights, whitened.
+      kernels: centred kernels of unit energy; with weights, whitened.
       model: static.
       count: number of starts wanted; where there are fewer, the rest have no energy.
       weights: of each tap; all alike if None.
@@ -70,7 +70,8 @@ def find_seeds(
         return _custom_seeds(kernels, model, count, weights, box)
     if uses_images(model, kernels.shape[:2]):
         return _elliptic_seeds(kernels, model, count, weights, box, apart)
-    grids = grids_of(model, kernels.shape[:2])
+    shape = kernels.shape[0], kernels.shape[1]
+    grids = grids_of(model, shape)
     sizes = [grid.whitening[0, 0].size for grid in grids]
     bits = (sum(sizes) - 1).bit_length()
     numbered = [
@@ -84,7 +85,7 @@ def find_seeds(
         best = functools.reduce(jnp.maximum, [keys for grid in numbered for keys in _keys(*grid)])
         keys, apart = best.reshape(-1, best.shape[-1]), 0.0
     peaks = largest_keys(keys, 2 * count + 6, bits)
-    seeds = _suppress_non_maxima(*peaks, nodes_of(model, kernels.shape[:2]), count, apart, kernels.dtype)
+    seeds = _suppress_non_maxima(*peaks, nodes_of(model, shape), count, apart, kernels.dtype)
     return _elongate(kernels, model, seeds, weights) if model.elliptic else seeds
 
 
@@ -233,10 +234,9 @@ def _inside(grid: Grid, box: Box) -> Float[Array, "weights m n #b"]:
 def _node_sums(image: Image, along_x: np.ndarray, along_y: np.ndarray) -> Float[Array, "m n b"]:
     """Sums over the taps of an image times the products of two sets of profiles `[k, m]`, `[k, n]`."""
     x, y = (jnp.asarray(profile, image.dtype) for profile in (along_x, along_y))
-    contract = (((0,), (1,)), ((), ()))
     # Highest precision: TF32 would misplace starts.
-    rows = lax.dot_general(y, image, contract, precision=lax.Precision.HIGHEST)
-    return lax.dot_general(x, rows, contract, precision=lax.Precision.HIGHEST)
+    columns = lax.dot_general(y, image, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+    return lax.dot_general(x, columns, (((0,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
 def _along_weights(weight: np.ndarray, sums: Float[Array, "m n b"]) -> Float[Array, "weights m n b"]:

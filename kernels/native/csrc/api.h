@@ -5,16 +5,30 @@
 
 namespace dogfit {
 
-constexpr int kInterface = 2;      // what Python hands over, and in which order
+constexpr int kInterface = 3;      // what Python hands over, and in which order
 constexpr int kMaxSize = 51;       // taps on a side
 constexpr int kMaxCentres = 512;   // in a line of seeds
 constexpr int kMaxSeconds = 4;     // wider Gaussians of a level of seeds
 constexpr int kReach = 4;          // taps that a Gaussian of 0.3 taps reaches, as seeds need it
 constexpr int kMostStarts = 128;   // of a kernel, where they are given
+constexpr int kEdgeRestarts = 14;  // ways to move a point across edges of taps
 constexpr int kMaxParameters = 7;  // x0, y0, log sigma[, log ratio[, surround weight]][, e1, e2]
 
 // One Gaussian; two with an amplitude each; or two that share one, the second times a searched weight.
 enum class Pairing : int { kSingle = 0, kFree = 1, kShared = 2 };
+
+// How hard to search for one model; as `Effort` in kernels/types.py, where the tuned values come from.
+struct Effort {
+  int starts;                    // most starts of a kernel
+  int steps;                     // most evaluations of a start
+  float min_relative_energy;     // share of the best energy found below which a seed is not refined
+  float abandon_factor;          // a start is given up where this times its predicted gain is less than it lacks
+  float min_separation;          // widths within which a seed stands for those of neighbouring widths
+  float tolerance;               // predicted gain of a further step below which a start has converged
+  int edge_restarts;             // most starts from the best point moved across edges of taps
+  float edge_restart_log_sigma;  // logarithm of the width below which there are such starts
+  float min_seed_energy;         // share of the best seed's energy below which a seed is no start
+};
 
 // One family: the derivatives of one total order of one Gaussian, of two with weights of their own
 // (order 0), or of two that share an amplitude; round or elliptic, all alike.
@@ -22,6 +36,7 @@ struct Model {
   int order;
   Pairing pairing;
   bool elliptic;
+  Effort effort;
   const float* lower;     // [p]
   const float* upper;     // [p]
   float* point;           // [p, rows]
@@ -32,15 +47,6 @@ struct Model {
   int parameters() const {
     return 3 + (pairing != Pairing::kSingle) + (pairing == Pairing::kShared) + 2 * elliptic;
   }
-};
-
-struct Effort {
-  int starts;                 // most starts of a kernel; twice as many for models that share an amplitude
-  int steps;                  // most evaluations of a start
-  float min_separation;       // widths within which a seed stands for those of neighbouring widths
-  float min_relative_energy;  // share of the best energy known below which a seed is no start
-  float abandon_factor;       // a start is given up where this times its predicted gain is less than it lacks
-  float tolerance;            // predicted gain of a further step below which a start has converged
 };
 
 // A grid of starting points of one model: all centres of a level's line, or every `stride`-th, crossed.
@@ -80,13 +86,12 @@ struct SeedTables {
 };
 
 struct Problem {
-  const float* kernels;  // [size, size, rows], x first: centred, of unit energy or zero
+  const float* kernels;  // [size, size, rows], rows of taps first: centred, of unit energy or zero
   int64_t rows;
   int size;
   const Model* models;
   int model_count;
   const SeedTables* seeds;  // of the search from no starts
-  Effort effort;
 };
 
 // Starts of the one model of a problem, best first; those without energy are none.

@@ -60,7 +60,7 @@ struct Chunk {
 struct Job {
   int row;           // -1: idle
   int start;       // the present one; their number in the end
-  int edge_restarts; // restarts across edges of taps
+  int edge_restarts;  // restarts across edges of taps
   bool finishing;  // the best once more, with more steps
   float ends[kMostStarts];  // energy at the end of each start
   int steps;
@@ -104,10 +104,10 @@ class Climber {
   // Converged, out of steps or digits, hopeless, or about to arrive where an earlier start has.
   DOGFIT_INLINE Mask finished() const {
     const Ascent<E>& a = ascent_;
-    const Mask settled = (a.predicted_gain <= problem_.effort.tolerance) | (absolute(a.predicted) <= kNoGain) |
+    const Mask settled = (a.predicted_gain <= model_.effort.tolerance) | (absolute(a.predicted) <= kNoGain) |
                          (evaluations_ >= limit_);
     // A predicted gain is worth most where it was not yet put to the test.
-    const float factor = problem_.effort.abandon_factor;
+    const float factor = model_.effort.abandon_factor;
     const Lanes trust = select(evaluations_ < 1.5f, splat(factor), splat(E::kFree ? factor : 0.5f * factor));
     const Mask hopeless = a.energy + trust * a.predicted_gain < best_energy_;
     const Lanes inverse_sigma = exponential(-a.point[2]);
@@ -139,10 +139,13 @@ class Climber {
       job.finishing = false;
       job.steps = 0;
       float total = 0;
-      for (int t = 0; t < taps; ++t) {
-        const float value = chunk_->taps[int64_t(row) * taps + t];
-        kernel_[t][lane] = value;
-        total += value * value;
+      for (int x = 0; x < problem_.size; ++x) {
+        for (int y = 0; y < problem_.size; ++y) {
+          const int tap = y * problem_.size + x;
+          const float value = chunk_->taps[int64_t(row) * taps + tap];
+          kernel_[tap][lane] = value;
+          total += value * value;
+        }
       }
       total_[lane] = total;
       best_energy_[lane] = -kInfinite;
@@ -161,7 +164,7 @@ class Climber {
 
   void begin_start(int lane) {
     const Job& job = jobs_[lane];
-    begin_at(lane, starts(job.row).item[job.start].point, problem_.effort.steps);
+    begin_at(lane, starts(job.row).item[job.start].point, model_.effort.steps);
   }
 
   void begin_at(int lane, const float* start, int most_steps) {
@@ -183,18 +186,13 @@ class Climber {
   // again from the best point moved to both sides of the next edge, to its mirror image in the tap, and to
   // where the profile of a centre inside the tap is steepest, along x, y and both; for the Laplacian, the limit
   // of two equal widths, to the other side alone. For what is narrow, in taps. Tied ellipses need it as well.
-  static constexpr bool kTurns = !E::kFree && (E::kOrder == 2 || (E::kElliptic && E::kShared));
-  static constexpr bool kLaplacian = E::kFree && !E::kElliptic;
-  static constexpr int kEdgeRestarts = kTurns ? 14 : kLaplacian ? 3 : 0;
-  static constexpr float kEdgeRestartLogWidth = kTurns ? -0.22f : -1.05f;
-
   void begin_across(int lane) {
     Job& job = jobs_[lane];
     float at[kMaxParameters];
     for (int a = 0; a < P; ++a) at[a] = job.point[a];
     const float middle = problem_.size % 2 ? 0.5f : 0.0f;  // an edge
     // 0: as it is, 1: the other side of the edge, 2: this side, 3: as far beyond the tap's centre, 4: inside.
-    constexpr int sides[14][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1},
+    constexpr int sides[kEdgeRestarts][2] = {{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {2, 1},
                                   {1, 2}, {2, 2}, {3, 0}, {0, 3}, {3, 3}, {4, 0}, {0, 4}, {4, 4}};
     for (int axis = 0; axis < 2; ++axis) {
       const int side = sides[job.edge_restarts][axis];
@@ -206,7 +204,7 @@ class Climber {
     }
     at[2] = lower_[2][lane];
     ++job.edge_restarts;
-    begin_at(lane, at, problem_.effort.steps);
+    begin_at(lane, at, model_.effort.steps);
   }
 
   // False where the lane has nothing left to do.
@@ -225,21 +223,20 @@ class Climber {
     const Starts& mine = starts(job.row);
     // Seeds come best first, and what an ascent can add has its limits.
     if (!extra && job.start < mine.count &&
-        mine.item[job.start].energy >= problem_.effort.min_relative_energy * best_energy_[lane]) {
+        mine.item[job.start].energy >= model_.effort.min_relative_energy * best_energy_[lane]) {
       begin_start(lane);
       return true;
     }
-    if constexpr (kEdgeRestarts > 0) {
-      if (!job.finishing && job.edge_restarts < kEdgeRestarts && job.point[2] < kEdgeRestartLogWidth) {
-        begin_across(lane);
-        return true;
-      }
+    if (!job.finishing && job.edge_restarts < model_.effort.edge_restarts &&
+        job.point[2] < model_.effort.edge_restart_log_sigma) {
+      begin_across(lane);
+      return true;
     }
-    if (!job.finishing && job.exhausted && job.predicted_gain > problem_.effort.tolerance) {
+    if (!job.finishing && job.exhausted && job.predicted_gain > model_.effort.tolerance) {
       // The best ran out of steps in a narrow valley.
       job.finishing = true;
       best_energy_[lane] = -kInfinite;
-      begin_at(lane, job.point, kFinishingFactor * problem_.effort.steps);
+      begin_at(lane, job.point, kFinishingFactor * model_.effort.steps);
       return true;
     }
     const int64_t at = chunk_->first + job.row;

@@ -86,7 +86,7 @@ struct EllipticEnergy {
       Lanes left[kImages];
       for (int v = 0; v <= n; ++v) {
         const Lanes at_y = y[w][v];
-        Corner& c = corner[w][u * (n + 1) + v];
+        Corner& c = corner[w][v * (n + 1) + u];
         c.density = density_at(k, at_x, at_y);
         c.along_x = of_x * cumulative((at_y - k.slope_x * at_x) * k.narrow_x);
         c.along_y = marginal[v] * cumulative((at_x - k.slope_y * at_y) * k.narrow_y);
@@ -94,7 +94,7 @@ struct EllipticEnergy {
         if constexpr (kOrder == 0) now[0] = correlated_mass(at_x, at_y);
         for (int t = 0; t < kImages; ++t) {
           const Lanes along = v > 0 ? now[t] - left[t] : splat(0);
-          if (u > 0 && v > 0) image[w][t][(u - 1) * n + v - 1] = along - before[v][t];
+          if (u > 0 && v > 0) image[w][t][(v - 1) * n + u - 1] = along - before[v][t];
           before[v][t] = along;
           left[t] = now[t];
         }
@@ -116,7 +116,7 @@ struct EllipticEnergy {
   DOGFIT_INLINE void for_taps(int w, const Body& body) const {
     for (int u = 0; u < size; ++u) {
       for (int v = 0; v < size; ++v) {
-        body(u * size + v, x[w][u] + 0.5f * side[w], y[w][v] + 0.5f * side[w]);
+        body(v * size + u, x[w][u] + 0.5f * side[w], y[w][v] + 0.5f * side[w]);
       }
     }
   }
@@ -163,7 +163,7 @@ struct EllipticEnergy {
     last = cumulative(x[w][0] * ellipse.root_x);
     for (int u = 0; u < n; ++u) {
       const Lanes next = cumulative(x[w][u + 1] * ellipse.root_x), along_x = next - last;
-      for (int v = 0; v < n; ++v) image[w][0][u * n + v] += along_x * along_y[v];
+      for (int v = 0; v < n; ++v) image[w][0][v * n + u] += along_x * along_y[v];
       last = next;
     }
   }
@@ -223,10 +223,10 @@ struct EllipticEnergy {
     for (int u = 0; u <= n; ++u) {
       for (int v = 0; v <= n; ++v) {
         const auto at = [&](int i, int j) __attribute__((always_inline)) {
-          return i < 0 || i >= n || j < 0 || j >= n ? splat(0) : residual[i * n + j];
+          return i < 0 || i >= n || j < 0 || j >= n ? splat(0) : residual[j * n + i];
         };
         const Lanes bend = (at(u - 1, v - 1) - at(u, v - 1)) - (at(u - 1, v) - at(u, v));
-        expand<kOrder, kTop>(ellipse, x[w][u], y[w][v], corner[w][u * (n + 1) + v], value);
+        expand<kOrder, kTop>(ellipse, x[w][u], y[w][v], corner[w][v * (n + 1) + u], value);
         unrolled<(kOrder == 0), kMoments>([&](auto t) __attribute__((always_inline)) { sum[t] += bend * value[t]; });
       }
     }

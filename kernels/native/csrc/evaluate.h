@@ -137,8 +137,8 @@ struct Energy {
     for (int y = 0; y < n; ++y) {
       Lanes product = splat(0), sum = splat(0);
       for (int x = 0; x < n; ++x) {
-        product += first.centred[0][0][x] * kernel[x * n + y];
-        sum += kernel[x * n + y];
+        product += first.centred[0][0][x] * kernel[y * n + x];
+        sum += kernel[y * n + x];
       }
       along += product * first.raw[1][0][y] + first.mean[0][0] * first.centred[1][0][y] * sum;
     }
@@ -155,7 +155,7 @@ struct Energy {
       const Lanes a = first.centred[0][0][x], b = other.centred[0][0][x];
       const Lanes shared = lower[0] * a, part = weight[0][0] * a;
       for (int y = 0; y < n; ++y) {
-        const int tap = x * n + y;
+        const int tap = y * n + x;
         const Lanes left = b * other.raw[1][0][y] + (constant[y] - shared * first.raw[1][0][y]);
         const Lanes value = kernel[tap] - fitted[y] - part * first.raw[1][0][y];
         square_left += left * left;
@@ -179,7 +179,7 @@ struct Energy {
         unrolled<0, kOrder + 1>([&](auto i) __attribute__((always_inline)) { rows[w][i] = splat(0); });
       }
       for (int x = 0; x < n; ++x) {
-        const Lanes value = kernel[x * n + y];
+        const Lanes value = kernel[y * n + x];
         for (int w = 0; w < kWidths; ++w) {
           unrolled<0, kOrder + 1>([&](auto i) __attribute__((always_inline)) {
             rows[w][i] += profile[w].raw[0][i][x] * value;
@@ -265,13 +265,13 @@ struct Energy {
         });
       }
       for (int x = 0; x < n; ++x) {
-        Lanes value = kernel[x * n + y] - constant;
+        Lanes value = kernel[y * n + x] - constant;
         for (int w = 0; w < kWidths; ++w) {
           unrolled<0, kOrder + 1>([&](auto i) __attribute__((always_inline)) {
             value -= profile[w].centred[0][i][x] * column[w][i][y];
           });
         }
-        residual[x * n + y] = value;
+        residual[y * n + x] = value;
       }
     }
   }
@@ -283,8 +283,8 @@ struct Energy {
     for (int y = 0; y < n; ++y) {
       Lanes sum[kWidths][kTop + 1] = {};
       for (int x = 0; x < n; ++x) {
-        Lanes value = residual[x * n + y];
-        if constexpr (kFree) value -= weight[1][0] * wide[x * n + y];
+        Lanes value = residual[y * n + x];
+        if constexpr (kFree) value -= weight[1][0] * wide[y * n + x];
         left += value * value;
         unrolled<0, kWidths*(kTop + 1)>([&](auto index) __attribute__((always_inline)) {
           constexpr int w = index / (kTop + 1), i = index % (kTop + 1);

@@ -105,15 +105,38 @@ ffi::Error work_through(const Problem& problem, const GivenStarts& given, const 
   return ffi::Error::Success();
 }
 
+// The fields of `Effort`, an entry per model: as arguments of a handler, gathered for model M, and as its
+// attributes.
+#define DOGFIT_EFFORT_ARGUMENTS                                                                        \
+  ffi::Span<const int32_t> most_starts, ffi::Span<const int32_t> most_steps,                           \
+      ffi::Span<const float> min_relative_energy, ffi::Span<const float> abandon_factor,               \
+      ffi::Span<const float> min_separation, ffi::Span<const float> tolerance,                         \
+      ffi::Span<const int32_t> edge_restarts, ffi::Span<const float> edge_restart_log_sigma,           \
+      ffi::Span<const float> min_seed_energy
+#define DOGFIT_EFFORT(M)                                                                               \
+  Effort {                                                                                             \
+    most_starts[M], most_steps[M], min_relative_energy[M], abandon_factor[M], min_separation[M],       \
+        tolerance[M], std::min(edge_restarts[M], kEdgeRestarts), edge_restart_log_sigma[M],            \
+        min_seed_energy[M]                                                                             \
+  }
+#define DOGFIT_EFFORT_ATTRIBUTES                                                                       \
+  .Attr<ffi::Span<const int32_t>>("starts")                                                            \
+      .Attr<ffi::Span<const int32_t>>("steps")                                                         \
+      .Attr<ffi::Span<const float>>("min_relative_energy")                                             \
+      .Attr<ffi::Span<const float>>("abandon_factor")                                                  \
+      .Attr<ffi::Span<const float>>("min_separation")                                                  \
+      .Attr<ffi::Span<const float>>("tolerance")                                                       \
+      .Attr<ffi::Span<const int32_t>>("edge_restarts")                                                 \
+      .Attr<ffi::Span<const float>>("edge_restart_log_sigma")                                          \
+      .Attr<ffi::Span<const float>>("min_seed_energy")
+
 ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffer<ffi::F32> lower,
                   ffi::Buffer<ffi::F32> upper, ffi::Buffer<ffi::S32> levels, ffi::Buffer<ffi::S32> planes,
                   ffi::Buffer<ffi::S32> reached, ffi::Buffer<ffi::F32> numbers,
                   ffi::ResultBuffer<ffi::F32> point,
                   ffi::ResultBuffer<ffi::F32> predicted_gain, ffi::ResultBuffer<ffi::S32> steps,
                   ffi::ResultBuffer<ffi::S32> n_agreeing, ffi::Span<const int32_t> orders,
-                  ffi::Span<const int32_t> pairings, int32_t starts, int32_t most_steps, float min_separation,
-                  float min_relative_energy, float abandon_factor, float tolerance,
-                  std::string_view instructions) {
+                  ffi::Span<const int32_t> pairings, DOGFIT_EFFORT_ARGUMENTS, std::string_view instructions) {
   const Build* build = choose(instructions);
   if (ffi::Error error = check(kernels, build); error.failure()) return error;
   const int size = static_cast<int>(kernels.dimensions()[0]);
@@ -121,7 +144,7 @@ ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buff
   if (rows == 0) return ffi::Error::Success();
   std::vector<Model> models;
   for (size_t m = 0; m < orders.size(); ++m) {
-    models.push_back({orders[m], static_cast<Pairing>(pairings[m]), false,
+    models.push_back({orders[m], static_cast<Pairing>(pairings[m]), false, DOGFIT_EFFORT(m),
                       lower.typed_data() + kMaxParameters * m, upper.typed_data() + kMaxParameters * m,
                       point->typed_data() + kMaxParameters * rows * m, predicted_gain->typed_data() + rows * m,
                       steps->typed_data() + rows * m, n_agreeing->typed_data() + rows * m});
@@ -130,8 +153,7 @@ ffi::Error search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buff
                       rows_of<PlaneRow>(planes), rows_of<int32_t>(reached), rows_of<float>(numbers));
   if (!tables.ok()) return ffi::Error::InvalidArgument("the tables of starts do not fit together");
   return work_through({kernels.typed_data(), rows, size, models.data(), static_cast<int>(models.size()),
-                       &tables.get(),
-                       {starts, most_steps, min_separation, min_relative_energy, abandon_factor, tolerance}},
+                       &tables.get()},
                       {}, build, pool);
 }
 
@@ -139,13 +161,12 @@ ffi::Error climb(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffe
                  ffi::Buffer<ffi::F32> energies, ffi::Buffer<ffi::F32> lower, ffi::Buffer<ffi::F32> upper,
                  ffi::ResultBuffer<ffi::F32> point, ffi::ResultBuffer<ffi::F32> predicted_gain,
                  ffi::ResultBuffer<ffi::S32> steps, ffi::ResultBuffer<ffi::S32> n_agreeing, int32_t order,
-                 int32_t pairing, int32_t most_steps, float min_relative_energy, float abandon_factor,
-                 float tolerance, std::string_view instructions) {
+                 int32_t pairing, DOGFIT_EFFORT_ARGUMENTS, std::string_view instructions) {
   const Build* build = choose(instructions);
   if (ffi::Error error = check(kernels, build); error.failure()) return error;
   const int64_t rows = kernels.dimensions()[2];
   if (rows == 0) return ffi::Error::Success();
-  const Model model = {order, static_cast<Pairing>(pairing), true, lower.typed_data(), upper.typed_data(),
+  const Model model = {order, static_cast<Pairing>(pairing), true, DOGFIT_EFFORT(0), lower.typed_data(), upper.typed_data(),
                        point->typed_data(), predicted_gain->typed_data(), steps->typed_data(),
                        n_agreeing->typed_data()};
   const auto shape = points.dimensions();
@@ -157,8 +178,7 @@ ffi::Error climb(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> kernels, ffi::Buffe
     return ffi::Error::InvalidArgument("starts must have energies [s, n]");
   }
   const int count = static_cast<int>(shape[0]);
-  return work_through({kernels.typed_data(), rows, static_cast<int>(kernels.dimensions()[0]), &model, 1, nullptr,
-                       {count, most_steps, 0, min_relative_energy, abandon_factor, tolerance}},
+  return work_through({kernels.typed_data(), rows, static_cast<int>(kernels.dimensions()[0]), &model, 1, nullptr},
                       {count, points.typed_data(), energies.typed_data()}, build, pool);
 }
 
@@ -202,12 +222,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitSearch, dogfit::search,
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Attr<ffi::Span<const int32_t>>("orders")
                                   .Attr<ffi::Span<const int32_t>>("pairings")
-                                  .Attr<int32_t>("starts")
-                                  .Attr<int32_t>("steps")
-                                  .Attr<float>("min_separation")
-                                  .Attr<float>("min_relative_energy")
-                                  .Attr<float>("abandon_factor")
-                                  .Attr<float>("tolerance")
+                                  DOGFIT_EFFORT_ATTRIBUTES
                                   .Attr<std::string_view>("instructions"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitClimb, dogfit::climb,
@@ -224,10 +239,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitClimb, dogfit::climb,
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Attr<int32_t>("order")
                                   .Attr<int32_t>("pairing")
-                                  .Attr<int32_t>("steps")
-                                  .Attr<float>("min_relative_energy")
-                                  .Attr<float>("abandon_factor")
-                                  .Attr<float>("tolerance")
+                                  DOGFIT_EFFORT_ATTRIBUTES
                                   .Attr<std::string_view>("instructions"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DogfitEvaluate, dogfit::evaluate,

@@ -104,10 +104,9 @@ bool find_starts(const Problem& problem, const Chunk& chunk, Start* items, Start
       for (int m = 0; m < problem.model_count; ++m) {
         const int64_t place = int64_t(row + lane) * problem.model_count + m;
         Start* mine = items + place * kStarts;
-        const int most = problem.effort.starts * (problem.models[m].pairing == Pairing::kShared ? 2 : 1);
-        const float share = least_share(problem.models[m], problem.effort.min_relative_energy);
-        const int count = choose_starts(tables, problem.effort.min_separation, share,
-                                        most < kStarts ? most : kStarts,
+        const Effort& effort = problem.models[m].effort;
+        const int count = choose_starts(tables, effort.min_separation, effort.min_seed_energy,
+                                        effort.starts < kStarts ? effort.starts : kStarts,
                                         found.get()[lane * problem.model_count + m], mine);
         starts[place] = {count, mine};
       }

@@ -13,13 +13,6 @@ namespace {
 constexpr int kKept = 126;   // maxima kept per kernel and model before the choice
 constexpr int kStarts = 48;  // most starts
 
-// Share of the best seed's energy below which a seed is no start. `margin` is that of the families to whose
-// seeds an ascent adds most: those whose shape varies most from node to node.
-inline float least_share(const Model& model, float margin) {
-  constexpr float single[] = {0.3f, 0.5f, 0.7f}, two[] = {0.7f, 1.0f, 1.0f};
-  return 1 - (model.pairing == Pairing::kSingle ? single : two)[model.order] * (1 - margin);
-}
-
 struct Candidate {
   float energy, x, y;
   int8_t level, plane, step, variant;
@@ -102,12 +95,12 @@ DOGFIT_INLINE void project_line(const Lanes* kernel, int runtime_size, const flo
   constexpr int highest = TOTALS & 4 ? 2 : TOTALS & 2 ? 1 : 0;
   const int size = SIZE ? SIZE : runtime_size;
   const int length = LENGTH ? LENGTH : size;
-  const Lanes* from = LENGTH ? kernel + start[m] * size : kernel;
+  const Lanes* from = LENGTH ? kernel + start[m] : kernel;
   Lanes rows[highest + 1][SIZE ? SIZE : kMaxSize];
   for (int y = 0; y < size; ++y) {
     Lanes sum[highest + 1] = {};
     for (int x = 0; x < length; ++x) {
-      const Lanes value = from[x * size + y];
+      const Lanes value = from[y * size + x];
       unrolled<0, highest + 1>([&](auto i) __attribute__((always_inline)) {
         sum[i] += profile[i][m * length + x] * value;
       });
@@ -226,7 +219,7 @@ void find_maxima(const Problem& problem, const Lanes* kernel, SeedWork& work, Ca
   const int size = SIZE ? SIZE : problem.size, row_length = tables.longest + 2;
   for (int m = 0; m < problem.model_count; ++m) {
     work.best[m] = splat(0);
-    work.share[m] = splat(0) + least_share(problem.models[m], problem.effort.min_relative_energy);
+    work.share[m] = splat(0) + problem.models[m].effort.min_seed_energy;
   }
   for (int i = 0; i < problem.model_count * kLanes; ++i) found[i].count = 0;
   for (int l = 0; l < tables.levels; ++l) {
