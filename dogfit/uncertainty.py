@@ -112,18 +112,6 @@ def bootstrap_coverage(
 
     Raises:
       ValueError: if no kernel converged inside the bounds, or for a number below 1.
-
-    Example:
-      >>> import numpy as np
-      >>> import dogfit
-      >>> y, x = np.mgrid[-2:3, -2:3]
-      >>> noise = np.random.default_rng(0).normal(size=(40, 5, 5))
-      >>> fit = dogfit.fit_kernels(np.exp(-((x - 0.2) ** 2 + y**2) / 2) + 0.05 * noise, ["gaussian"])
-      >>> table = dogfit.uncertainty.bootstrap_coverage(fit, draws=2)
-      >>> table["parameter"].to_list()
-      ['offset', 'amplitude', 'x0_px', 'y0_px', 'sigma_px']
-      >>> bool((table["covered"] > 0.4).all())
-      True
     """
     import polars
     from scipy.stats import binomtest

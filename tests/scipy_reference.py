@@ -206,6 +206,10 @@ class Problem:
         return self.look_at(x)[1]
 
 
+# Optima found in this process, by all that they depend on: engines are compared with the same ones.
+OPTIMA: dict[tuple, tuple[float, np.ndarray]] = {}
+
+
 class Reference:
     """Best bounded fit of one family at one kernel size."""
 
@@ -418,6 +422,18 @@ class Reference:
 
     def fit(self, kernel):
         """Least (weighted) squared error of `kernel` `[h, w]` about its mean, and its search point."""
+        kernel = np.ascontiguousarray(kernel, np.float64)
+        # Tests may have left out the elliptic nodes.
+        without_nodes = vars(self).get("dense") == []
+        arrays = (array.tobytes() for array in (kernel, self.weights, self.low, self.high))
+        key = (self.family, self.shape, self.profile, self.starts, without_nodes, *arrays)
+        if key not in OPTIMA:
+            OPTIMA[key] = self.search(kernel)
+        cost, point = OPTIMA[key]
+        return cost, point.copy()
+
+    def search(self, kernel):
+        """What `fit` finds, searched for."""
         target, norm = self.normalised(kernel)
         problem = Problem(self, target)
         near = self.approach(problem, self.candidates(target))

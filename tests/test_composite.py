@@ -38,13 +38,15 @@ def composite(kernels):
     return fit_composites(kernels, FAMILIES)
 
 
-def test_a_sum_pays_where_there_are_two_parts(composite):
+def test_pays_two_parts(composite):
+    """A sum pays where there are two parts."""
     assert composite.pays[ROWS : 2 * ROWS].all()
     # Chance: each second part may fit noise, at four parameters' price.
     assert composite.pays[:ROWS].mean() < 0.2
 
 
-def test_both_parts_are_found(composite):
+def test_fit_composites_parts(composite):
+    """Both parts are found."""
     rows = slice(ROWS, 2 * ROWS)
     clean = drawings(np.random.default_rng(0))[1]
     error = np.linalg.norm((composite.templates()[rows] - clean).reshape(ROWS, -1), axis=1)
@@ -57,7 +59,8 @@ def test_both_parts_are_found(composite):
     assert ("d1", "gaussian") in chosen
 
 
-def test_r2_is_that_of_the_parts(kernels, composite):
+def test_fit_composites_r2(kernels, composite):
+    """R² is that of the parts."""
     fitted = slice(0, 2 * ROWS)
     both = composite.first.templates()[fitted] + composite.second.templates()[fitted]
     wanted = kernels[fitted]
@@ -69,7 +72,8 @@ def test_r2_is_that_of_the_parts(kernels, composite):
     np.testing.assert_array_equal(composite.single.family, single.family)
 
 
-def test_the_criterion_counts_the_shared_offset_once(composite):
+def test_bic_shared_offset(composite):
+    """The criterion counts the shared offset once."""
     taps, free = SIZE**2, np.array([5, 6])
     for row in range(2 * ROWS):
         parameters = free[composite.first.family[row]] + free[composite.second.family[row]] - 1
@@ -77,13 +81,15 @@ def test_the_criterion_counts_the_shared_offset_once(composite):
         np.testing.assert_allclose(composite.bic[row, 1], wanted, rtol=1e-6)
 
 
-def test_what_was_not_fitted_stays_so(composite):
+def test_fit_composites_constant(composite):
+    """What was not fitted stays so."""
     assert composite.single.family[-1] == -1
     assert not composite.pays[-1]
     assert np.isnan(composite.r2[-1])
     assert np.isnan(composite.templates()[-1]).all()
 
 
-def test_at_least_one_sweep(kernels):
+def test_fit_composites_sweeps_error(kernels):
+    """At least one sweep."""
     with pytest.raises(ValueError, match="sweeps must be at least 1"):
         fit_composites(kernels, FAMILIES, sweeps=0)

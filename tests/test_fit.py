@@ -52,7 +52,8 @@ def mixed_fit(mixed, config):
 
 
 @pytest.mark.parametrize("row", range(len(TRUTH)))
-def test_recovers_the_parameters_of_a_clean_kernel(clean_fit, row):
+def test_fit_kernels_clean_parameters(clean_fit, row):
+    """Recovers the parameters of a clean kernel."""
     family, drawn = TRUTH[row]
     index = clean_fit.family_names.index(family)
     assert clean_fit.r2_by_family[row, index] > 1 - 1e-5
@@ -63,13 +64,15 @@ def test_recovers_the_parameters_of_a_clean_kernel(clean_fit, row):
     assert max(apart.values()) < (0.05 if loose else 5e-3), apart
 
 
-def test_chooses_the_true_family_of_a_noisy_kernel(mixed_fit):
+def test_fit_kernels_noisy_families(mixed_fit):
+    """Chooses the true family of a noisy kernel."""
     assert [mixed_fit.family_names[i] for i in mixed_fit.family[: len(TRUTH)]] == NAMES
     assert np.all(mixed_fit.r2[: len(TRUTH)] > 0.97)
 
 
 @pytest.mark.parametrize("row", range(len(TRUTH)))
-def test_recovers_the_parameters_of_a_noisy_kernel(mixed_fit, row):
+def test_fit_kernels_noisy_parameters(mixed_fit, row):
+    """Recovers the parameters of a noisy kernel."""
     family, drawn = TRUTH[row]
     apart = differences(family, reported(mixed_fit, family, row), parameters_of(family, drawn))
     if family == "dog":
@@ -78,7 +81,8 @@ def test_recovers_the_parameters_of_a_noisy_kernel(mixed_fit, row):
     assert max(apart.values()) < 0.25, apart
 
 
-def test_r2_is_that_of_the_templates(mixed, mixed_fit):
+def test_fit_kernels_r2_of_templates(mixed, mixed_fit):
+    """R² is that of the templates."""
     residual = mixed - mixed_fit.templates()
     total = np.sum((mixed - mixed.mean(axis=(1, 2), keepdims=True)) ** 2, axis=(1, 2))
     np.testing.assert_allclose(mixed_fit.r2, 1 - np.sum(residual**2, axis=(1, 2)) / total, atol=2e-5)
@@ -89,7 +93,7 @@ def test_r2_is_that_of_the_templates(mixed, mixed_fit):
     np.testing.assert_array_equal(mixed_fit.status, mixed_fit.status_by_family[rows, mixed_fit.family])
 
 
-def test_r2_holds_where_two_gaussians_are_far_wider_than_the_kernel(config):
+def test_fit_kernels_r2_of_wide_pairs(config):
     """There almost all of each is constant, which the offset takes up, and the gains all but cancel."""
     rng = np.random.default_rng(21)
     x, y = np.meshgrid(*[np.arange(SIZE) - (SIZE - 1) / 2] * 2)
@@ -108,13 +112,14 @@ def test_r2_holds_where_two_gaussians_are_far_wider_than_the_kernel(config):
     assert np.median(widths) > 0.7 * SIZE
 
 
-def test_a_second_family_of_two_widths_is_at_least_as_good(mixed_fit):
+def test_fit_kernels_dog_holds_gaussian(mixed_fit):
     """A DoG holds the Gaussian, so its global optimum cannot be worse."""
     gaussian, dog = (mixed_fit.r2_by_family[:, mixed_fit.family_names.index(f)] for f in ("gaussian", "dog"))
     assert np.mean(dog >= gaussian - 1e-4) >= 0.97
 
 
-def test_steps_and_starts_are_counted(mixed, mixed_fit):
+def test_fit_kernels_steps_and_agreeing(mixed, mixed_fit):
+    """Steps and starts are counted."""
     for counted in (mixed_fit.steps, mixed_fit.n_agreeing):
         assert counted.shape == (len(mixed), len(FAMILIES))
         assert np.all(counted >= 1)
@@ -123,7 +128,7 @@ def test_steps_and_starts_are_counted(mixed, mixed_fit):
 
 
 @pytest.mark.slow
-def test_engines_agree(mixed):
+def test_fit_kernels_engines_agree(mixed):
     native = fit_kernels(mixed, config=FitConfig(engine="auto"))
     xla = fit_kernels(mixed, config=FitConfig(engine="xla"))
     alike = np.abs(native.r2_by_family - xla.r2_by_family) < 1e-4
@@ -154,7 +159,8 @@ class TestBadRows:
         whole = np.concatenate([good[:6], np.stack(list(bad.values())), good[6:]])
         return good, bad, fit_kernels(whole, config=config)
 
-    def test_each_gets_its_status_and_no_fit(self, spoilt):
+    def test_fit_kernels_broken_status(self, spoilt):
+        """Each gets its status and no fit."""
         _, bad, result = spoilt
         wanted = [Status.NONFINITE if "nan" in b or "inf" in b else Status.CONSTANT for b in bad]
         rows = slice(6, 6 + len(bad))
@@ -166,13 +172,15 @@ class TestBadRows:
             assert np.all(np.isnan(values[rows]))
         assert np.all(np.isnan(result.templates()[rows]))
 
-    def test_the_others_keep_every_bit(self, spoilt, config):
+    def test_fit_kernels_broken_rows_stay_alone(self, spoilt, config):
+        """The others keep every bit."""
         good, bad, result = spoilt
         kept = np.r_[0:6, 6 + len(bad) : len(good) + len(bad)]
         assert leaves_equal(rows_of(result, kept), fit_kernels(good, config=config))
 
     @pytest.mark.parametrize("scale", [1e-30, 1e30])
-    def test_amplitude_does_not_matter(self, spoilt, config, scale):
+    def test_fit_kernels_scale(self, spoilt, config, scale):
+        """Amplitude does not matter."""
         good, _, result = spoilt
         scaled = fit_kernels(good * np.float32(scale), config=config)
         rows = np.r_[0:6, len(result) - len(good) + 6 : len(result)]
@@ -185,7 +193,8 @@ class TestBadRows:
         np.testing.assert_allclose(np.sqrt(np.mean(residual**2, axis=(1, 2))), result.rmse[rows], rtol=1e-3)
 
 
-def test_rows_do_not_depend_on_their_place(mixed, mixed_fit, config):
+def test_fit_kernels_order_and_cuts(mixed, mixed_fit, config):
+    """Rows do not depend on their place."""
     order = np.random.default_rng(12).permutation(len(mixed))
     shuffled = fit_kernels(mixed[order], config=config)
     assert leaves_equal(shuffled, rows_of(mixed_fit, order))
@@ -195,7 +204,8 @@ def test_rows_do_not_depend_on_their_place(mixed, mixed_fit, config):
     assert leaves_equal(rows_of(many, slice(-len(mixed), None)), mixed_fit)
 
 
-def test_lower_precisions_and_float64_input_are_fitted_in_single(mixed, mixed_fit, config):
+def test_fit_kernels_input_types(mixed, mixed_fit, config):
+    """Lower precisions and float64 input are fitted in single."""
     for dtype in (jnp.bfloat16, np.float16):
         low = mixed[:8].astype(dtype)
         result = fit_kernels(low, config=config)
@@ -211,13 +221,15 @@ def test_lower_precisions_and_float64_input_are_fitted_in_single(mixed, mixed_fi
     )
 
 
-def test_a_memory_mapped_file_is_read_as_an_array(mixed, mixed_fit, config, tmp_path):
+def test_fit_kernels_memory_map(mixed, mixed_fit, config, tmp_path):
+    """A memory mapped file is read as an array."""
     np.save(tmp_path / "kernels.npy", mixed)
     mapped = np.load(tmp_path / "kernels.npy", mmap_mode="r")
     assert leaves_equal(fit_kernels(mapped, config=config), mixed_fit)
 
 
-def test_no_kernels_give_an_empty_result(config):
+def test_fit_kernels_empty(config):
+    """No kernels give an empty result."""
     result = fit_kernels(np.zeros((0, SIZE, SIZE), np.float32), config=config)
     assert len(result) == 0
     assert result.r2_by_family.shape == (0, 4)
@@ -229,7 +241,8 @@ def test_no_kernels_give_an_empty_result(config):
 
 
 class TestProgressAndIterators:
-    def test_progress_counts_up_to_the_end(self, mixed):
+    def test_fit_kernels_progress(self, mixed):
+        """Progress counts up to the end."""
         calls = []
         fit_kernels(np.concatenate([mixed] * 60), progress=lambda done, total: calls.append((done, total)))
         assert [total for _, total in calls] == [60 * len(mixed)] * len(calls)
@@ -238,7 +251,8 @@ class TestProgressAndIterators:
         assert done == sorted(set(done))
         assert done[-1] == 60 * len(mixed)
 
-    def test_an_iterator_of_blocks(self, mixed):
+    def test_fit_kernels_iterator(self, mixed):
+        """An iterator of blocks."""
         cuts, calls = [1, 9, 9, 30], []
         blocks = np.split(mixed, cuts)
         found = fit_kernels(iter(blocks), progress=lambda done, total: calls.append((done, total)))
@@ -247,20 +261,22 @@ class TestProgressAndIterators:
         assert [d for d, _ in calls] == done
         assert {total for _, total in calls} == {None}
 
-    def test_a_generator_and_shared_weights(self, mixed):
+    @pytest.mark.slow
+    def test_fit_kernels_generator_with_weights(self, mixed):
+        """A generator and shared weights."""
         ones = np.ones((SIZE, SIZE))
         blocks = (mixed[i : i + 5] for i in range(0, 10, 5))
         found = fit_kernels(blocks, ("gaussian",), weights=ones, config=SMALL)
         whole = fit_kernels(mixed[:10], ("gaussian",), weights=ones, config=SMALL)
         assert leaves_equal(found, whole)
 
-    def test_nothing_to_iterate(self):
+    def test_fit_kernels_empty_iterator(self):
         with pytest.raises(ValueError, match="iterator of kernels yielded no block"):
             fit_kernels(iter([]))
 
-    def test_a_bad_block(self, mixed):
+    def test_fit_kernels_bad_block(self, mixed):
         with pytest.raises(ValueError, match=r"must be \[n, h, w\], got shape \(7, 7\)"):
-            fit_kernels(iter([mixed[:2], mixed[0]]), ("gaussian",), config=SMALL)
+            fit_kernels(iter([mixed[:2], mixed[0]]))
 
 
 class TestArguments:
@@ -276,12 +292,12 @@ class TestArguments:
             ((5, 7, 2), r"sides must be 3 to 51 taps, got shape \(5, 7, 2\)"),
         ],
     )
-    def test_shapes(self, shape, told):
+    def test_fit_kernels_shape_errors(self, shape, told):
         with pytest.raises(ValueError, match=told):
             fit_kernels(np.zeros(shape, np.float32))
 
     @pytest.mark.parametrize("shape", [(1, 7, 7), (7,), ()])
-    def test_one_kernel(self, shape):
+    def test_fit_kernel_shape_errors(self, shape):
         with pytest.raises(ValueError, match=r"must be \[h, w\], got shape"):
             fit_kernel(np.zeros(shape, np.float32))
 
@@ -293,15 +309,17 @@ class TestArguments:
             ("dog", "families must be a sequence out of .* got dog"),
         ],
     )
-    def test_families(self, families, told):
+    def test_fit_kernels_family_errors(self, families, told):
         with pytest.raises(ValueError, match=told):
             fit_kernels(np.zeros((1, 7, 7), np.float32), families)
 
-    def test_no_family_that_the_size_can_identify(self):
+    def test_fit_kernels_unidentifiable_error(self):
+        """No family that the size can identify."""
         with pytest.raises(ValueError, match=r"no family left to fit: dog has 7 parameters.* 9 taps"):
             fit_kernels(np.zeros((1, 3, 3), np.float32), ("dog",))
 
-    def test_numbers_of_a_config(self):
+    def test_fit_config_numbers(self):
+        """Numbers of a config."""
         numbers = [field.name for field in fields(FitConfig) if isinstance(field.default, int)]
         assert numbers == ["effort", "steps"]
         for name in numbers:
@@ -318,11 +336,13 @@ class TestArguments:
             ("engine", "auto, native, xla, pallas"),
         ],
     )
-    def test_words_of_a_config(self, name, options):
+    def test_fit_config_choices(self, name, options):
+        """Words of a config."""
         with pytest.raises(ValueError, match=f"{name} must be one of {options}, got 'best'"):
             FitConfig(**{name: "best"})
 
-    def test_an_engine_that_cannot(self):
+    def test_fit_kernels_engine_errors(self):
+        """An engine that cannot."""
         config = FitConfig(engine="native")
         kernels = np.random.default_rng(0).normal(size=(2, 5, 7))
         for options, told in [
@@ -336,7 +356,7 @@ class TestArguments:
         with pytest.raises(ValueError, match="Gaussian families with integrated profiles"):
             fit_kernels(kernels[..., :5], ("gaussian",), config=sampled)
 
-    def test_configs_are_static(self):
+    def test_fit_config_is_static(self):
         assert hash(FitConfig()) == hash(FitConfig())
         assert FitConfig(effort=3) != FitConfig()
         assert THOROUGH.effort == 10

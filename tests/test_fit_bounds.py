@@ -45,7 +45,8 @@ def scipy_r2(kernels, family: str, box: dict[int, tuple[float, float]]) -> np.nd
     return 1 - costs / energy
 
 
-def test_fixed_parameters_stay_where_they_are(kernels):
+def test_fit_kernels_fixed_parameters(kernels):
+    """Fixed parameters stay where they are."""
     result = fit(kernels, {"x0_px": 0.0, "sigma_px": 1.2})
     found = named(result)
     np.testing.assert_array_equal(found["x0_px"], 0.0)
@@ -55,7 +56,8 @@ def test_fixed_parameters_stay_where_they_are(kernels):
     np.testing.assert_allclose(result.r2, wanted, atol=2e-5)
 
 
-def test_fixed_parameters_have_no_standard_error_and_the_others_fewer_rivals(kernels):
+def test_standard_errors_fixed_parameters(kernels):
+    """Fixed parameters have no standard error and the others fewer rivals."""
     box = {"x0_px": 0.0, "sigma_px": 1.2}
     result = fit(kernels, box)
     errors = dict(
@@ -78,7 +80,8 @@ def test_fixed_parameters_have_no_standard_error_and_the_others_fewer_rivals(ker
         np.testing.assert_allclose(found, wanted, rtol=2e-3)
 
 
-def test_best_fits_inside_a_box_are_those_of_scipy(kernels):
+def test_fit_kernels_box_optimum(kernels):
+    """Best fits inside a box are those of SciPy."""
     box = {"sigma_px": (1.1, 2.0), "x0_px": (-0.4, 0.7), "y0_px": (0.0, 3.0)}
     result = fit(kernels, box)
     found = named(result)
@@ -88,7 +91,8 @@ def test_best_fits_inside_a_box_are_those_of_scipy(kernels):
     np.testing.assert_allclose(result.r2, scipy_r2(kernels, "gaussian", sides), atol=1e-4)
 
 
-def test_what_sits_on_a_bound_is_told(kernels):
+def test_fit_kernels_at_bound(kernels):
+    """What sits on a bound is told."""
     result = fit(kernels, {"x0_px": (-0.3, 0.3)})
     x0 = named(result)["x0_px"]
     on_bound = np.abs(x0) == np.float32(0.3)
@@ -102,7 +106,8 @@ def test_what_sits_on_a_bound_is_told(kernels):
     assert np.all(np.isfinite(np.delete(errors, column, axis=1)))
 
 
-def test_bounds_that_change_nothing(kernels):
+def test_fit_kernels_idle_bounds(kernels):
+    """Bounds that change nothing."""
     free = fit_kernels(kernels, ("gaussian",), config=CONFIG)
     bounded = fit(kernels, {"sigma_px": (0.3, 6.0)})
     np.testing.assert_allclose(bounded.r2, free.r2, atol=1e-5)
@@ -110,7 +115,8 @@ def test_bounds_that_change_nothing(kernels):
 
 
 @pytest.mark.slow
-def test_bounds_of_every_kernel(kernels):
+def test_fit_kernels_bounds_per_kernel(kernels):
+    """Bounds of every kernel."""
     places, widths = np.linspace(-1, 1, ROWS), np.linspace(0.8, 1.5, ROWS)
     result = fit(kernels, {"x0_px": places, "sigma_px": (widths, 2 * widths)})
     found = named(result)
@@ -129,7 +135,7 @@ def test_bounds_of_every_kernel(kernels):
 
 
 @pytest.mark.slow
-def test_bounds_of_one_family_and_of_all(kernels):
+def test_fit_kernels_bounds_by_family(kernels):
     """The DoG alone is held at the middle; the widths of both are."""
     box = {"dog": {"x0_px": 0.25, "surround_ratio": (2.0, 3.0)}, "sigma_px": (0.5, 1.5), "gaussian": {}}
     result = fit(kernels, box, ("gaussian", "dog"))
@@ -147,13 +153,14 @@ def test_bounds_of_one_family_and_of_all(kernels):
     assert np.all(result.r2_by_family[:, 1] <= wanted + 1e-3)
 
 
-def test_a_family_s_own_bounds_go_before_those_of_all(kernels):
+def test_fit_kernels_own_bounds_first(kernels):
+    """A family's own bounds go before those of all."""
     box = {"sigma_px": (0.5, 1.0), "gaussian": {"sigma_px": 1.7}}
     np.testing.assert_allclose(named(fit(kernels, box))["sigma_px"], 1.7, rtol=2e-7)
 
 
 @pytest.mark.slow
-def test_traced_bounds(kernels):
+def test_fit_kernel_traced_bounds(kernels):
     """One compiled program for bounds that `vmap` brings, one per kernel."""
 
     def place(kernel, x0, widest):
@@ -190,18 +197,21 @@ class TestBrokenBounds:
             ({"x0_px": np.zeros(5), "y0_px": np.zeros(ROWS)}, "bounds of gaussian are for 5 and 12 kernels"),
         ],
     )  # fmt: skip
-    def test_are_told_by_name(self, kernels, box, told):
+    def test_fit_kernels_bounds_errors(self, kernels, box, told):
+        """Are told by name."""
         with pytest.raises(ValueError, match=told):
             fit(kernels, box, ("gaussian", "dog"))
 
-    def test_one_kernel_and_a_stream_have_numbers(self, kernels):
+    def test_fit_stream_bounds_errors(self, kernels):
+        """One kernel and a stream have numbers."""
         box = {"x0_px": np.zeros(ROWS)}
         with pytest.raises(ValueError, match="bounds of one kernel must be numbers; use vmap"):
             fit_kernel(kernels[0], bounds=box)
         with pytest.raises(ValueError, match="bounds of a stream must be numbers"):
             list(fit_stream([kernels], bounds=box))
 
-    def test_ranges_of_a_family_of_ones_own(self, kernels):
+    @pytest.mark.slow
+    def test_fit_kernels_custom_bounds(self, kernels):
         """Their names are the caller's: even what looks like a logarithm is none."""
         family = custom_family(
             "ridge",

@@ -2,44 +2,67 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES
+from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import Status
-from fit_drawings import NAMES, SIZE, TRUTH, drawings, noisy
+from fit_drawings import NAMES, SIZE, drawings, noisy
 from scipy_families import columns
 from scipy_reference import draw
 
 TAPS = SIZE**2
-COUNTS = np.array([5, 7, 6, 7])
+COUNTS = {"gaussian": 5, "dog": 7, "d1": 6, "d2": 7}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("gaussian", "d1"), pytest.param(FAMILIES, marks=pytest.mark.slow)],
+    ids=["two families", "four families"],
+)
+def families(request) -> tuple[str, ...]:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def kernels() -> np.ndarray:
+def names(families) -> list[str]:
+    """Families of the first kernels."""
+    return [name for name in NAMES if name in families]
+
+
+@pytest.fixture(scope="module")
+def counts(families) -> np.ndarray:
+    return np.array([COUNTS[name] for name in families])
+
+
+@pytest.fixture(scope="module")
+def kernels(families) -> np.ndarray:
     noise = np.random.default_rng(80).normal(size=(10, SIZE, SIZE))
-    return np.concatenate([noisy(drawings(), 0.15, 81), noisy(drawings(), 0.5, 82), noise]).astype(np.float32)
+    drawn = drawings()[[name in families for name in NAMES]]
+    return np.concatenate([noisy(drawn, 0.15, 81), noisy(drawn, 0.5, 82), noise]).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def fits(kernels):
-    return {c: fit_kernels(kernels, config=FitConfig(criterion=c)) for c in ("bic", "aicc", "cv")}
+def fits(kernels, families):
+    return {c: fit_kernels(kernels, families, config=FitConfig(criterion=c)) for c in ("bic", "aicc", "cv")}
 
 
 def unexplained(result) -> np.ndarray:
     return 1 - result.r2_by_family.astype(float)
 
 
-def test_bic(fits):
-    wanted = TAPS * np.log(unexplained(fits["bic"]) / TAPS) + COUNTS * np.log(TAPS)
+def test_score_bic(fits, counts):
+    wanted = TAPS * np.log(unexplained(fits["bic"]) / TAPS) + counts * np.log(TAPS)
     np.testing.assert_allclose(fits["bic"].score_by_family, wanted, atol=5e-3)
 
 
-def test_aicc(fits):
+def test_score_aicc(fits, counts):
     """Of `k` parameters, the noise level among them, beside `-2 ln L = N ln(SS / N)`."""
-    k = COUNTS + 1
+    k = counts + 1
     wanted = TAPS * np.log(unexplained(fits["aicc"]) / TAPS) + 2 * k + 2 * k * (k + 1) / (TAPS - k - 1)
     np.testing.assert_allclose(fits["aicc"].score_by_family, wanted, atol=5e-3)
 
@@ -64,7 +87,8 @@ def predicted_from_the_others(kernel: np.ndarray, family: str, parameters: np.nd
     return float(np.sum((residual / np.maximum(1 - np.sum(q**2, axis=1), 1e-3)) ** 2))
 
 
-def test_cross_validation_by_leverages(kernels, fits):
+def test_score_cross_validation(kernels, fits):
+    """Cross validation by leverages."""
     result, compared = fits["cv"], 0
     for row, kernel in enumerate(kernels.astype(float)):
         energy = np.sum((kernel - kernel.mean()) ** 2)
@@ -79,24 +103,26 @@ def test_cross_validation_by_leverages(kernels, fits):
                 found, TAPS * np.log(wanted / TAPS), atol=0.2, err_msg=f"{row} {family}"
             )
             compared += 1
-    assert compared > 3 * len(kernels)
+    assert compared > 0.75 * len(kernels) * len(result.families)
 
 
-def test_least_score_chooses(fits):
+def test_fit_kernels_least_score(fits):
     for result in fits.values():
         np.testing.assert_array_equal(result.family, np.argmin(result.score_by_family, axis=1))
         np.testing.assert_allclose(result.r2_by_family, fits["bic"].r2_by_family, atol=1e-6)
 
 
 @pytest.mark.parametrize("criterion", ["bic", "aicc", "cv"])
-def test_finds_the_family_that_was_drawn(fits, criterion):
-    chosen = [fits[criterion].family_names[i] for i in fits[criterion].family[: len(TRUTH)]]
-    right = np.mean([a == b for a, b in zip(chosen, NAMES, strict=True)])
+def test_fit_kernels_drawn_family(fits, names, criterion):
+    """Finds the family that was drawn."""
+    chosen = [fits[criterion].family_names[i] for i in fits[criterion].family[: len(names)]]
+    right = np.mean([a == b for a, b in zip(chosen, names, strict=True)])
     # Prediction is worse at telling two families, one of which holds the other.
-    assert right >= (0.8 if criterion == "cv" else 0.9), list(zip(chosen, NAMES, strict=True))
+    assert right >= (0.8 if criterion == "cv" else 0.9), list(zip(chosen, names, strict=True))
 
 
-def test_evidence_ratio_is_that_of_the_best_two(fits):
+def test_evidence_ratio_best_two(fits):
+    """Evidence ratio is that of the best two."""
     for result in fits.values():
         scores = np.sort(result.score_by_family.astype(float), axis=1)
         wanted = np.exp((scores[:, 1] - scores[:, 0]) / 2)
@@ -104,37 +130,37 @@ def test_evidence_ratio_is_that_of_the_best_two(fits):
         assert np.all(result.evidence_ratio >= 1)
 
 
-def test_evidence_ratio_of_one_family_and_of_none():
-    kernels = np.stack([draw("gaussian", SIZE), np.ones((SIZE, SIZE))])
-    kernels[0] += 0.01 * np.random.default_rng(0).normal(size=(SIZE, SIZE))
-    result = fit_kernels(kernels, ("gaussian",))
-    np.testing.assert_array_equal(result.evidence_ratio, [np.inf, np.nan])
-    assert np.isfinite(result.noise[0])
-    assert np.isnan(result.noise[1])
+def test_evidence_ratio_one_family(fits):
+    """Evidence ratio of one family and of none."""
+    two = jax.tree.map(lambda leaf: leaf[:2], fits["bic"])
+    scores = np.array([[-3.0], [np.nan]])
+    np.testing.assert_array_equal(replace(two, score_by_family=scores).evidence_ratio, [np.inf, np.nan])
 
 
-def test_evidence_is_overwhelming_where_the_fit_is_perfect():
-    result = fit_kernels(drawings()[3:6])
+def test_evidence_ratio_perfect_fit(families):
+    """Evidence is overwhelming where the fit is perfect."""
+    result = fit_kernels(drawings()[[name == "d1" for name in NAMES]], families)
     assert np.all(result.evidence_ratio > 1e6)
     assert np.all(np.isfinite(result.score_by_family))
 
 
-def test_noise_is_the_level_that_was_added():
+def test_noise_level(families, counts):
     """Over many kernels its square is unbiased, which the plain RMSE is not."""
     level, kernel = 0.02, draw("d1", SIZE, x0=0.2, y0=-0.3, sigma=1.1, theta=0.5)
     noise = level * np.random.default_rng(83).normal(size=(600, SIZE, SIZE))
-    result = fit_kernels(kernel + noise)
+    result = fit_kernels(kernel + noise, families)
     rows = result.family == result.family_names.index("d1")
     assert rows.mean() > 0.9
     # 600 kernels of 43 degrees of freedom each: 1 % of one standard deviation.
     np.testing.assert_allclose(np.mean(result.noise[rows] ** 2), level**2, rtol=0.03)
     assert np.mean(result.rmse[rows] ** 2) < 0.92 * level**2
-    per_kernel = result.rmse * np.sqrt(TAPS / (TAPS - COUNTS[result.family]))
+    per_kernel = result.rmse * np.sqrt(TAPS / (TAPS - counts[result.family]))
     np.testing.assert_allclose(result.noise, per_kernel, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_predictions_are_close_to_those_of_refits_without_the_tap():
+def test_score_cross_validation_refits():
+    """Predictions are close to those of refits without the tap."""
     size, family = 5, "d1"
     kernel = noisy(draw(family, size, 0.2, -0.1, 1.0, theta=0.4)[None], 0.1, 84)[0]
     without = 1.0 - np.eye(size**2).reshape(-1, size, size)
@@ -152,7 +178,8 @@ def test_predictions_are_close_to_those_of_refits_without_the_tap():
 
 
 @pytest.mark.slow
-def test_cross_validation_leaves_masked_taps_out():
+def test_score_cross_validation_masked():
+    """Cross validation leaves masked taps out."""
     size, family = 5, "d1"
     weights = np.random.default_rng(85).uniform(0.5, 2, (size, size)) * (np.arange(25).reshape(5, 5) != 7)
     kernel = noisy(draw(family, size, 0.2, -0.1, 1.0, theta=0.4)[None], 0.1, 84)
@@ -177,7 +204,7 @@ def test_cross_validation_leaves_masked_taps_out():
 
 
 @pytest.mark.slow
-def test_too_few_taps_for_aicc():
+def test_score_aicc_few_taps():
     """Seven taps left are too few for five parameters and the noise level."""
     kernels = noisy(np.stack([draw("gaussian", 4, sigma=0.9)] * 2), 0.1, 86)
     weights = np.ones((2, 4, 4))
@@ -188,7 +215,7 @@ def test_too_few_taps_for_aicc():
     assert np.all(np.isfinite(result.r2))
 
 
-def test_scores_that_are_both_infinite_have_no_ratio():
-    result = fit_kernels(drawings()[:2])
-    endless = replace(result, score_by_family=np.full((2, 4), np.inf))
+def test_evidence_ratio_infinite_scores(fits):
+    """Scores that are both infinite have no ratio."""
+    endless = replace(fits["bic"], score_by_family=np.full((2, 4), np.inf))
     assert np.all(np.isnan(endless.evidence_ratio))

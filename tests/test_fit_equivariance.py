@@ -70,7 +70,8 @@ SYMMETRIES = {
 
 
 @pytest.mark.parametrize("name", SYMMETRIES)
-def test_an_image_of_the_kernel_is_an_image_of_the_fit(kernels, fit, config, name):
+def test_fit_kernels_image(kernels, fit, config, name):
+    """An image of the kernel is an image of the fit."""
     transform, change = SYMMETRIES[name]
     after = fit_kernels(np.ascontiguousarray(transform(kernels)), config=config)
     for field in ("family", "r2", "rmse", "status", "r2_by_family", "score_by_family", "status_by_family"):
@@ -90,7 +91,8 @@ def test_an_image_of_the_kernel_is_an_image_of_the_fit(kernels, fit, config, nam
     np.testing.assert_allclose(after.templates(), wanted, atol=1e-5 * np.abs(kernels).max())
 
 
-def test_negated_kernels_have_negated_fits_to_the_bit(kernels, fit, config):
+def test_fit_kernels_negated(kernels, fit, config):
+    """Negated kernels have negated fits to the bit."""
     after = fit_kernels(-kernels, config=config)
     np.testing.assert_array_equal(after.r2_by_family, fit.r2_by_family)
     np.testing.assert_array_equal(after.family, fit.family)
@@ -101,7 +103,8 @@ def test_negated_kernels_have_negated_fits_to_the_bit(kernels, fit, config):
 
 
 @pytest.mark.parametrize("gain", [2.0**-40, 4.0])
-def test_powers_of_two_pass_through_to_the_bit(kernels, fit, config, gain):
+def test_fit_kernels_power_of_two(kernels, fit, config, gain):
+    """Powers of two pass through to the bit."""
     after = fit_kernels(kernels * np.float32(gain), config=config)
     np.testing.assert_array_equal(after.r2_by_family, fit.r2_by_family)
     np.testing.assert_array_equal(after.rmse, fit.rmse * np.float32(gain))
@@ -111,7 +114,8 @@ def test_powers_of_two_pass_through_to_the_bit(kernels, fit, config, gain):
 
 
 @given(gain=st.floats(0.01, 100), negative=st.booleans(), offset=st.floats(-1, 1))
-def test_gain_and_offset_pass_through(kernels, fit, config, gain, negative, offset):
+def test_fit_kernels_gain_and_offset(kernels, fit, config, gain, negative, offset):
+    """Gain and offset pass through."""
     gain = np.float32(-gain if negative else gain)
     # Offsets in units of the kernel: one far larger would cost its digits.
     after = fit_kernels(gain * (kernels + np.float32(offset)), config=config)
@@ -133,7 +137,8 @@ def test_gain_and_offset_pass_through(kernels, fit, config, gain, negative, offs
 
 
 @pytest.mark.slow
-def test_real_kernels_keep_their_families(config):
+def test_fit_kernels_real_images(config):
+    """Real kernels keep their families."""
     kernels = real_kernels(300).astype(np.float32)
     before = fit_kernels(kernels, config=config)
     for name, (transform, _) in SYMMETRIES.items():
@@ -146,7 +151,8 @@ def test_real_kernels_keep_their_families(config):
 
 
 @pytest.mark.slow
-def test_weights_turn_with_their_kernels():
+def test_fit_kernels_weighted_images():
+    """Weights turn with their kernels."""
     generator = np.random.default_rng(53)
     kernels, weights = generator.normal(size=(2, 12, 5, 5))
     weights = weights**2

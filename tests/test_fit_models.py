@@ -8,6 +8,7 @@ import pytest
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES, custom_family, from_parameters, with_profile
+from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import Status
 from dogfit.kernels.model.custom import SearchRange
 from dogfit.labels import label_fits
@@ -45,7 +46,8 @@ def drawn_tied(family: str) -> list[dict]:
         pytest.param("dog_d1", FitConfig(engine="xla"), marks=pytest.mark.slow),
     ],
 )
-def test_derivatives_of_a_dog(family, config):
+def test_fit_kernels_tied_truth(family, config):
+    """Derivatives of a DoG."""
     drawings = drawn_tied(family)
     kernels = np.stack([draw(family, SIZE, **d) for d in drawings])
     result = fit_unoptimised(kernels.astype(np.float32), (family,), config)
@@ -82,7 +84,7 @@ def elliptic(request):
 
 
 @pytest.mark.slow
-def test_ellipses(elliptic):
+def test_fit_kernels_elliptic_truth(elliptic):
     family, _, result = elliptic
     for row, drawn in enumerate(ELLIPTIC[family]):
         assert result.r2[row] > 1 - 1e-5
@@ -92,7 +94,8 @@ def test_ellipses(elliptic):
 
 
 @pytest.mark.slow
-def test_noisy_ellipses_reach_scipy(elliptic):
+def test_fit_kernels_elliptic_optimum(elliptic):
+    """Noisy ellipses reach SciPy."""
     family, kernels, result = elliptic
     reference = Reference(family, SIZE, starts=8)
     reference.dense = []  # takes seconds to make; the sheared round fits find these
@@ -103,13 +106,14 @@ def test_noisy_ellipses_reach_scipy(elliptic):
 
 
 @pytest.mark.slow
-def test_ellipses_are_the_same_in_the_program_that_users_run(elliptic):
+def test_fit_kernels_elliptic_optimized(elliptic):
+    """Ellipses are the same in the program that users run."""
     family, kernels, result = elliptic
     np.testing.assert_allclose(fit_kernels(kernels, (family,), config=CONFIG).r2, result.r2, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_ellipses_at_the_corners_of_their_bounds():
+def test_fit_kernels_elliptic_corners():
     """Where the longer axis is 4.5 times the shorter, at a slant."""
     gains = np.random.default_rng(91).normal(size=(4, 3))
     kernels = np.stack(
@@ -125,7 +129,7 @@ def test_ellipses_at_the_corners_of_their_bounds():
 
 
 @pytest.mark.slow
-def test_ellipses_with_a_tap_masked():
+def test_fit_kernels_elliptic_masked():
     """Starts are those of the round family made longer: images of ellipses would be each kernel's own."""
     clean = np.stack([draw("d1_elliptic", SIZE, **d) for d in ELLIPTIC["d1_elliptic"]]).astype(np.float32)
     weights = np.ones((SIZE, SIZE), np.float32)
@@ -136,7 +140,7 @@ def test_ellipses_with_a_tap_masked():
 
 
 @pytest.mark.slow
-def test_ellipses_turn_with_the_kernel(elliptic):
+def test_fit_kernels_elliptic_images(elliptic):
     """By a quarter: exact, for the search sees the same numbers."""
     family, kernels, result = elliptic
     turned = fit_unoptimised(np.rot90(kernels, 1, (1, 2)).copy(), (family,), CONFIG)
@@ -176,7 +180,8 @@ class TestProfiles:
         result = fit_kernels(kernels.astype(np.float32), ("gaussian", "d1"), config=config)
         return profile, kernels, parameters, result
 
-    def test_what_was_drawn_is_found(self, drawn):
+    def test_fit_kernels_profile_truth(self, drawn):
+        """What was drawn is found."""
         profile, _, parameters, result = drawn
         assert result.profile == profile
         np.testing.assert_array_equal(result.family, np.arange(8) % 2)
@@ -185,7 +190,8 @@ class TestProfiles:
             found = result.parameters[("gaussian", "d1")[row % 2]][row]
             np.testing.assert_allclose(found, wanted, atol=2e-3 if profile == "discrete" else 0.01)
 
-    def test_templates_and_errors_are_of_the_profile(self, drawn):
+    def test_templates_profile(self, drawn):
+        """Templates and errors are of the profile."""
         profile, kernels, _, result = drawn
         np.testing.assert_allclose(result.templates(), kernels, atol=3e-3 * np.abs(kernels).max())
         errors = result.standard_errors()["d1"][1::2]
@@ -193,13 +199,14 @@ class TestProfiles:
         assert np.all(np.isnan(centre) if profile == "discrete" else np.isfinite(centre))
         assert np.all(np.isfinite(np.delete(errors, [3, 4], axis=1)))
 
-    def test_another_profile_fits_worse(self, drawn):
+    def test_fit_kernels_wrong_profile(self, drawn):
+        """Another profile fits worse."""
         _, kernels, _, result = drawn
         narrow = slice(0, 3)
         integrated = fit_kernels(kernels[narrow], ("gaussian", "d1"))
         assert np.all(integrated.r2 < result.r2[narrow])
 
-    def test_the_narrowest_gaussian(self, drawn):
+    def test_fit_kernels_profile_least_sigma(self, drawn):
         profile, *_, result = drawn
         least = 0.6 if profile == "sampled" else 0.3
         for family in ("gaussian", "d1"):
@@ -259,7 +266,8 @@ class TestCustom:
     def result(cls, kernels):
         return fit_unoptimised(kernels, (GABOR, "d1"), cls.CONFIG)
 
-    def test_what_was_drawn_is_found(self, kernels, result):
+    def test_fit_kernels_custom_truth(self, kernels, result):
+        """What was drawn is found."""
         assert result.family_names == ("gabor", "d1")
         np.testing.assert_array_equal(result.family[:4], 0)
         assert np.all(result.r2[:4] > 0.998)
@@ -270,13 +278,13 @@ class TestCustom:
             np.testing.assert_allclose(found[5:], wanted[5:], atol=0.15)
             np.testing.assert_allclose(gabor_image(found.astype(float)), result.templates()[row], atol=1e-5)
 
-    def test_table_and_labels(self, result):
+    def test_table_custom(self, result):
         table = result.table()
         assert table["family"].to_list()[:4] == ["gabor"] * 4
         assert table["frequency"].null_count() == int((result.family != 0).sum())
         assert set(label_fits(result)[:4]) == {"gabor"}
 
-    def test_standard_errors(self, kernels, result):
+    def test_standard_errors_custom(self, kernels, result):
         errors = result.standard_errors()["gabor"]
         settled = np.flatnonzero(result.status[:4] == Status.CONVERGED)
         assert settled.size
@@ -291,7 +299,7 @@ class TestCustom:
             wanted = np.sqrt(variance * np.diag(np.linalg.inv(jacobian.T @ jacobian)))
             np.testing.assert_allclose(errors[row], wanted, rtol=0.02)
 
-    def test_rows_stay_alone(self, kernels, result):
+    def test_fit_kernels_custom_broken_row(self, kernels, result):
         spoilt = kernels.copy()
         spoilt[1, 2, 3] = np.nan
         again = fit_unoptimised(spoilt, (GABOR, "d1"), self.CONFIG)
@@ -301,14 +309,15 @@ class TestCustom:
 
 
 def test_fit_kernels_two_families_of_one_name():
+    """Fit kernels two families of one name."""
     kernels = np.random.default_rng(0).normal(size=(2, SIZE, SIZE))
     other = custom_family("gabor", gabor, {"x0_px": SearchRange(0, 1, 2)}, ("even",))
     with pytest.raises(ValueError, match="two families share a name: gabor, gabor"):
         fit_kernels(kernels, (GABOR, other))
-    assert fit_kernels(kernels[:0], ("d1", "d1")).family_names == ("d1",)
+    assert fit_kernels(kernels[:0], (*FAMILIES, "d1")).family_names == FAMILIES
 
 
-def test_discrete_ellipses_are_refused():
+def test_fit_kernels_discrete_ellipse_error():
     """Smearing a Gaussian along a line needs centres between the half taps, which discrete ones lack."""
     kernels = np.random.default_rng(0).normal(size=(2, SIZE, SIZE))
     with pytest.raises(ValueError, match="no discrete ellipses: d1_elliptic need another profile"):

@@ -47,13 +47,21 @@ def least_of_masters() -> np.ndarray:
     return unexplained(master_key_filters())
 
 
-def test_master_key_filters(least_of_masters, config):
+@pytest.mark.slow
+def test_fit_kernels_masters(least_of_masters, config):
     result = fit_kernels(master_key_filters(), config=config)
     hit = at_optimum(result, least_of_masters)
     assert hit.all(), np.argwhere(~hit)
 
 
-def test_master_key_filters_have_their_published_names():
+def test_fit_kernels_noisy_optima(config):
+    """One drawing of each default family."""
+    kernels = noisy(drawings()[[1, 4, 8, 13]], 0.3, 62)
+    hit = at_optimum(fit_kernels(kernels, config=config), unexplained(kernels))
+    assert hit.all(), np.argwhere(~hit)
+
+
+def test_fit_kernels_master_names():
     """The fifth and sixth are central differences, the seventh centre-surround, the eighth a Gaussian."""
     result = fit_kernels(master_key_filters())
     chosen = [result.family_names[i] for i in result.family]
@@ -62,7 +70,7 @@ def test_master_key_filters_have_their_published_names():
 
 
 @pytest.mark.slow
-def test_master_key_filters_are_described_better_than_published():
+def test_fit_kernels_masters_above_published():
     """Among them are ellipses; the fifth and sixth are central differences, which are discrete edges."""
     kernels, discrete = master_key_filters().astype(np.float32), FitConfig(profile="discrete")
     best = fit_kernels(kernels).r2
@@ -82,7 +90,8 @@ def least(noisy_and_real) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_noisy_drawings_and_real_kernels(noisy_and_real, least, config):
+def test_fit_kernels_real_optima(noisy_and_real, least, config):
+    """Noisy drawings and real kernels."""
     hit = at_optimum(fit_kernels(noisy_and_real, config=config), least)
     assert hit.mean() >= LEAST_SHARE[config.engine], dict(zip(FAMILIES, hit.mean(axis=0), strict=True))
 
@@ -102,7 +111,8 @@ class TestDoublePrecision:
         with jax.enable_x64(True):
             return fit_unoptimised(kernels, cls.FAMILIES, replace(DEFAULT, effort=3))
 
-    def test_costs_are_those_of_scipy_to_ten_digits(self, kernels, result):
+    def test_fit_kernels_float64_optima(self, kernels, result):
+        """Costs are those of SciPy to ten digits."""
         least, cost = unexplained(kernels, self.FAMILIES), 1 - result.r2_by_family
         assert np.mean(at_optimum(result, least)) >= 0.95
         # Where both found the same optimum, and stand on it, digits count.
@@ -110,7 +120,7 @@ class TestDoublePrecision:
         assert shared.mean() >= 0.9
         np.testing.assert_allclose(cost[shared], least[shared], rtol=0, atol=1e-10)
 
-    def test_everything_is_double(self, kernels, result):
+    def test_fit_kernels_float64_types(self, kernels, result):
         assert result.r2.dtype == result.rmse.dtype == result.score_by_family.dtype == np.float64
         assert all(p.dtype == np.float64 for p in result.parameters.values())
         with jax.enable_x64(True):

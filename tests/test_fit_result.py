@@ -53,7 +53,8 @@ def ensemble_errors(ensemble):
 
 
 @pytest.mark.parametrize("family", CLEAR)
-def test_standard_errors_are_the_spread_of_noisy_copies(ensemble, ensemble_errors, family):
+def test_standard_errors_spread(ensemble, ensemble_errors, family):
+    """Standard errors are the spread of noisy copies."""
     index = list(CLEAR).index(family)
     rows = np.arange(index * COPIES, (index + 1) * COPIES)
     rows = rows[ensemble.family[rows] == ensemble.family_names.index(family)]
@@ -64,7 +65,8 @@ def test_standard_errors_are_the_spread_of_noisy_copies(ensemble, ensemble_error
     np.testing.assert_allclose(errors.mean(axis=0), values.std(axis=0), rtol=0.25)
 
 
-def test_standard_errors_are_given_for_the_chosen_family_alone(result):
+def test_standard_errors_chosen_family(result):
+    """Standard errors are given for the chosen family alone."""
     errors = result.standard_errors()
     assert set(errors) == set(result.family_names)
     for index, family in enumerate(result.family_names):
@@ -74,7 +76,8 @@ def test_standard_errors_are_given_for_the_chosen_family_alone(result):
         assert result.family_names[result.family[row]] == family
 
 
-def test_a_parameter_on_its_bound_has_no_standard_error(result):
+def test_standard_errors_at_bound(result):
+    """A parameter on its bound has no standard error."""
     row = len(result) - 1
     assert result.status[row] == Status.AT_BOUND
     family = result.family_names[result.family[row]]
@@ -87,7 +90,8 @@ def test_a_parameter_on_its_bound_has_no_standard_error(result):
     assert np.isfinite(errors["offset"])
 
 
-def test_templates_are_the_drawings(drawn, result):
+def test_templates_clean(drawn, result):
+    """Templates are the drawings."""
     templates = result.templates()
     assert templates.dtype == np.float32
     np.testing.assert_allclose(templates[:4], drawn[:4], atol=2e-3 * np.abs(drawn[:4]).max())
@@ -95,7 +99,8 @@ def test_templates_are_the_drawings(drawn, result):
     np.testing.assert_allclose(templates[5], drawn[5], atol=0.1)
 
 
-def test_table_has_a_row_per_kernel_and_nulls_where_nothing_is_known(result):
+def test_table_rows(result):
+    """Table has a row per kernel and nulls where nothing is known."""
     table = result.table()
     assert table.height == len(result)
     families = [*CLEAR, None, result.family_names[result.family[5]]]
@@ -125,7 +130,8 @@ def test_table_has_a_row_per_kernel_and_nulls_where_nothing_is_known(result):
     assert table.schema["family"] == polars.String
 
 
-def test_results_of_one_kind_can_be_joined(result):
+def test_concatenate_alike(result):
+    """Results of one kind can be joined."""
     joined = concatenate([result, jax.tree.map(lambda leaf: leaf[:2], result)])
     assert len(joined) == len(result) + 2
     assert joined.family_names == result.family_names
@@ -143,23 +149,27 @@ def test_results_of_one_kind_can_be_joined(result):
         {"families": ()},
     ],
 )
-def test_results_of_another_kind_are_refused(result, other):
+def test_concatenate_unlike(result, other):
+    """Results of another kind are refused."""
     with pytest.raises(ValueError, match="share families and kernel size"):
         concatenate([result, replace(result, **other)])
 
 
-def test_nothing_to_join_is_refused():
+def test_concatenate_nothing():
+    """Nothing to join is refused."""
     with pytest.raises(ValueError, match="got 0 results"):
         concatenate([])
 
 
-def test_rectangles_have_a_shape_and_no_size(result):
+def test_size_rectangle(result):
+    """Rectangles have a shape and no size."""
     assert (result.shape, result.size) == ((SIZE, SIZE), SIZE)
     with pytest.raises(ValueError, match=r"kernels of shape \(5, 7\) have no single size; use shape"):
         _ = replace(result, shape=(5, 7)).size
 
 
-def test_a_result_is_a_pytree(result):
+def test_fit_result_is_a_pytree(result):
+    """A result is a pytree."""
     again = jax.tree.map(lambda leaf: leaf, result)
     assert again.families == result.families
     assert jax.tree.structure(again) == jax.tree.structure(result)

@@ -15,7 +15,7 @@ SMALL = FitConfig(effort=2)
 class TestThree:
     """Nine taps: what they cannot identify is left out, and said."""
 
-    def test_default_families(self):
+    def test_fit_kernels_3x3(self):
         edges = np.stack([draw("d1", 3, sigma=0.8, theta=t, x0=0.1) for t in (0.0, 1.0)])
         result = fit_kernels(np.concatenate([edges, [draw("gaussian", 3, sigma=0.7, y0=-0.3)]]))
         assert result.family_names == ("gaussian", "d1")
@@ -28,7 +28,8 @@ class TestThree:
         assert np.all(best > 1 - 1e-4)
 
     @pytest.mark.slow
-    def test_a_three_by_four_kernel(self):
+    def test_fit_kernels_3x4(self):
+        """A three by four kernel."""
         kernel = draw("d2", (3, 4), sigma=0.8, gains=(1.0, 0.3), theta=0.4, x0=0.2)
         result = fit_unoptimised(kernel[None].astype(np.float32), ("d2", "dog_d2_elliptic"), SMALL)
         assert result.family_names == ("d2",)
@@ -43,11 +44,11 @@ class TestThree:
         pytest.param(6, "d1", marks=pytest.mark.slow),
         pytest.param(8, "d2", marks=pytest.mark.slow),
         pytest.param(9, "dog", marks=pytest.mark.slow),
-        (31, "d1"),
+        pytest.param(31, "d1", marks=pytest.mark.slow),
         pytest.param(51, "gaussian", marks=pytest.mark.slow),
     ],
 )
-def test_truth_is_recovered(size, family):
+def test_fit_kernels_sizes(size, family):
     drawn = {"x0": 0.1 * size, "y0": -0.05 * size, "sigma": 0.15 * size, "gains": (2.0,)}
     drawn |= {"theta": 0.6} if family in ("d1", "d2") else {}
     drawn |= {"gains": (2.0, 0.4)} if family == "d2" else {}
@@ -82,7 +83,7 @@ class TestRectangles:
     def result(cls, kernels):
         return fit_kernels(kernels, cls.FAMILIES, config=SMALL)
 
-    def test_truth_is_recovered(self, result):
+    def test_fit_kernels_rectangle_truth(self, result):
         assert result.shape == self.SHAPE
         for row, (family, drawn) in enumerate(self.DRAWN):
             assert result.family_names[result.family[row]] == family
@@ -90,7 +91,8 @@ class TestRectangles:
             apart = differences(family, reported(result, family, row), parameters_of(family, drawn))
             assert max(apart.values()) < 0.01, apart
 
-    def test_optima_are_those_of_scipy(self, kernels, result):
+    def test_fit_kernels_rectangle_optimum(self, kernels, result):
+        """Optima are those of SciPy."""
         for column, family in enumerate(self.FAMILIES):
             reference = Reference(family, self.SHAPE, starts=8)
             reached = []
@@ -102,7 +104,8 @@ class TestRectangles:
                 reached.append(left <= cost / energy * 1.001 + 1e-4)
             assert sum(reached) >= 3
 
-    def test_templates_residuals_and_errors(self, kernels, result):
+    def test_fit_kernels_rectangle_templates(self, kernels, result):
+        """Templates residuals and errors."""
         templates = result.templates()
         assert templates.shape == kernels.shape
         np.testing.assert_allclose(templates[:4], kernels[:4], atol=2e-3)
@@ -112,7 +115,8 @@ class TestRectangles:
         assert np.all(np.isfinite(result.standard_errors()["d1"][rows]))
         assert result.table().height == 8
 
-    def test_transposing_swaps_x_and_y(self, kernels, result):
+    def test_fit_kernels_rectangle_transposed(self, kernels, result):
+        """Transposing swaps x and y."""
         turned = fit_unoptimised(kernels.swapaxes(1, 2).copy(), self.FAMILIES, SMALL)
         assert turned.shape == (9, 5)
         clear = np.abs(turned.r2_by_family - result.r2_by_family) < 1e-5
@@ -128,7 +132,9 @@ class TestRectangles:
             assert max(apart.values()) < 0.01, apart
 
 
-def test_streams_of_one_shape_cannot_be_joined_with_another():
+@pytest.mark.slow
+def test_fit_kernels_mixed_shapes():
+    """Streams of one shape cannot be joined with another."""
     blocks = [np.random.default_rng(0).normal(size=(2, size, size)) for size in (4, 5)]
     with pytest.raises(ValueError, match="must share families and kernel size"):
         fit_kernels(iter(blocks), FAMILIES[:1], config=SMALL)

@@ -15,6 +15,7 @@ from scipy.optimize import least_squares
 
 from dogfit.devices import data_mesh, row_sharding
 from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
+from dogfit.fitting.batching import Task
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES, render
 from dogfit.fitting.family_names import FAMILIES
@@ -84,19 +85,20 @@ def compiled(function):
     return jax.jit(function, compiler_options=UNOPTIMISED)
 
 
-def test_one_kernel_equals_its_row(kernels, plain, fit):
+def test_fit_kernel_row(kernels, plain, fit):
+    """One kernel equals its row."""
     one = fit(kernels[3])
     assert one.r2.shape == ()
     assert one.parameters["gaussian"].shape == (5,)
     assert_same_fits(jax.tree.map(lambda leaf: leaf[None], one), jax.tree.map(lambda leaf: leaf[3:4], plain))
 
 
-def test_jit(kernels, plain, fit):
+def test_fit_kernel_jit(kernels, plain, fit):
     score = compiled(lambda kernel: fit(2.0 * kernel).r2)
     np.testing.assert_allclose(score(kernels[5]), plain.r2[5], atol=R2_APART)
 
 
-def test_vmap(kernels, plain, fit):
+def test_fit_kernel_vmap(kernels, plain, fit):
     """Nested, as the batch axes are merged into one block."""
     nested = compiled(jax.vmap(jax.vmap(fit)))(kernels.reshape(4, 6, SIZE, SIZE))
     assert nested.r2.shape == (4, 6)
@@ -104,7 +106,7 @@ def test_vmap(kernels, plain, fit):
 
 
 @pytest.mark.slow
-def test_scan(kernels, plain, fit):
+def test_fit_kernel_scan(kernels, plain, fit):
     """As in training: what a step finds goes on to the next."""
 
     def step(best, kernel):
@@ -116,7 +118,8 @@ def test_scan(kernels, plain, fit):
     assert best == np.max(scanned.r2)
 
 
-def test_shard_map_over_eight_devices(kernels, plain, fit):
+def test_fit_kernel_shard_map(kernels, plain, fit):
+    """Shard map over eight devices."""
     spec = PartitionSpec("data")
     fit_all = compiled(jax.shard_map(jax.vmap(fit), mesh=data_mesh(), in_specs=spec, out_specs=spec))
     program = fit_all.lower(kernels).compile()
@@ -132,19 +135,21 @@ def assert_no_collectives(program):
     assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
 
 
-def test_fit_kernels_over_a_mesh(kernels, plain, config):
+def test_fit_kernels_mesh(kernels, plain, config):
+    """Fit kernels over a mesh."""
     mesh = data_mesh()
     assert_same_fits(fit_kernels(kernels, ONE_FAMILY, config=config, mesh=mesh), plain)
     (streamed,) = fit_stream([kernels], ONE_FAMILY, config=config, mesh=mesh)
     assert_same_fits(streamed, plain)
-    many = np.zeros((mesh.size * 64, SIZE, SIZE), np.float32)
+    # As many as one call takes, so that it is compiled once.
+    many = np.zeros((Task(plain.families, (), config, (SIZE, SIZE), mesh).rows, SIZE, SIZE), np.float32)
     program = fit_sharded.lower(many, None, {}, plain.families, (), config, mesh).compile()
     assert_no_collectives(program)
     assert program.output_shardings.r2.is_equivalent_to(row_sharding(mesh), 1)
 
 
 @pytest.mark.slow
-def test_weights_and_bounds_over_a_mesh(kernels):
+def test_fit_kernels_mesh_weights_and_bounds(kernels):
     """Those of each kernel go where it goes."""
     weights = np.random.default_rng(8).uniform(0.5, 1, kernels.shape)
     edge = np.linspace(-1, 1, len(kernels))
@@ -156,7 +161,7 @@ def test_weights_and_bounds_over_a_mesh(kernels):
 
 
 @pytest.mark.slow
-def test_default_fit_over_eight_devices():
+def test_fit_kernel_shard_map_default():
     """All default families with the default engine; devices without a kernel of their own work at padding."""
     kernels = noisy_drawings(7, 24, ("dog", "d1", "d2"), 42)
     spec = PartitionSpec("data")
@@ -170,7 +175,8 @@ def test_default_fit_over_eight_devices():
 
 
 @pytest.mark.slow
-def test_vmap_over_more_kernels_than_fill_whole_blocks(kernels, plain, fit):
+def test_fit_kernel_vmap_many(kernels, plain, fit):
+    """Vmap over more kernels than fill whole blocks."""
     many = np.concatenate([kernels] * 4)[:83]
     repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * 4)[:83], plain)
     assert_same_fits(compiled(jax.vmap(fit))(many), repeated)
@@ -188,7 +194,8 @@ def gradients_of(kernel):
     return jax.value_and_grad(score, has_aux=True)(kernel)
 
 
-def test_templates_have_slopes(kernels):
+@pytest.mark.slow
+def test_fit_kernel_template_gradient(kernels):
     """By the envelope theorem that of the residual's energy is twice the residual."""
 
     def energy(kernel):
@@ -208,14 +215,15 @@ class TestGradient:
         (_, result), gradient = gradients_of(kernels)
         return kernels, result, np.asarray(gradient)
 
-    def test_value_is_that_of_plain_fits(self, found):
+    def test_fit_kernel_gradient_value(self, found):
+        """Value is that of plain fits."""
         kernels, result, _ = found
         plain = fit_kernels(kernels)
         assert set(plain.family.tolist()) == {0, 1}
         assert {name for name, _ in plain.unidentifiable} == {"dog", "d2"}
         assert_same_fits(result, plain)
 
-    def test_against_differences_of_refitted_optima(self, found):
+    def test_fit_kernel_gradient_differences(self, found):
         """The reference refits with SciPy in float64 at every displaced kernel."""
         kernels, result, gradients = found
         step = 1e-3
@@ -247,7 +255,8 @@ class TestGradient:
             assert abs(np.sum(gradient)) < 1e-4 * max(1.0, np.abs(gradient).max())
             np.testing.assert_allclose(gradient, wanted, atol=0.02 * np.abs(wanted).max())
 
-    def test_kernels_that_cannot_be_fitted_have_no_gradient_but_harm_none(self, found):
+    def test_fit_kernel_gradient_broken_rows(self, found):
+        """Kernels that cannot be fitted have no gradient but harm none."""
         kernels, _, gradients = found
         spoilt = kernels.copy()
         spoilt[1], spoilt[4, 0, 0] = 1.0, np.nan
@@ -261,7 +270,8 @@ class TestStream:
     def stream(self, blocks):
         return fit_stream(blocks, ONE_FAMILY, config=QUICK)
 
-    def test_blocks_of_any_length_come_in_order(self, kernels):
+    def test_fit_stream_blocks(self, kernels):
+        """Blocks of any length come in order."""
         many = np.concatenate([kernels * (1 + i) for i in range(70)])
         cuts = [1, 701, 701, 704, len(many) - 5]
         blocks = np.split(many, cuts)
@@ -272,10 +282,12 @@ class TestStream:
         for result, start, stop in zip(results, edges[:-1], edges[1:], strict=True):
             assert leaves_equal(result, jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], whole))
 
-    def test_no_blocks_give_nothing(self):
+    def test_fit_stream_empty(self):
+        """No blocks give nothing."""
         assert list(self.stream([])) == []
 
-    def test_looks_ahead_by_a_bounded_number_of_blocks(self, kernels):
+    def test_fit_stream_looks_ahead(self, kernels):
+        """Looks ahead by a bounded number of blocks."""
         drawn = 0
 
         def endless() -> Iterator[np.ndarray]:
@@ -290,10 +302,12 @@ class TestStream:
             next(stream)
             assert taken <= drawn <= taken + 2 * (os.cpu_count() or 1) + 1
 
-    def test_a_bad_block_is_told_when_it_comes(self, kernels):
+    def test_fit_stream_bad_block(self, kernels):
+        """A bad block is told when it comes."""
         with pytest.raises(ValueError, match=r"must be \[n, h, w\], got shape \(5, 5\)"):
             list(self.stream([kernels[:2], kernels[0]]))
 
-    def test_arrays_on_the_device_are_taken(self, kernels):
+    def test_fit_stream_device_arrays(self, kernels):
+        """Arrays on the device are taken."""
         (result,) = self.stream([jnp.asarray(kernels)])
         assert leaves_equal(result, fit_kernels(kernels, ONE_FAMILY, config=QUICK))

@@ -56,31 +56,45 @@ def fit():
 
 class TestContract:
     @pytest.mark.parametrize(
-        "shape", [(3, 3, 1, 5), (7, 7, 1, 4), (4, 9, 1, 3), (1, 5, 1, 2), (31, 31, 1, 2)]
+        ("shape", "dtype"),
+        [
+            ((4, 9, 1, 3), jnp.bfloat16),
+            *(
+                pytest.param((*size, 1, 2), dtype, marks=pytest.mark.slow)
+                for size in ((3, 3), (7, 7), (1, 5), (31, 31))
+                for dtype in (jnp.float32, jnp.bfloat16)
+            ),
+        ],
     )
-    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-    def test_shape_and_dtype(self, shape, dtype):
+    def test_dog_derivative_shape_and_dtype(self, shape, dtype):
         kernel = dog_derivative()(KEY, shape, dtype)
         assert (kernel.shape, kernel.dtype) == (shape, dtype)
         assert np.isfinite(np.asarray(kernel, np.float32)).all()
 
-    def test_float64(self):
+    @pytest.mark.slow
+    def test_dog_derivative_float64(self):
         with jax.enable_x64(True):
             kernel = dog_derivative(EDGES)(KEY, (5, 5, 1, 8), jnp.float64)
             assert kernel.dtype == jnp.float64
             wanted = lecun_normal()(jax.random.split(KEY, 3)[2], (5, 5, 1, 8), jnp.float64)
             np.testing.assert_allclose(norms(kernel), norms(wanted), rtol=1e-13)
 
-    def test_is_a_pure_function_of_the_key(self):
+    def test_dog_derivative_pure(self):
+        """Is a pure function of the key."""
         init = dog_derivative(EDGES, noise=0.1)
         one = init(KEY, (5, 5, 1, 6))
         np.testing.assert_array_equal(one, init(KEY, (5, 5, 1, 6)))
         assert not np.array_equal(one, init(jax.random.key(1), (5, 5, 1, 6)))
+
+    @pytest.mark.slow
+    def test_dog_derivative_vmap(self):
+        init = dog_derivative(EDGES, noise=0.1)
         several = jax.jit(jax.vmap(lambda key: init(key, (5, 5, 1, 6))))(jax.random.split(KEY, 3))
         assert several.shape == (3, 5, 5, 1, 6)
         np.testing.assert_allclose(several[1], init(jax.random.split(KEY, 3)[1], (5, 5, 1, 6)), atol=1e-6)
 
-    def test_serves_flax(self):
+    @pytest.mark.slow
+    def test_dog_derivative_flax(self):
         conv = nnx.Conv(6, 12, (7, 5), feature_group_count=6, kernel_init=dog_derivative(), rngs=nnx.Rngs(0))
         assert conv.kernel[...].shape == (7, 5, 1, 12)
         with pytest.raises(ValueError, match=r"\[h, w, 1, n\].*got \(3, 3, 6, 12\); set feature_group_count"):
@@ -97,13 +111,14 @@ class TestContract:
             (lambda: dog_derivative(noise=-0.1), "noise must be 0 or more"),
         ],
     )
-    def test_errors(self, wrong, message):
+    def test_dog_derivative_errors(self, wrong, message):
         with pytest.raises(ValueError, match=message):
             wrong()
 
 
 class TestNorms:
-    def test_are_those_of_flax_by_default(self):
+    def test_dog_derivative_norms(self):
+        """Are those of Flax by default."""
         count, size = 4000, 5
         found = norms(dog_derivative(EDGES)(KEY, (size, size, 1, count))) ** 2
         usual = norms(lecun_normal()(jax.random.key(9), (size, size, 1, count))) ** 2
@@ -112,7 +127,9 @@ class TestNorms:
         quantiles = np.linspace(0.05, 0.95, 10)
         np.testing.assert_allclose(np.quantile(found, quantiles), np.quantile(usual, quantiles), rtol=0.05)
 
-    def test_are_lent_by_any_initializer(self):
+    @pytest.mark.slow
+    def test_dog_derivative_lent_norms(self):
+        """Are lent by any initializer."""
         lender = variance_scaling(2.0, "fan_out", "uniform")
         found = norms(dog_derivative(EDGES, norm_of=lender)(KEY, (7, 7, 1, 50)))
         np.testing.assert_allclose(
@@ -121,7 +138,7 @@ class TestNorms:
 
 
 class TestShapes:
-    def test_are_members_of_their_families(self):
+    def test_shapes_families(self):
         """With the shares of the default; the fitter need not find one family where two say the same."""
         fit = fit_kernels(kernels_of(dog_derivative(), 400))
         assert np.median(fit.r2) > 0.99999
@@ -129,7 +146,9 @@ class TestShapes:
         shares = np.bincount(fit.family, minlength=4) / 400
         assert np.all(np.abs(shares - 0.25) < 4 * (0.25 * 0.75 / 400) ** 0.5), shares
 
-    def test_parameters_lie_where_they_were_asked_for(self):
+    @pytest.mark.slow
+    def test_shapes_parameters(self):
+        """Parameters lie where they were asked for."""
         shapes = Shapes({"d1": 1.0}, sigma_px=(0.8, 1.4), center_px=0.3)
         found = fit_kernels(kernels_of(dog_derivative(shapes), 300), ["d1"]).parameters["d1"].T
         _, _, theta, x0, y0, sigma = found
@@ -140,23 +159,28 @@ class TestShapes:
         assert np.log(sigma).mean() == pytest.approx(np.log(0.8 * 1.4) / 2, abs=4 * 0.56 / 12**0.5 / 300**0.5)
         assert abs(np.exp(1j * theta).mean()) < 4 / 600**0.5 * 2**0.5
 
-    def test_families_come_in_their_shares(self):
+    def test_shapes_weights(self):
+        """Families come in their shares."""
         kernels = kernels_of(dog_derivative(Shapes({"gaussian": 3.0, "d1": 1.0})), 3000)
         # A Gaussian is far from zero on average, a derivative within half a tap and truncation is not.
         mean = np.abs(kernels.mean(axis=(1, 2))) / np.linalg.norm(kernels, axis=(1, 2))
         share = np.mean(mean > 0.03)
         assert share == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 3000) ** 0.5 + 0.01)
 
-    def test_signs_are_even(self):
+    def test_shapes_signs(self):
         kernels = kernels_of(dog_derivative(Shapes({"gaussian": 1.0})), 2000)
         assert np.mean(kernels.mean(axis=(1, 2)) > 0) == pytest.approx(0.5, abs=4 * 0.5 / 2000**0.5)
 
-    def test_every_family_can_be_drawn(self):
+    @pytest.mark.slow
+    def test_shapes_all_families(self):
+        """Every family can be drawn."""
         kernels = kernels_of(dog_derivative(Shapes(dict.fromkeys(BUILTIN_FAMILIES, 1.0))), 200)
         assert np.isfinite(kernels).all()
         assert np.all(norms(np.moveaxis(kernels, 0, -1)[:, :, None]) > 0)
 
-    def test_noise_is_relative_to_the_kernel(self):
+    @pytest.mark.slow
+    def test_dog_derivative_noise(self):
+        """Noise is relative to the kernel."""
         plain, noisy = (kernels_of(dog_derivative(EDGES, noise=share), 2000) for share in (0.0, 0.5))
         cosine = np.sum(plain * noisy, axis=(1, 2)) / np.sum(plain**2, axis=(1, 2))
         # Of the same key only the noise differs: the kernel keeps 1 of 1 + 0.5² of the energy.
@@ -164,7 +188,9 @@ class TestShapes:
 
 
 class TestFitted:
-    def test_keeps_the_shares_of_labels(self, fit):
+    @pytest.mark.slow
+    def test_fitted_labels(self, fit):
+        """Keeps the shares of labels."""
         count = 600
         good = np.flatnonzero(fit.r2 >= 0.8)
         assert 110 < len(good) < 125
@@ -180,7 +206,9 @@ class TestFitted:
             slack = 4 * (share * (1 - share) / count) ** 0.5
             assert np.mean(found == label) == pytest.approx(share, abs=slack), label
 
-    def test_the_fitter_finds_the_same_labels_again(self, fit):
+    @pytest.mark.slow
+    def test_fitted_refit(self, fit):
+        """The fitter finds the same labels again."""
         again = label_fits(fit_kernels(kernels_of(dog_derivative(Fitted(fit, jitter=0.02)), 300)))
         wanted = label_fits(fit)[fit.r2 >= 0.8]
         for start in ("d1", "on", "off"):
@@ -188,7 +216,8 @@ class TestFitted:
             found = np.mean([label.startswith(start) for label in again])
             assert found == pytest.approx(share, abs=4 * (share * (1 - share) / 300) ** 0.5)
 
-    def test_jitter_moves_the_parameters_by_as_much(self, fit):
+    def test_fitted_jitter(self, fit):
+        """Jitter moves the parameters by as much."""
         edges = jax.tree.map(lambda leaf: leaf[:1], fit)
         jittered = kernels_of(dog_derivative(Fitted(edges, jitter=0.1)), 400)
         _, _, theta, x0, y0, sigma = fit_kernels(jittered, ["d1"]).parameters["d1"].T
@@ -197,11 +226,13 @@ class TestFitted:
             assert error.std() == pytest.approx(0.1, rel=0.15)
             assert abs(error.mean()) < 0.02
 
-    def test_serves_other_sizes(self, fit):
+    @pytest.mark.slow
+    def test_fitted_other_size(self, fit):
         edges = jax.tree.map(lambda leaf: leaf[:60], fit)
         larger = kernels_of(dog_derivative(edges), 20, size=9)
         assert fit_kernels(larger, ["d1"]).r2.min() > 0.999
 
-    def test_no_kernel_good_enough(self, fit):
+    def test_fitted_none_good(self, fit):
+        """No kernel good enough."""
         with pytest.raises(ValueError, match=r"none of the 140 fitted kernels has an R² of 1.1"):
             Fitted(fit, least_r2=1.1)

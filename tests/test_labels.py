@@ -85,15 +85,18 @@ def labels(result) -> np.ndarray:
 
 
 @pytest.mark.parametrize("row", range(len(CASES)), ids=[label for label, _ in CASES])
-def test_drawn_kernels_get_their_name(labels, row):
+def test_label_fits_drawings(labels, row):
+    """Drawn kernels get their name."""
     assert labels[row] == CASES[row][0]
 
 
-def test_noise_is_unclear_and_a_constant_unfitted(labels):
+def test_label_fits_noise_and_constant(labels):
+    """Noise is unclear and a constant unfitted."""
     assert list(labels[len(CASES) :]) == ["unclear", "unfitted", "unfitted"]
 
 
-def test_labels_are_listed_once_and_every_one_is_drawn(labels):
+def test_labels_complete(labels):
+    """Labels are listed once and every one is drawn."""
     assert len(set(LABELS)) == len(LABELS)
     assert set(labels) == set(LABELS)
 
@@ -107,7 +110,8 @@ def lobe(image: np.ndarray) -> np.ndarray:
     return np.array([np.average(axis, weights=bright) - np.average(axis, weights=dark) for axis in (x, y)])
 
 
-def test_compass_points_where_the_bright_lobe_is_seen(drawn, labels):
+def test_label_fits_compass(drawn, labels):
+    """Compass points where the bright lobe is seen."""
     seen = 0
     for image, label in zip(drawn, labels, strict=True):
         if label.startswith("d1-"):
@@ -120,7 +124,7 @@ def test_compass_points_where_the_bright_lobe_is_seen(drawn, labels):
     assert seen == 24
 
 
-def test_bars_lie_as_they_are_seen(drawn, labels):
+def test_label_fits_bars(drawn, labels):
     """Along its own direction a bar keeps its colour: compare the middle's neighbours on the four lines."""
     steps = {"H": (0, 1), "V": (1, 0), "D": (1, 1), "A": (1, -1)}
     middle, seen = SIZE // 2, set()
@@ -139,7 +143,8 @@ def test_bars_lie_as_they_are_seen(drawn, labels):
     assert len(seen) == 8
 
 
-def test_polarity_is_the_colour_of_the_middle(drawn, result, labels):
+def test_label_fits_polarity(drawn, result, labels):
+    """Polarity is the colour of the middle."""
     for image, label in zip(drawn, labels, strict=True):
         if label.endswith(("-centre", "-cross", "-ring")):
             middle = image[SIZE // 2, SIZE // 2] - np.median(image)
@@ -148,7 +153,8 @@ def test_polarity_is_the_colour_of_the_middle(drawn, result, labels):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
-def test_the_threshold_decides_what_is_unclear(result, threshold):
+def test_label_fits_threshold(result, threshold):
+    """The threshold decides what is unclear."""
     labels = label_fits(result, least_r2=threshold)
     np.testing.assert_array_equal(labels == "unclear", result.r2 < threshold)
     np.testing.assert_array_equal(labels == "unfitted", np.isnan(result.r2))
@@ -169,13 +175,14 @@ def relabelled(result, family: str, more: dict[str, float]) -> np.ndarray:
 @pytest.mark.parametrize(
     "family", [name for name in BUILTIN_FAMILIES if name not in ("gaussian", "dog", "d1", "d2")]
 )
-def test_extended_families_go_by_the_rules_of_those_they_extend(result, labels, family):
+def test_label_fits_extended_families(result, labels, family):
+    """Extended families go by the rules of those they extend."""
     more = {"sigma_surround_px": 2.0, "surround_weight": 0.5} if family.startswith("dog_d") else {}
     more |= {"aspect": 1.5, "phi_rad": 0.4} if family.endswith("_elliptic") else {}
     np.testing.assert_array_equal(relabelled(result, family, more), labels)
 
 
-def test_margins_of_rectangles_and_corners_of_even_sizes(result):
+def test_label_fits_margins_and_corners(result):
     """Places in x and y, and the shape; the first Gaussian of the examples stands for all."""
     row = int(np.flatnonzero(result.family == result.family_names.index("gaussian"))[0])
     cases = [

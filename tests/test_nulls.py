@@ -25,7 +25,8 @@ def coloured(n: int, k: int, seed: int) -> np.ndarray:
     return (generator.standard_normal((n, k * k)) @ mix + generator.standard_normal(k * k)).reshape(-1, k, k)
 
 
-def test_white_noise_is_standard_normal():
+def test_white_noise_moments():
+    """White noise is standard normal."""
     taps = white_noise(2000, 7, seed=3)
     assert taps.shape == (2000, 7, 7)
     assert taps.dtype == np.float32
@@ -35,19 +36,22 @@ def test_white_noise_is_standard_normal():
 
 
 @pytest.mark.parametrize("draw", [white_noise, untrained])
-def test_nulls_follow_seed_and_size(draw):
+def test_nulls_seed_and_size(draw):
+    """Nulls follow seed and size."""
     assert np.array_equal(draw(5, 7, 1), draw(5, 7, 1))
     assert not np.array_equal(draw(5, 7, 1), draw(5, 7, 2))
     assert not np.array_equal(draw(5, 7, 1)[:, :5, :5], draw(5, 5, 1))
 
 
-def test_nulls_are_independent_of_each_other():
+def test_nulls_independent():
+    """Nulls are independent of each other."""
     noise, fresh = white_noise(500, 5, 0).ravel(), untrained(500, 5, 0).ravel()
     assert abs(np.corrcoef(noise, fresh)[0, 1]) < 0.05
 
 
 @pytest.mark.parametrize("init", ["trunc_normal", "uniform"])
-def test_untrained_is_what_pytorch_initialises(init):
+def test_untrained_distributions(init):
+    """Untrained is what PyTorch initialises."""
     torch = pytest.importorskip("torch", reason="parity with PyTorch's initialisation needs torch")
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(400, 400, 7, groups=400)
@@ -59,13 +63,15 @@ def test_untrained_is_what_pytorch_initialises(init):
     assert np.isclose(ours.std(), theirs.std(), rtol=0.03)
 
 
-def test_untrained_refuses_an_unknown_initialisation():
+def test_untrained_unknown_init():
+    """Untrained refuses an unknown initialisation."""
     with pytest.raises(ValueError, match="'trunc_normal' or 'uniform', got 'zeros'"):
         untrained(1, 3, 0, init="zeros")
 
 
 @pytest.mark.parametrize("channels", [200, 6])
-def test_covariance_matched_has_the_moments_of_each_layer(channels):
+def test_covariance_matched_moments(channels):
+    """Covariance matched has the moments of each layer."""
     # Six channels of 3x3 taps: a singular covariance.
     layers = [coloured(channels, 3, seed) for seed in (1, 2)]
     group = group_of(*layers)
@@ -79,7 +85,8 @@ def test_covariance_matched_has_the_moments_of_each_layer(channels):
         assert np.allclose(np.cov(drawn, rowvar=False), spread, atol=0.02 * spread.diagonal().max())
 
 
-def test_singular_null_stays_in_the_span_of_its_layer():
+def test_covariance_matched_singular():
+    """Singular null stays in the span of its layer."""
     own = coloured(5, 4, 7)
     kernels, _ = covariance_matched(group_of(own), seed=1, n=50)
     centred = (own - own.mean(0)).reshape(5, -1)
@@ -88,14 +95,16 @@ def test_singular_null_stays_in_the_span_of_its_layer():
     assert np.allclose(centred.T @ coefficients, drawn.T, atol=1e-5)
 
 
-def test_null_kernels_are_shared_among_layers_by_their_kernels():
+def test_covariance_matched_layers():
+    """Null kernels are shared among layers by their kernels."""
     group = group_of(coloured(30, 3, 0), coloured(10, 3, 1))
     assert np.array_equal(covariance_matched(group, 0)[1], group.layer)
     for n in (8, 40, 400):
         assert np.bincount(covariance_matched(group, 0, n)[1]).tolist() == [3 * n // 4, n // 4]
 
 
-def test_flagged_and_lonely_kernels_are_left_out():
+def test_covariance_matched_flagged():
+    """Flagged and lonely kernels are left out."""
     own = coloured(20, 3, 0)
     damaged = np.concatenate([own, np.full((1, 3, 3), np.nan), np.zeros((1, 3, 3)), np.ones((1, 3, 3))])
     lonely = coloured(1, 3, 5)
@@ -105,7 +114,8 @@ def test_flagged_and_lonely_kernels_are_left_out():
     assert np.array_equal(kernels, expected)
 
 
-def test_no_layer_with_a_covariance_gives_no_null():
+def test_covariance_matched_empty():
+    """No layer with a covariance gives no null."""
     kernels, layer = covariance_matched(group_of(coloured(1, 3, 0)), seed=0, n=10)
     assert kernels.shape == (0, 3, 3)
     assert layer.shape == (0,)
@@ -119,7 +129,8 @@ scores = arrays(
 
 
 @given(scores, st.floats(0, 1, exclude_max=True))
-def test_at_most_the_rate_passes_and_no_lower_threshold_does(r2, rate):
+def test_threshold_at_rate_is_least(r2, rate):
+    """At most the rate passes and no lower threshold does."""
     fitted = r2[~np.isnan(r2)].astype(float)
     if not fitted.size:
         with pytest.raises(ValueError, match="no null kernel has an R²"):
@@ -132,6 +143,7 @@ def test_at_most_the_rate_passes_and_no_lower_threshold_does(r2, rate):
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
-def test_a_rate_is_a_share(rate):
+def test_threshold_at_rate_errors(rate):
+    """A rate is a share."""
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         threshold_at_rate([0.5], rate)

@@ -40,7 +40,8 @@ def assert_same_rows(found: polars.DataFrame, table: polars.DataFrame):
 
 
 class TestRows:
-    def test_are_those_of_a_fit_in_memory(self, kernels, table, tmp_path):
+    def test_fit_parquet_rows(self, kernels, table, tmp_path):
+        """Are those of a fit in memory."""
         calls = []
         done = fit(kernels, tmp_path / "new" / "fits", progress=lambda *call: calls.append(call))
         assert_same_rows(rows_of(done.folder), table)
@@ -52,7 +53,8 @@ class TestRows:
         assert (done.statuses["constant"], done.statuses["nonfinite"]) == (51, 1)
         assert sum(done.statuses.values()) == 260
 
-    def test_files_share_a_schema_and_hold_whole_numbers_of_rows(self, kernels, tmp_path):
+    def test_fit_parquet_files(self, kernels, tmp_path):
+        """Files share a schema and hold whole numbers of rows."""
         fit(kernels, tmp_path)
         files = sorted(tmp_path.glob("*.parquet"))
         assert [polars.scan_parquet(f).select(polars.len()).collect().item() for f in files] == [50] * 5 + [
@@ -61,7 +63,8 @@ class TestRows:
         assert len({str(polars.read_parquet_schema(f)) for f in files}) == 1
         assert {path.suffix for path in tmp_path.iterdir()} == {".parquet", ".json"}
 
-    def test_blocks_of_any_length_may_come(self, kernels, table, tmp_path):
+    def test_fit_parquet_blocks(self, kernels, table, tmp_path):
+        """Blocks of any length may come."""
         calls = []
         blocks = np.split(kernels, [0, 7, 130, 131])
         done = fit(iter(blocks), tmp_path, progress=lambda *call: calls.append(call))
@@ -69,22 +72,34 @@ class TestRows:
         assert done.kernels == 260
         assert calls[-1] == (260, None)
 
-    def test_memory_mapped_files_are_read_as_they_go(self, kernels, table, tmp_path):
+    def test_fit_parquet_memory_map(self, kernels, table, tmp_path):
+        """Memory mapped files are read as they go."""
         np.save(tmp_path / "kernels.npy", kernels)
         fit(np.load(tmp_path / "kernels.npy", mmap_mode="r"), tmp_path / "fits")
         assert_same_rows(rows_of(tmp_path / "fits"), table)
 
-    def test_weights_bounds_and_config_reach_the_fit(self, kernels, tmp_path):
-        weights = np.random.default_rng(1).uniform(0.5, 1.0, (5, 5))
-        config = FitConfig(effort=2, criterion="aicc")
-        options = {"weights": weights, "bounds": {"sigma_px": (0.5, 1.0)}, "config": config}
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"config": FitConfig(effort=2, criterion="aicc")},
+            pytest.param(
+                {"weights": np.linspace(0.5, 1.0, 25).reshape(5, 5), "bounds": {"sigma_px": (0.5, 1.0)}},
+                marks=pytest.mark.slow,
+            ),
+        ],
+        ids=["config", "weights and bounds"],
+    )
+    def test_fit_parquet_options(self, kernels, tmp_path, options):
+        """Options reach the fit."""
         fit_parquet(kernels[:20], tmp_path, ["gaussian"], **options)
         assert_same_rows(rows_of(tmp_path), fit_kernels(kernels[:20], ["gaussian"], **options).table())
 
 
 class TestInterrupted:
     @pytest.mark.parametrize("as_blocks", [False, True], ids=["array", "blocks"])
-    def test_goes_on_behind_the_last_whole_file(self, kernels, table, tmp_path, as_blocks):
+    def test_fit_parquet_continues(self, kernels, table, tmp_path, as_blocks):
+        """Goes on behind the last whole file."""
+
         def given():
             return iter(np.split(kernels, 7 * np.arange(1, 30))) if as_blocks else kernels
 
@@ -101,13 +116,16 @@ class TestInterrupted:
         assert_same_rows(rows_of(tmp_path), table)
         assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
-    def test_a_finished_run_returns_at_once(self, kernels, tmp_path):
+    def test_fit_parquet_finished(self, kernels, tmp_path):
+        """A finished run returns at once."""
         first = fit(kernels, tmp_path)
         again = fit(kernels, tmp_path, progress=lambda *_: pytest.fail("it fitted again"))
         assert again.continued_from == 260
         assert (again.families, again.statuses) == (first.families, first.statuses)
 
-    def test_an_error_leaves_no_part_of_a_file(self, kernels, tmp_path):
+    def test_fit_parquet_error_in_blocks(self, kernels, tmp_path):
+        """An error leaves no part of a file."""
+
         def blocks():
             yield kernels[:60]
             raise OSError("the disk of the kernels is gone")
@@ -129,12 +147,12 @@ class TestRefusals:
         ],
         ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
     )
-    def test_other_settings(self, kernels, tmp_path, change, named):
+    def test_fit_parquet_other_settings(self, kernels, tmp_path, change, named):
         fit(kernels[:50], tmp_path)
         with pytest.raises(DogfitError, match=f"fits of another run: it differs in {named}$"):
             fit(kernels[:50], tmp_path, **change)
 
-    def test_other_kernels(self, kernels, tmp_path):
+    def test_fit_parquet_other_kernels(self, kernels, tmp_path):
         fit(kernels[:50], tmp_path)
         with pytest.raises(DogfitError, match=r"it differs in kernels$"):
             fit(kernels[:51], tmp_path)
@@ -143,20 +161,22 @@ class TestRefusals:
         with pytest.raises(DogfitError, match=r"it differs in families$"):
             fit_parquet(kernels[:50], tmp_path, ["d1"], rows_per_file=50)
 
-    def test_places_that_are_taken(self, kernels, tmp_path):
+    def test_fit_parquet_taken_folder(self, kernels, tmp_path):
+        """Places that are taken."""
         (tmp_path / "thesis.tex").touch()
         with pytest.raises(DogfitError, match=r"holds thesis.tex; give a folder, new or empty"):
             fit(kernels, tmp_path)
         with pytest.raises(DogfitError, match="is a file"):
             fit(kernels, tmp_path / "thesis.tex")
 
-    def test_a_missing_file(self, kernels, tmp_path):
+    def test_fit_parquet_missing_file(self, kernels, tmp_path):
         fit(kernels, tmp_path)
         (tmp_path / "rows-000000000050-000000000100.parquet").unlink()
         with pytest.raises(DogfitError, match="lacks the file of rows 50 to 100"):
             fit(kernels, tmp_path)
 
-    def test_what_cannot_be_fitted_leaves_the_folder_free(self, kernels, tmp_path):
+    def test_fit_parquet_bad_input(self, kernels, tmp_path):
+        """What cannot be fitted leaves the folder free."""
         with pytest.raises(ValueError, match=r"must be \[n, h, w\]"):
             fit(kernels[0], tmp_path)
         with pytest.raises(ValueError, match="there are no kernels to fit"):

@@ -53,21 +53,25 @@ def shares(kernels) -> np.ndarray:
 
 
 class TestValue:
-    def test_is_the_least_unexplained_share_of_a_full_fit(self, kernels, shares):
+    def test_dog_penalty_of_full_fit(self, kernels, shares):
+        """Is the least unexplained share of a full fit."""
         fit = fit_kernels(kernels, FAMILIES)
         np.testing.assert_allclose(shares, 1 - fit.r2_by_family.max(axis=1), atol=1e-5)
         assert compiled(kernels) == pytest.approx(shares.mean(), abs=1e-6)
         # The choice by BIC is another: it charges for parameters.
         assert np.all(shares <= 1 - fit.r2 + 1e-5)
 
-    def test_energy_counts_kernels_by_their_energy(self, kernels, shares):
+    @pytest.mark.slow
+    def test_dog_penalty_energy(self, kernels, shares):
+        """Energy counts kernels by their energy."""
         scaled = kernels * np.geomspace(0.01, 10, len(kernels), dtype=np.float32)[:, None, None]
         energy = ((scaled - scaled.mean(axis=(1, 2), keepdims=True)) ** 2).sum(axis=(1, 2))
         wanted = np.sum(energy * shares) / energy.sum()
         assert compiled(scaled, reduce="energy") == pytest.approx(wanted, abs=1e-5)
         assert compiled(1e-8 * scaled, reduce="energy") == pytest.approx(wanted, abs=1e-5)
 
-    def test_members_of_a_family_have_none(self):
+    def test_dog_penalty_members(self):
+        """Members of a family have none."""
         assert compiled(noisy_drawings(16, 0.0).astype(np.float32)) < 1e-5
 
     @pytest.mark.parametrize(
@@ -80,10 +84,12 @@ class TestValue:
         ],
         ids=["turned", "transposed", "mirrored", "of other gain and offset"],
     )
-    def test_is_the_same_for_kernels(self, kernels, shares, turn):
+    def test_dog_penalty_images(self, kernels, shares, turn):
+        """Is the same for kernels."""
         np.testing.assert_allclose(compiled(turn(kernels).copy(), reduce="none"), shares, atol=2e-4)
 
-    def test_layouts_are_told_by_their_one(self, kernels):
+    def test_depthwise_kernels_layouts(self, kernels):
+        """Layouts are told by their one."""
         flax, torch = np.moveaxis(kernels, 0, -1)[:, :, None], kernels[:, None]
         for layout in (kernels, flax, torch):
             np.testing.assert_array_equal(depthwise_kernels(jnp.asarray(layout)), kernels)
@@ -91,7 +97,8 @@ class TestValue:
             assert depthwise_kernels(jnp.asarray(oblong)).shape == (2, 6, 5)
 
     @pytest.mark.slow
-    def test_low_precision_is_fitted_in_float32(self, kernels):
+    def test_dog_penalty_low_precision(self, kernels):
+        """Low precision is fitted in float32."""
         value, gradient = with_gradient(jnp.asarray(kernels, jnp.bfloat16))
         assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
         assert value == pytest.approx(float(compiled(kernels)), abs=5e-3)
@@ -99,7 +106,7 @@ class TestValue:
 
 class TestGradient:
     @pytest.mark.slow
-    def test_in_float64_against_differences(self):
+    def test_dog_penalty_gradient_differences(self):
         """Displaced kernels are fitted anew: that templates may count as constant is what is tested."""
         step, rows, ways = 1e-5, 3, 3
 
@@ -124,13 +131,15 @@ class TestGradient:
         assert np.abs(wanted).max() > 0.1
 
     @pytest.mark.parametrize("reduce", ["mean", pytest.param("energy", marks=pytest.mark.slow)])
-    def test_saves_nothing_by_scale_or_offset(self, kernels, reduce):
+    def test_dog_penalty_gradient_scale_and_offset(self, kernels, reduce):
+        """Saves nothing by scale or offset."""
         gradient = np.asarray(with_gradient(kernels, reduce=reduce)[1])
         assert abs(np.sum(gradient * kernels)) < 1e-4 * np.abs(gradient).max()
         assert np.abs(gradient.sum(axis=(1, 2))).max() < 1e-4 * np.abs(gradient).max()
 
     @pytest.mark.slow
-    def test_faint_kernels_are_pulled_gently_by_energy(self, kernels):
+    def test_dog_penalty_gradient_faint(self, kernels):
+        """Faint kernels are pulled gently by energy."""
         faint = kernels.copy()
         faint[0] *= 1e-3
         pull = {r: np.linalg.norm(with_gradient(faint, reduce=r)[1][0]) for r in ("mean", "energy")}
@@ -139,7 +148,8 @@ class TestGradient:
         assert pull["energy"] < 1e-2 * usual["energy"]
 
     @pytest.mark.parametrize("reduce", ["mean", pytest.param("energy", marks=pytest.mark.slow)])
-    def test_kernels_without_a_shape_have_none_and_harm_none(self, kernels, reduce):
+    def test_dog_penalty_broken_kernels(self, kernels, reduce):
+        """Kernels without a shape have none and harm none."""
         sound_value, sound = with_gradient(kernels, reduce=reduce)
         spoilt = kernels.copy()
         spoilt[:6] = 0.0
@@ -152,7 +162,7 @@ class TestGradient:
             assert value < sound_value
             np.testing.assert_allclose(gradient[6:], sound[6:], atol=1e-5)
 
-    def test_costs_no_second_search(self, kernels):
+    def test_dog_penalty_gradient_one_search(self, kernels):
         """Loops and foreign calls are the search; the gradient has those of the value and no others."""
 
         def searches(function) -> list[int]:
@@ -164,11 +174,13 @@ class TestGradient:
 
 
 class TestInside:
-    def test_vmap_over_models(self, kernels, shares):
+    @pytest.mark.slow
+    def test_dog_penalty_vmap(self, kernels, shares):
         values = jax.jit(jax.vmap(penalty))(kernels.reshape(4, 4, SIZE, SIZE))
         np.testing.assert_allclose(values, shares.reshape(4, 4).mean(axis=1), atol=1e-5)
 
-    def test_shard_map(self, kernels):
+    @pytest.mark.slow
+    def test_dog_penalty_shard_map(self, kernels):
         def mean(own):
             return lax.pmean(penalty(own), "data")
 
@@ -180,7 +192,8 @@ class TestInside:
         np.testing.assert_allclose(gradient, wanted, atol=1e-5)
 
     @pytest.mark.slow
-    def test_training_by_it_alone_makes_members_of_noise(self):
+    def test_dog_penalty_training(self):
+        """Training by it alone makes members of noise."""
         noise = np.random.default_rng(2).normal(size=(SIZE, SIZE, 1, 8)).astype(np.float32)
         optimiser = optax.adam(0.05)
 
@@ -200,11 +213,12 @@ class TestErrors:
     @pytest.mark.parametrize(
         "shape", [(5, 5), (5, 5, 3, 8), (5, 5, 1, 1, 8), (1, 5, 5, 8)], ids=lambda shape: str(len(shape))
     )
-    def test_shapes_that_are_not_depthwise(self, shape):
+    def test_dog_penalty_shape_errors(self, shape):
+        """Shapes that are not depthwise."""
         with pytest.raises(ValueError, match=r"\[h, w, 1, n\] or \[n, 1, h, w\], got shape"):
             dog_penalty(jnp.zeros(shape))
 
-    def test_others(self):
+    def test_dog_penalty_errors(self):
         with pytest.raises(ValueError, match="reduce must be one of mean, energy, none, got 'sum'"):
             dog_penalty(jnp.zeros((2, 5, 5)), reduce="sum")  # pyright: ignore[reportArgumentType]
         with pytest.raises(ValueError, match=r"no kernel in weights of shape \(0, 5, 5\)"):
@@ -215,7 +229,8 @@ class TestErrors:
             dog_penalty(jnp.zeros((2, 2, 2)))
 
 
-def test_a_gaussian_beside_a_dog_is_no_nearer():
+@pytest.mark.slow
+def test_dog_penalty_nested_families():
     """What lets the Gaussian be left out of the search."""
     kernels = noisy_drawings(12, 0.3, seed=3).astype(np.float32)
     scores = fit_kernels(kernels, ("gaussian", "dog"), config=QUICK).r2_by_family

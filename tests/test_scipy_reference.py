@@ -29,7 +29,8 @@ def cases():
 
 
 @pytest.mark.parametrize("family", REFERENCE_FAMILIES)
-def test_spans_hold_the_textbook_formulas(family):
+def test_basis_spans_textbook(family):
+    """Spans hold the textbook formulas."""
     drawn = {"x0": 0.4, "y0": -0.7, "sigma": 0.9, "theta": 0.5, "gains": (1.0, -0.4), "surround": 1.7}
     drawn |= {"surround_weight": 0.6, "e": (0.7, -0.9) if REFERENCE_FAMILIES[family].elliptic else (0.0, 0.0)}
     x = [drawn["x0"], drawn["y0"], np.log(0.9)]
@@ -44,7 +45,8 @@ def test_spans_hold_the_textbook_formulas(family):
     np.testing.assert_allclose(q @ (q.T @ centred), centred, atol=1e-9 * np.linalg.norm(centred))
 
 
-def test_sampled_profiles_are_values_of_derivatives():
+def test_scaled_profiles_sampled():
+    """Sampled profiles are values of derivatives."""
     taps, step = np.arange(5) - 2 - 0.3, 1e-3
     density = [norm.pdf(taps + i * step, scale=0.8) for i in (-1, 0, 1)]
     wanted = [density[1], 0.8 * (density[2] - density[0]) / (2 * step)]
@@ -54,7 +56,8 @@ def test_sampled_profiles_are_values_of_derivatives():
 
 @pytest.mark.parametrize("center", [-2.5, -1.0, 0.0, 0.5, 1.5])
 @pytest.mark.parametrize("size", [4, 7])
-def test_discrete_profiles_have_their_transfer_function(center, size):
+def test_scaled_profiles_discrete(center, size):
+    """Discrete profiles have their transfer function."""
     sigma, orders = 0.7, 5
     angle = (np.arange(4000) + 0.5) / 4000 * 2 * np.pi - np.pi
     distance = np.arange(size) - (size - 1) / 2 - center
@@ -68,7 +71,8 @@ def test_discrete_profiles_have_their_transfer_function(center, size):
 
 
 @pytest.mark.parametrize(("family", "profile"), cases())
-def test_jacobian_is_the_slope_of_the_residual(family, profile):
+def test_jacobian_differences(family, profile):
+    """Jacobian is the slope of the residual."""
     generator = np.random.default_rng(3)
     reference = Reference(family, SHAPE, profile=profile, weights=generator.uniform(0.2, 1, SHAPE))
     problem = Problem(reference, reference.normalised(generator.normal(size=SHAPE))[0])
@@ -83,7 +87,8 @@ def test_jacobian_is_the_slope_of_the_residual(family, profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("family", ["gaussian", "d1", "d2"])
-def test_finds_what_was_drawn(family, profile):
+def test_reference_fit_drawings(family, profile):
+    """Finds what was drawn."""
     x = np.array([0.5, -1.0, np.log(1.1)])
     columns = basis(family, x, SHAPE, profile)
     kernel = (columns @ [0.3, 1.0, -0.5, 0.7][: columns.shape[1]]).reshape(SHAPE)
@@ -92,7 +97,7 @@ def test_finds_what_was_drawn(family, profile):
     np.testing.assert_allclose(found, x, atol=1e-6)
 
 
-def test_finds_an_ellipse():
+def test_reference_fit_ellipse():
     x = np.array([0.3, -0.6, np.log(1.1), 0.8, -0.5])
     columns = basis("d1_elliptic", x, 5)
     reference = Reference("d1_elliptic", 5)
@@ -102,7 +107,8 @@ def test_finds_an_ellipse():
     np.testing.assert_allclose(found, x, atol=1e-6)
 
 
-def test_no_random_start_ends_lower():
+def test_reference_fit_no_lower_start():
+    """No random start ends lower."""
     kernel = np.random.default_rng(5).normal(size=(5, 5))
     reference = Reference("d2", 5)
     cost, _ = reference.fit(kernel)
@@ -113,7 +119,8 @@ def test_no_random_start_ends_lower():
     assert cost <= min(others) * norm_**2 + 1e-10
 
 
-def test_weightless_taps_do_not_count():
+def test_reference_fit_masked():
+    """Weightless taps do not count."""
     x = np.array([0.4, -0.2, np.log(0.9)])
     kernel = (basis("d1", x, 5) @ [0.3, 1.0, -0.5]).reshape(5, 5)
     weights = np.ones((5, 5))
@@ -123,7 +130,8 @@ def test_weightless_taps_do_not_count():
     np.testing.assert_allclose(found, x, atol=1e-6)
 
 
-def test_stays_within_the_bounds_it_is_given():
+def test_reference_fit_bounds():
+    """Stays within the bounds it is given."""
     x = np.array([0.4, -0.2, np.log(0.9)])
     kernel = (basis("d1", x, 5) @ [0.3, 1.0, -0.5]).reshape(5, 5)
     low, high = bounds("d1", 5)

@@ -34,7 +34,8 @@ def fit():
 
 
 class TestBootstrap:
-    def test_intervals_cover_what_they_should_where_noise_is_small(self, fit):
+    def test_bootstrap_coverage_edges(self, fit):
+        """Intervals cover what they should where noise is small."""
         table = bootstrap_coverage(fit, draws=30, seed=1)
         assert table["family"].unique().to_list() == ["d1"]
         assert table["parameter"].to_list() == list(BUILTIN_FAMILIES["d1"].names)
@@ -45,7 +46,8 @@ class TestBootstrap:
         assert (table["covered_t"] >= table["covered"]).all()
         assert ((table["low"] < table["covered"]) & (table["covered"] < table["high"])).all()
 
-    def test_rows_at_bounds_are_not_drawn_but_counted(self, fit):
+    def test_bootstrap_at_bound(self, fit):
+        """Rows at bounds are not drawn but counted."""
         found, left_out = bootstrap(fit, draws=2)
         usable = fit.status == Status.CONVERGED
         assert left_out == np.sum(~usable) - 1  # the constant is not a fit
@@ -56,18 +58,19 @@ class TestBootstrap:
         assert drawn <= {tuple(row) for row in fit.parameters["d1"][usable]}
         assert coverage.freedom == 49 - 6
 
-    def test_the_sample_is_drawn_without_repeats_and_by_seed(self, fit):
+    def test_bootstrap_sample(self, fit):
+        """The sample is drawn without repeats and by seed."""
         one, same, other = (bootstrap(fit, sample=20, seed=seed)[0]["d1"] for seed in (3, 3, 4))
         assert len(one.truth) == len(np.unique(one.truth, axis=0)) <= 20
         np.testing.assert_array_equal(one.error, same.error)
         assert not np.array_equal(one.truth, other.truth)
 
-    def test_nothing_to_draw(self):
+    def test_bootstrap_coverage_nothing(self):
         fit = fit_kernels(np.ones((2, 7, 7), np.float32), ["d1"])
         with pytest.raises(ValueError, match="none of the 2 kernels converged inside the bounds"):
             bootstrap_coverage(fit)
 
-    def test_numbers_below_one(self, fit):
+    def test_bootstrap_coverage_numbers(self, fit):
         with pytest.raises(ValueError, match="at least 1, got 0 and 1"):
             bootstrap_coverage(fit, sample=0)
 
@@ -87,7 +90,8 @@ def test_draw_noise_weights(fit):
 
 
 class TestErrors:
-    def test_directions_have_a_period_of_a_turn_and_axes_of_half_a_turn(self):
+    def test_error_periods(self):
+        """Directions have a period of a turn and axes of half a turn."""
         for name, wanted in (("d1", [0.2, np.pi - 0.1]), ("d2", [0.2, -0.1])):
             family = BUILTIN_FAMILIES[name]
             truth = np.ones((2, len(family.names)))
@@ -100,7 +104,8 @@ class TestErrors:
                 estimate[:, family.names.index("amplitude_2")] = 0.3
             np.testing.assert_allclose(_error(family, estimate, truth)[:, theta], wanted, atol=1e-12)
 
-    def test_axes_of_like_gains_may_change_names(self):
+    def test_error_swapped_axes(self):
+        """Axes of like gains may change names."""
         family = BUILTIN_FAMILIES["d2"]
         at = {name: column for column, name in enumerate(family.names)}
         truth = np.zeros((1, len(family.names)))
@@ -112,7 +117,8 @@ class TestErrors:
         assert error[at["amplitude_2"]] == pytest.approx(-0.05)
         assert error[at["theta_rad"]] == pytest.approx(0.02)
 
-    def test_an_interval_without_an_error_is_not_counted(self):
+    def test_covered_unknown_error(self):
+        """An interval without an error is not counted."""
         one = np.array([[0.5, 0.5, 2.0]])
         found = Coverage(
             BUILTIN_FAMILIES["d1"], one, one, np.array([[1.0, np.nan, 1.0]]), np.ones(1), 4, 0, 0

@@ -129,14 +129,13 @@ def custom_family(
       >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> import dogfit
-      >>> def ridge(x, y, x0_px, width_px):
-      ...     return (jnp.exp(-(((x - x0_px) / width_px) ** 2)),)
-      >>> ranges = {"x0_px": dogfit.SearchRange(-1, 1, 3), "width_px": dogfit.SearchRange(0.5, 2, 2)}
-      >>> family = dogfit.custom_family("ridge", ridge, ranges, gains=("gain",))
+      >>> def ridge(x, y, x0_px):
+      ...     return (jnp.exp(-((x - x0_px) ** 2)),)
+      >>> family = dogfit.custom_family("ridge", ridge, {"x0_px": dogfit.SearchRange(-1, 1, 3)}, ("gain",))
       >>> x = np.arange(-2.0, 3.0)[None, :] + np.zeros((5, 1))
       >>> fit = dogfit.fit_kernel(3 * np.exp(-((x - 0.5) ** 2)), [family])
-      >>> dict(zip(family.names, fit.parameters["ridge"].round(2).tolist()))["width_px"]
-      1.0
+      >>> print(*family.names, *fit.parameters["ridge"].round(2))
+      offset gain x0_px 0.0 3.0 0.5
     """
     if name in BUILTIN_FAMILIES:
         raise ValueError(f"{name} is the name of a family built in; choose another")
