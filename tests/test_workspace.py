@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,9 +186,13 @@ def test_workspace_refuses_another_run_unless_told_to_overwrite(tmp_path):
     finish(out, "f")
     (out / "notes.txt").write_text("mine")
     with (
-        pytest.raises(OutputError, match="other inputs or settings; give another --out, or --overwrite"),
+        pytest.raises(OutputError, match="a run with other inputs or settings; give another --out, or --"),
         Workspace(out, "g", "gs"),
     ):
+        pass
+    # The record alone says whose results these are.
+    shutil.rmtree(out / ".dogfit")
+    with pytest.raises(OutputError, match="holds a run with other inputs"), Workspace(out, "g", "gs"):
         pass
     assert (out / "summary.json").read_bytes() == b"one"
     finish(out, "g", overwrite=True, mark=b"two")
