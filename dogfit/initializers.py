@@ -235,5 +235,5 @@ def _draw_fitted(
 
 
 def _pick(images: list[Float[Array, "n h w"]], kind: Int[Array, " n"]) -> Float[Array, "n h w"]:
-    """Of each kernel the image of its kind."""
+    """Pick the image of each kernel's kind."""
     return jnp.take_along_axis(jnp.stack(images), kind[None, :, None, None].astype(jnp.int32), axis=0)[0]

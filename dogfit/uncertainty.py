@@ -195,13 +195,13 @@ def _redraw(
     kept = refit.status == Status.CONVERGED
     truth = np.asarray(chosen.parameters[family.name], np.float64)
     estimate = np.asarray(refit.parameters[family.name], np.float64)
-    centred = templates - templates.mean(axis=(1, 2), keepdims=True)
+    centered = templates - templates.mean(axis=(1, 2), keepdims=True)
     return Coverage(
         family,
         truth[kept],
         _error(family, estimate[kept], truth[kept]),
         refit.standard_errors()[family.name][kept],
-        (np.sqrt((centred**2).sum(axis=(1, 2))) / level)[kept],
+        (np.sqrt((centered**2).sum(axis=(1, 2))) / level)[kept],
         int(np.median(chosen.n_taps)) - len(family.parameters),
         int(np.sum(refit.status == Status.AT_BOUND)),
         int(np.sum(~kept & (refit.status != Status.AT_BOUND))),

@@ -21,7 +21,7 @@ from dogfit.kernels.types import Box
 
 
 class Task(NamedTuple):
-    """What is fitted to every kernel of a call.
+    """Families and settings that every kernel of a call is fitted with.
 
     Attributes:
       families: those fitted.

@@ -37,7 +37,7 @@ class Composite:
 
     @property
     def pays(self) -> Bool[np.ndarray, " n"]:
-        """Whether the sum's criterion is the lesser."""
+        """True where the sum's criterion is the lesser."""
         return self.bic[:, 1] < self.bic[:, 0]
 
     def templates(self) -> Float[np.ndarray, "n h w"]:
@@ -87,8 +87,8 @@ def fit_composites(
     kernels = np.asarray(kernels, np.asarray(single.r2).dtype)
     first = single
     second = fit_kernels(kernels - first.templates(), families, config=config)
-    centred = kernels - kernels.mean(axis=(1, 2), keepdims=True)
-    energy = np.einsum("nhw,nhw->n", centred, centred, dtype=np.float64)
+    centered = kernels - kernels.mean(axis=(1, 2), keepdims=True)
+    energy = np.einsum("nhw,nhw->n", centered, centered, dtype=np.float64)
     best = _explained(kernels, first, second, energy)
     swept = np.zeros(len(kernels), np.int32)
     moving = np.flatnonzero(np.isfinite(best))
@@ -132,8 +132,8 @@ def _criteria(
     alone = bic(np.asarray(single.r2, np.float64), free[np.asarray(single.family)])
     # A second part that found nothing left to fit has no parameters to pay for, and gains nothing.
     absent = np.asarray(second.family) < 0
-    together = free[np.asarray(first.family)] + free[np.asarray(second.family)] - 1
-    return np.stack([alone, np.where(absent, np.inf, bic(r2, together))], axis=1)
+    summed = free[np.asarray(first.family)] + free[np.asarray(second.family)] - 1
+    return np.stack([alone, np.where(absent, np.inf, bic(r2, summed))], axis=1)
 
 
 def _rows(result: FitResult, rows: np.ndarray) -> FitResult:

@@ -1,4 +1,4 @@
-"""How a fit is made: the profile, what chooses among families, and how hard to search."""
+"""Settings of a fit: the profile, what chooses among families, and how hard to search."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ MAX_EFFORT = 10
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How a fit is made. The defaults are the ones whose accuracy `benchmarks/fit.py` reports."""
+    """Settings of a fit. The defaults are the ones whose accuracy `benchmarks/fit.py` reports."""
 
     profile: Profile = "integrated"
     """How a function becomes taps: its integral over each tap, its value at the tap's centre, or Lindeberg's

@@ -125,7 +125,7 @@ def _energy_share(kernels: Float[Array, "n h w"], share: Float[Array, " n"]) -> 
     # Scaled before squaring, so that kernels of any magnitude are alike.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(kernels)))
     scaled = kernels / jnp.where(largest > 0, largest, 1.0)
-    centred = scaled - jnp.mean(scaled, axis=(1, 2), keepdims=True)
-    energy = jnp.sum(centred**2, axis=(1, 2))
+    centered = scaled - jnp.mean(scaled, axis=(1, 2), keepdims=True)
+    energy = jnp.sum(centered**2, axis=(1, 2))
     whole = jnp.sum(energy)
     return jnp.sum(energy * share) / jnp.where(whole > 0, whole, 1.0)

@@ -83,9 +83,9 @@ def _errors(
         taps = np.maximum((flat > 0).sum(axis=1), 1)
         # Relative weights, as in the fit.
         jacobian *= np.sqrt(flat * (taps / np.maximum(flat.sum(axis=1), 1e-300))[:, None])[:, :, None]
-    movable = np.asarray(family.model.is_searched)
+    is_searched = np.asarray(family.model.is_searched)
     linear = np.ones((len(at_bound), jacobian.shape[2] - at_bound.shape[1]), bool)
-    free = np.concatenate([linear, ~at_bound & movable], axis=1)
+    free = np.concatenate([linear, ~at_bound & is_searched], axis=1)
     jacobian = np.where(free[:, None, :], jacobian, 0.0)
     norm = np.linalg.norm(jacobian, axis=1)
     norm = np.where(norm > 0, norm, 1.0)
