@@ -10,7 +10,7 @@ from dogfit.fitting.result import Status
 from fit_drawings import leaves_equal, rows_of
 from scipy_reference import Reference, draw
 
-SIZE, FAMILIES = 6, ("d1",)
+SIZE, FAMILIES = 5, ("d1",)
 CONFIG = FitConfig(effort=4)
 
 
@@ -218,18 +218,18 @@ class TestBrokenWeights:
             ):
                 call()
 
-    @pytest.mark.parametrize("shape", [(5, 6), (9, 6, 6), (36,), ()])
+    @pytest.mark.parametrize("shape", [(5, 6), (9, 5, 5), (25,), ()])
     def test_fit_kernels_weight_shapes(self, kernels, shape):
-        told = r"weights must have shape \(6, 6\) or \(10, 6, 6\), got \(" + ", ".join(map(str, shape))
+        told = r"weights must have shape \(5, 5\) or \(10, 5, 5\), got \(" + ", ".join(map(str, shape))
         with pytest.raises(ValueError, match=told):
             fit(kernels, weights=np.ones(shape))
 
     def test_fit_kernel_weight_shape(self, kernels):
         """Shapes of one kernel."""
-        with pytest.raises(ValueError, match=r"weights must have shape \(6, 6\), got \(1, 6, 6\)"):
+        with pytest.raises(ValueError, match=r"weights must have shape \(5, 5\), got \(1, 5, 5\)"):
             fit_kernel(kernels[0], weights=np.ones((1, SIZE, SIZE)))
 
     def test_fit_stream_weight_shape(self, kernels):
         """A stream has shared weights."""
-        with pytest.raises(ValueError, match=r"weights must have shape \(6, 6\), got \(10, 6, 6\)"):
+        with pytest.raises(ValueError, match=r"weights must have shape \(5, 5\), got \(10, 5, 5\)"):
             list(fit_stream([kernels], FAMILIES, weights=np.ones(kernels.shape)))
