@@ -18,7 +18,12 @@ from scipy_reference import draw
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZE = 7
 ENGINES = [
-    pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="needs the C++ search")),
+    # "auto" takes it, and other tests fit by the program that this compiles.
+    pytest.param(
+        "auto",
+        marks=pytest.mark.skipif(not native.available(), reason="needs the C++ search"),
+        id="native",
+    ),
     # XLA takes half a minute to compile four families; `test_fit_engines.py` has one for the default tier.
     pytest.param("xla", marks=pytest.mark.slow),
 ]

@@ -23,7 +23,7 @@ from scipy_reference import Reference
 # Least R² of the master key filters, each by its best family.
 BEST_R2 = (0.945, 0.935, 0.910, 0.966, 0.885, 0.910, 0.995, 0.997)
 # Of optima, in a sample this small.
-LEAST_SHARE = {"native": 0.99, "xla": 0.98}
+LEAST_SHARE = {"auto": 0.99, "xla": 0.98}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
