@@ -55,11 +55,14 @@ def public_functions() -> list[tuple[str, Callable]]:
     return sorted(found.items())
 
 
+FUNCTIONS = public_functions()
+
+
 def test_docstrings_read_alone():
     assert [place for place, text in docstrings() if DEPENDENT.match(text)] == []
 
 
-@pytest.mark.parametrize(("name", "function"), public_functions(), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS, ids=[name for name, _ in FUNCTIONS])
 def test_public_functions_state_arguments_and_results(name, function):
     """`Args` where there are any, `Returns` or `Yields` where something comes back."""
     text = inspect.getdoc(function) or ""
@@ -75,6 +78,6 @@ def test_public_functions_state_arguments_and_results(name, function):
 
 
 def test_public_functions_are_found():
-    names = {name for name, _ in public_functions()}
+    names = {name for name, _ in FUNCTIONS}
     assert {"dogfit.fitting.api.fit_kernels", "dogfit.nulls.white_noise"} <= names
     assert set(dogfit.__all__)
