@@ -1,5 +1,6 @@
 """Starts across the edges of taps."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ def test_move_across_edges(taps, edges):
     """Edges of taps are at halves where the number of taps is odd."""
     rng = np.random.default_rng(0)
     point = np.concatenate([rng.uniform(-2.4, 2.4, (2, 40)), rng.uniform(-1, 1, (3, 40))]).astype(np.float32)
-    moved = np.stack(
-        [
-            move_across_edges(jnp.asarray(point), jnp.full(40, which), (taps, taps), jnp.float32(-1.2))
-            for which in range(N_EDGE_RESTARTS)
-        ]
-    )
+
+    @jax.jit
+    @jax.vmap
+    def move(which):
+        return move_across_edges(jnp.asarray(point), jnp.full(40, which), (taps, taps), jnp.float32(-1.2))
+
+    moved = np.asarray(move(jnp.arange(N_EDGE_RESTARTS)))
     np.testing.assert_array_equal(moved[:, 2], np.float32(-1.2))
     np.testing.assert_array_equal(moved[:, 3:], np.broadcast_to(point[3:], moved[:, 3:].shape))
     for axis in (0, 1):

@@ -170,7 +170,8 @@ def gabor_energy(kernel: np.ndarray, weights: np.ndarray, x: np.ndarray) -> floa
     return float(np.sum((q.T @ kernel) ** 2))
 
 
-@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("weighted", [False, True])
 def test_projected_derivatives_of_a_custom_model(weighted):
     generator = np.random.default_rng(6)
     weights = generator.uniform(0, 1, (KY, KX, ROWS)) if weighted else None
@@ -241,7 +242,8 @@ def test_model_jacobian_of_a_custom_model():
     gains = np.random.default_rng(8).normal(size=(2, 2))
     with jax.enable_x64(True):
         points = [jnp.asarray(p) for p in GABOR_POINTS]
-        found = model_jacobian(GABOR, points, [jnp.asarray(g) for g in gains], (KY, KX))
+        run = jax.jit(lambda p, g: model_jacobian(GABOR, p, g, (KY, KX)), compiler_options=QUICK)
+        found = run(points, [jnp.asarray(g) for g in gains])
         found, scale = jax.tree.map(np.asarray, (found, GABOR.scale(points)))
     for row in range(2):
         for a, change in enumerate(found):

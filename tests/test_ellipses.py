@@ -15,6 +15,7 @@ SHAPES = np.array(
 KX, KY = 7, 5
 CENTER = (0.3, -0.2)
 HIGHEST = 6
+QUICK = {"xla_backend_optimization_level": 0}  # run once: compiling is what takes the time
 
 
 @pytest.mark.parametrize("profile", ["integrated", pytest.param("sampled", marks=pytest.mark.slow)])
@@ -36,7 +37,7 @@ def test_elliptic_images_against_quadrature(profile, dtype, sigma, tolerance):
         x, y, width, *covariance = (
             jnp.asarray(v, dtype) for v in (*rows, metric[:, 0, 0], metric[:, 0, 1], metric[:, 1, 1])
         )
-        found, level = jax.jit(elliptic_images, static_argnums=(3, 4, 5))(
+        found, level = jax.jit(elliptic_images, static_argnums=(3, 4, 5), compiler_options=QUICK)(
             (x, y), width, tuple(covariance), (KY, KX), (0, HIGHEST), profile
         )
     assert level is None
@@ -61,7 +62,11 @@ def test_elliptic_images_wide_pairs(profile, sigma):
     x, y, width, *covariance = (
         jnp.asarray(v, jnp.float32) for v in (*rows, metric[:, 0, 0], metric[:, 0, 1], metric[:, 1, 1])
     )
-    found, level = elliptic_images((x, y), width, tuple(covariance), (KY, KX), (0, 4), profile, paired=True)
+
+    def make(x, y, width, covariance):
+        return elliptic_images((x, y), width, covariance, (KY, KX), (0, 4), profile, paired=True)
+
+    found, level = jax.jit(make, compiler_options=QUICK)(x, y, width, tuple(covariance))
     for row, e in enumerate(SHAPES):
         wanted = scipy_families.elliptic_images(CENTER, sigma, e, (KY, KX), 5, profile)
         for (i, j), images in found.items():
@@ -73,6 +78,9 @@ def test_elliptic_images_wide_pairs(profile, sigma):
 
 def test_elliptic_images_orders():
     """Only the orders asked for are made."""
-    one = jnp.ones(2)
-    found, _ = elliptic_images((one, one), one, (one, 0 * one, one), (5, 5), (1, 2), "integrated")
+
+    def make(one):
+        return elliptic_images((one, one), one, (one, 0 * one, one), (5, 5), (1, 2), "integrated")
+
+    found, _ = jax.eval_shape(make, jnp.ones(2))
     assert sorted(found) == [(0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]

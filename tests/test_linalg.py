@@ -71,7 +71,7 @@ class TestProject:
             return jnp.sum(project(image, [jnp.asarray(c) for c in columns]).residual ** 2)
 
         with jax.enable_x64(True):
-            gradient = jax.grad(unexplained)(jnp.asarray(image))
+            gradient = jax.jit(jax.grad(unexplained))(jnp.asarray(image))
             residual = project(jnp.asarray(image), [jnp.asarray(c) for c in columns]).residual
         np.testing.assert_allclose(gradient, 2 * np.asarray(residual), atol=1e-12)
 

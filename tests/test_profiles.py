@@ -15,6 +15,10 @@ HIGHEST = 6
 # Size, centre, sigma; half-taps, so that discrete profiles can take them too.
 CASES = [(7, 0.0, 0.3), (8, -3.5, 1.3), (5, 0.5, 56.0), (7, -1.0, 2.0), (51, 25.5, 3.0), (3, 1.0, 24.0)]
 
+# Every size compiles for itself: the narrowest and the widest Gaussian in the default tier.
+DEFAULT_CASES = (CASES[0], CASES[2])
+QUICK = {"xla_backend_optimization_level": 0}  # run once: compiling is what takes the time
+
 
 def derivative(order: int, z: float, sigma: float) -> float:
     """`sigma**order` times a derivative of the unit-mass Gaussian, `z` widths from its centre."""
@@ -53,13 +57,16 @@ WANTED = {"integrated": integrated, "sampled": sampled, "discrete": discrete}
 def evaluate(profile, center, sigma, size, highest=HIGHEST):
     """Profiles by order, in float64, from lists of centres and widths."""
     with jax.enable_x64(True):
-        run = jax.jit(PROFILES[profile], static_argnums=(2, 3))
+        run = jax.jit(PROFILES[profile], static_argnums=(2, 3), compiler_options=QUICK)
         found = run(jnp.asarray(center, float), jnp.asarray(sigma, float), size, highest)
         return [np.asarray(p) for p in found]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize(("size", "center", "sigma"), CASES)
+@pytest.mark.parametrize(
+    ("size", "center", "sigma"),
+    [case if case in DEFAULT_CASES else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_profiles_against_definitions(profile, size, center, sigma):
     profiles = evaluate(profile, [center], [sigma], size)
     assert len(profiles) == HIGHEST + 1
@@ -145,15 +152,21 @@ def test_profiles_mass(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize(("size", "center", "sigma"), CASES)
+@pytest.mark.parametrize(
+    ("size", "center", "sigma"),
+    [case if case in DEFAULT_CASES else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_variations_keep_their_digits(profile, size, center, sigma):
     def about_mean(values):
         values = np.asarray(values, float)
         return values - values.mean(axis=0)
 
+    def vary_profile(center, sigma):
+        return VARIATIONS[profile](center, sigma, PROFILES[profile](center, sigma, size, 1)[0])
+
     def vary(dtype):
-        given = jnp.asarray([center], dtype), jnp.asarray([sigma], dtype)
-        return VARIATIONS[profile](*given, PROFILES[profile](*given, size, 1)[0])
+        run = jax.jit(vary_profile, compiler_options=QUICK)
+        return run(jnp.asarray([center], dtype), jnp.asarray([sigma], dtype))
 
     wanted = about_mean(evaluate(profile, [center], [sigma], size)[0])
     with jax.enable_x64(True):
