@@ -44,7 +44,7 @@ Photograph = Float[np.ndarray, "h w 3"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the embedded network is trained; the defaults made the committed file."""
+    """Settings of the embedded network's training; the defaults made the committed file."""
 
     out: Path = Path("embedded-model")
     """Folder for model.safetensors and training.json."""

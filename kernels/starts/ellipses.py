@@ -65,7 +65,7 @@ def part_of(rows: int) -> int:
 
 
 def has_nodes(model: GaussianModel, shape: tuple[int, ...]) -> bool:
-    """Whether there are such nodes: for elliptic models and kernels that are not large."""
+    """True if there are such nodes: for elliptic models and kernels that are not large."""
     return model.elliptic and math.prod(shape) <= _MOST_TAPS
 
 
@@ -75,7 +75,7 @@ def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.nda
 
 
 def _rings(model: GaussianModel) -> tuple[tuple[float, float], ...]:
-    """Where optima are: of tied models mostly on the bounds, of values at single points everywhere."""
+    """Rings of ellipses: optima of tied models lie mostly on the bounds, those of sampled ones everywhere."""
     if model.profile == "sampled":
         return _RING, _ALONG_AXES, _BETWEEN
     return _RING, _ALONG_AXES if model.shared_amplitude else _BETWEEN
@@ -143,7 +143,7 @@ def _energies(
     q: int,
     given: _Given,
 ) -> Float[Array, "n b"]:
-    """What the `q` orthonormal columns of each node explain of kernels; with weights, by their products."""
+    """Energy that the `q` orthonormal columns of each node explain; with weights, by their products."""
     taps, weights, _ = given
     sums = jnp.split(_dot(columns, taps), q)
     if weights is None:
@@ -156,7 +156,7 @@ def _energies(
 
 
 def _inside(point: list[Float[Array, " n"]], box: Box) -> Float[Array, "n #b"]:
-    """What nodes count for: 1 in a box and to within one spacing of it, less beyond."""
+    """Factor of each node: 1 in a box and to within one spacing of it, less beyond."""
     spacing = [0.7 * jnp.exp(point[2])] * 2 + [jnp.full_like(point[2], 0.4)] * (len(point) - 2)
     far = sum_arrays(
         jnp.maximum(jnp.maximum(low[None] - at[:, None], at[:, None] - high[None]), 0.0) / unit[:, None]

@@ -24,7 +24,7 @@ def pack_keys(
 
 
 def _fixed_point(bits: int) -> tuple[int, int]:
-    """What stands in a key, above its lowest bits, for an energy of 0, and how much more for one of 1."""
+    """Value of a key above its lowest bits for an energy of 0, and how much more it is for one of 1."""
     least = (_LEAST_KEY >> bits) + 1
     return least, (_LARGEST_KEY >> bits) - least
 

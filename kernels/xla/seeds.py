@@ -90,7 +90,7 @@ def find_seeds(
 
 
 def uses_images(model: Model, shape: tuple[int, ...]) -> bool:
-    """Whether `find_seeds` makes images of elliptic nodes, rather than elongate starts of the round model."""
+    """True if `find_seeds` makes images of elliptic nodes rather than elongating those of the round model."""
     return isinstance(model, GaussianModel) and has_nodes(model, shape)
 
 
@@ -215,7 +215,7 @@ def _best(points: Float[Array, "l p b"], energies: Float[Array, "l b"], count: i
 
 
 def _inside(grid: Grid, box: Box) -> Float[Array, "weights m n #b"]:
-    """Which nodes stand for a box: 1; others 0 by their centre, or little by how far off they are else."""
+    """Factor of each node: 1 in a box; 0 where its centre is outside, little where it is far off."""
 
     def excess(values: np.ndarray, parameter: int) -> Float[Array, "v #b"]:
         low, high = box.lower[parameter][None, :], box.upper[parameter][None, :]
@@ -269,7 +269,7 @@ def _grid_energies(kernels: Image, grid: Grid) -> Float[Array, "weights m n b"]:
 
 
 def _weighted_energies(kernels: Image, grid: Grid, weights: Image) -> Float[Array, "weights m n b"]:
-    """As `_grid_energies` with weighted taps: the Gram matrices are the kernels' own."""
+    """Energies of `_grid_energies` with weighted taps: the Gram matrices are the kernels' own."""
     projections = _function_sums(jnp.sqrt(weights) * kernels, grid)
     means = _function_sums(weights, grid)
     everything = sum_taps(weights)[None, None, None]
