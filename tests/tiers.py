@@ -32,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("all" if config.getoption("all") else "default")
+    # Compiling is most of the time of many tests, and optimization a third of that; `--all` has it.
+    jax.config.update("jax_disable_most_optimizations", not config.getoption("all"))
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(TimeLimit(config), "time-limit")
 
