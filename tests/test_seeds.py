@@ -64,7 +64,7 @@ def test_center_line_is_symmetric_and_spans_the_kernel(size):
 
 
 @pytest.mark.parametrize(
-    "family", ["dog", pytest.param("d2", marks=slow), pytest.param("dog_d1", marks=slow), "d1_elliptic"]
+    "family", ["dog", *(pytest.param(name, marks=slow) for name in ("d2", "dog_d1", "d1_elliptic"))]
 )
 def test_find_seeds_energies_at_their_nodes(family):
     """Seeds carry the energy at their node best first."""

@@ -133,9 +133,9 @@ def custom_family(
       ...     return (jnp.exp(-((x - x0_px) ** 2)),)
       >>> family = dogfit.custom_family("ridge", ridge, {"x0_px": dogfit.SearchRange(-1, 1, 3)}, ("gain",))
       >>> x = np.arange(-2.0, 3.0)[None, :] + np.zeros((5, 1))
-      >>> fit = dogfit.fit_kernel(3 * np.exp(-((x - 0.5) ** 2)), [family])
+      >>> fit = dogfit.fit_kernel(1 + 3 * np.exp(-((x - 0.5) ** 2)), [family])
       >>> print(*family.names, *fit.parameters["ridge"].round(2))
-      offset gain x0_px 0.0 3.0 0.5
+      offset gain x0_px 1.0 3.0 0.5
     """
     if name in BUILTIN_FAMILIES:
         raise ValueError(f"{name} is the name of a family built in; choose another")
