@@ -75,6 +75,8 @@ def start(
             "no cluster was recognized (SLURM, Open MPI, Kubernetes, Cloud TPU); give --coordinator "
             f"HOST:PORT --processes N --process-id I ({error})"
         ) from error
+    # The first look at the devices waits for that of all processes: here none waits for a task.
+    jax.devices()
 
 
 def _is_loopback(address: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from dogfit.autoencoder import AutoencoderConfig, train_autoencoder
 from dogfit.devices import data_mesh
 from dogfit.errors import LostProcessError
 from dogfit.runtime.supervisor import LOST
-from job_inputs import SMALL, TRAINING, checkpoint, exit_code
+from job_inputs import SMALL, TRAINING, checkpoint, exit_code, stages
 from jobs import KERNELS
 from process_group import (
     JOBS,
@@ -306,6 +307,13 @@ def test_main_of_two_processes_survives_a_loss_and_computes_what_one_computes(tm
     assert "fit 7×7 network" in logs["lost"][0].read_text()
     assert "fit 7×7 network" not in logs["again"][0].read_text()
     assert json.loads((out / "run.json").read_bytes())["processes"] == 2
+    # With every stage kept there is no task for the other process.
+    kept = Path(shutil.copytree(out, tmp_path / "kept"))
+    rate = [*words, "--null-rate", "0.2", "--out", str(kept)]
+    logs["rate"] = [tmp_path / f"rate-{i}.log" for i in (0, 1)]
+    with process_group(two_of_a_job("command", *rate), logs["rate"], cache) as group:
+        all_end_well(group, logs["rate"])
+    assert stages(kept, "made") == {"summary.json", "report.html"}
 
     log = tmp_path / "one.log"
     process = start_process([str(JOBS), "command", *words, "--out", str(alone)], log, cache, devices=2)

@@ -64,9 +64,7 @@ def run_job(config: RunConfig, progress: Progress) -> dict[str, Any]:
         if work.finished:
             progress.say(f"{config.out} already holds this run, finished; --overwrite computes it again")
         else:
-            if process_count() == 1:
-                # Asking for the device waits for the other processes, which are waiting for a task.
-                _say_what_is_missing(progress)
+            _say_what_is_missing(progress)
             _begin(kernelset, config, layers)
             result, autoencoders = _analyze(kernelset, config, analysis, skipped, given, work, progress)
             with progress.stage("write tables, figures and report", "files"):
