@@ -1,4 +1,4 @@
-"""What makes a one-dimensional code train well: one change at a time, on real 7x7 kernels.
+"""Study of how well a one-dimensional code trains: one change at a time, on real 7x7 kernels.
 
     python benchmarks/autoencoder_study.py            all; two minutes of processor time on real kernels
     python benchmarks/autoencoder_study.py --only plain tied

@@ -1,4 +1,4 @@
-"""What Triton makes of the fused search: registers, spills and machine instructions, without a GPU.
+"""Fused search as Triton compiles it: registers, spills and machine instructions, without a GPU.
 
     pip install triton==3.9.0
     python benchmarks/compiled.py

@@ -68,7 +68,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests said of a mutant: the first that failed, or None where all passed."""
+    """Verdict of the tests on a mutant: the first that failed, or None where all passed."""
 
     mutant: Mutant
     caught_by: str | None

@@ -1,4 +1,4 @@
-"""What an epoch's shuffle costs: computed where it is needed, beside `jax.random.permutation`.
+"""Cost of an epoch's shuffle: computed where it is needed, beside `jax.random.permutation`.
 
     python benchmarks/shuffle.py                 10 million rows
     python benchmarks/shuffle.py --rows 1000000

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 Content = bytes | Callable[[Path], object]
-"""What a file shall hold: its bytes, or a function that writes the file at the path it is given."""
+"""Content of a file: its bytes, or a function that writes the file at the path it is given."""
 
 # How file systems say that a folder cannot be synchronized.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)

@@ -19,7 +19,7 @@ BATCH, MOST_STEPS = 512, 60
 
 
 def projected_residual(family: Family, u: jax.Array, kernel: jax.Array) -> jax.Array:
-    """What the family's images at `point(u)` leave of a centred kernel `[49]`."""
+    """Residual of a centred kernel `[49]` after projection on the family's images at `point(u)`."""
     low, high = (jnp.asarray(b, jnp.float32) for b in bounds(family))
     point = (low + high) / 2 + (high - low) / 2 * jnp.sin(u)
     log_sigma = jnp.stack([point[2], point[2] + point[3]]) if family.two_widths else point[2:3]

@@ -1,4 +1,4 @@
-"""What every fitter in the race is given, and how its answers are judged.
+"""Problem that every fitter in the race is given, and how its answers are judged.
 
 A point is (x0, y0, log sigma[, log ratio]): centre in taps from the middle, x to the right. Every family is
 a sum of terms `T_i(x) T_j(y)` at one or two widths with free weights and a free offset, as in

@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass
 class Result:
-    """What was measured of an entry."""
+    """Measurements of an entry."""
 
     entry: Entry
     starts: dict[str, int]

@@ -14,7 +14,7 @@ import numpy as np
 
 
 class FitterError(RuntimeError):
-    """What went wrong in a fitter's process."""
+    """Failure in a fitter's process."""
 
 
 @dataclass(frozen=True)

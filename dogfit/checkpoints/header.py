@@ -74,7 +74,7 @@ class Header:
     tensors: Mapping[str, Tensor]
     """Tensor name -> its entry, in the order of the file."""
     metadata: Mapping[str, str]
-    """What `__metadata__` says."""
+    """Strings of `__metadata__`."""
     file_size: int
     """Bytes of the whole file."""
 

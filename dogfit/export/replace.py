@@ -44,7 +44,7 @@ class Replaced:
     replaced: Mapping[str, Bool[np.ndarray, "c"]]
     """Tensor name -> which kernels were replaced; the others are bit for bit the original's."""
     notes: tuple[str, ...]
-    """What was left alone, in words."""
+    """Kernels that were left alone, in words."""
 
     @property
     def n_replaced(self) -> int:

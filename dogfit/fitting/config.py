@@ -19,10 +19,10 @@ class FitConfig:
     """How a function becomes taps: its integral over each tap, its value at the tap's centre, or Lindeberg's
     discrete Gaussian and finite differences (centred on taps or half-way between)."""
     criterion: Criterion = "bic"
-    """What chooses among families: the Bayesian information criterion, Akaike's corrected for few taps, or
+    """Choice among families: the Bayesian information criterion, Akaike's corrected for few taps, or
     each tap predicted from all others (leave-one-out cross-validation, by leverages)."""
     engine: Engine = "auto"
-    """What searches: compiled C++ ("native": CPU, float32) where it was built and serves, else "xla"; on
+    """Engine of the search: compiled C++ ("native": CPU, float32) where it was built and serves, else "xla"; on
     request alone one fused kernel on an accelerator ("pallas")."""
     effort: int = 5
     """How hard to search, 1 to 10. The number of starts is in proportion, and the more there are, the worse a

@@ -57,7 +57,7 @@ class FitResult:
     profile: str
     """How functions became taps; see `FitConfig`."""
     criterion: str
-    """What chose among the families; see `FitConfig`."""
+    """Criterion that chose among the families; see `FitConfig`."""
     family: Int[Array, " n"]
     """Index of the chosen family (least score), -1 where the kernel was not fitted."""
     r2: Float[Array, " n"]

@@ -17,7 +17,7 @@ PROFILES = {
     "discrete": "made of discrete Gaussians",
 }
 CRITERIA = {"bic": "the lowest BIC", "aicc": "the lowest AICc", "cv": "the lowest cross-validated error"}
-"""What made a family the best, by the name of the setting."""
+"""Description of each criterion, by the name of the setting."""
 
 
 def percent(share: float | None) -> str:
