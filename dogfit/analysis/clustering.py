@@ -35,8 +35,7 @@ KMEANS_CLUSTERS = 10
 """Clusters of k-means where no code says how many names there are: the paper names about ten patterns."""
 KMEANS_SAMPLE, SILHOUETTE_SAMPLE = 200_000, 20_000
 """Most kernels that find the centers of k-means, and that score partitions: a random sample of more."""
-CANDIDATES = (50, 25, 10)
-"""Candidate filters decoded from evenly spaced codes, as many as in Babaiee et al. (NeurIPS 2025)."""
+_FEWER_CANDIDATES = (25, 10)
 _RANDOM_ORDERS = 5
 _CONTROL_SAMPLE = 4000
 
@@ -179,9 +178,10 @@ def add_universal_filters(
 def _find_filters(
     result: SizeResult, autoencoder: "Autoencoder | None", seed: int
 ) -> tuple[FilterSearch, ...]:
-    from dogfit.clusters import backward_elimination, forward_selection
+    from dogfit.clusters.latent_segments import evenly_spaced_codes
+    from dogfit.clusters.universal_filters import N_CANDIDATES, backward_elimination, forward_selection
 
-    kernels, null, most = result.usable.kernels, result.hardest_null, CANDIDATES[0]
+    kernels, null, most = result.usable.kernels, result.hardest_null, N_CANDIDATES
     found: list[FilterSearch] = []
 
     def add(name: str, candidates: Candidates, chosen: "UniversalFilters") -> None:
@@ -190,8 +190,8 @@ def _find_filters(
     add(f"forward, {NETWORK}", "network", forward_selection(kernels, most, seed=seed))
     add(f"forward, {null.name}", "null", forward_selection(null.kernels, most, seed=seed))
     if autoencoder is not None and autoencoder.config.code_dim == 1:
-        for m in CANDIDATES:
-            decoded = autoencoder.decode((np.arange(m) + 0.5) / m)
+        for m in (N_CANDIDATES, *_FEWER_CANDIDATES):
+            decoded = autoencoder.decode(evenly_spaced_codes(m))
             if np.ptp(decoded, axis=(1, 2)).any():
                 add(f"code, {m}", "code", backward_elimination(decoded, kernels, seed=seed))
     return tuple(found)
@@ -199,7 +199,9 @@ def _find_filters(
 
 def _controls(kernels: Float[np.ndarray, "n k k"], seed: int) -> dict[str, Float[np.ndarray, " m"]]:
     """Energy explained by filters that were not chosen."""
-    most, size = CANDIDATES[0], kernels.shape[-1]
+    from dogfit.clusters.universal_filters import N_CANDIDATES
+
+    most, size = N_CANDIDATES, kernels.shape[-1]
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(kernels))[:most] for _ in range(_RANDOM_ORDERS)]
     noise = rng.standard_normal((_RANDOM_ORDERS, most, size, size))

@@ -12,6 +12,18 @@ from dogfit.autoencoder import Autoencoder
 UNNAMED = "unnamed"
 
 
+def evenly_spaced_codes(count: int) -> Float[np.ndarray, "m"]:
+    """Place codes evenly in [0, 1], half a step from either end.
+
+    Args:
+      count: number of codes.
+
+    Returns:
+      The codes, ascending, float32 `[m]`.
+    """
+    return ((np.arange(count) + 0.5) / count).astype(np.float32)
+
+
 class Segment(NamedTuple):
     """An interval `[start, stop)` of the code and the name of the kernels decoded from it."""
 
@@ -90,7 +102,7 @@ def segment_code(
         raise ValueError(
             f"only a code of one number can be cut into segments, this one has {autoencoder.config.code_dim}"
         )
-    code = (np.arange(samples, dtype=np.float32) + 0.5) / samples
+    code = evenly_spaced_codes(samples)
     kernels = autoencoder.decode(code)
     result = fit(kernels)
     r2 = np.asarray(result.r2)

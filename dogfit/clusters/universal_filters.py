@@ -20,6 +20,9 @@ from jaxtyping import ArrayLike, Float, Int
 from dogfit.errors import InputError
 from dogfit.normalize import normalize_rows
 
+N_CANDIDATES = 50
+"""Candidate filters decoded from evenly spaced codes, as many as in Babaiee et al. (NeurIPS 2025)."""
+
 
 @dataclass(frozen=True, eq=False)
 class UniversalFilters:

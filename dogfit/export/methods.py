@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 METHODS = ("fits", "universal", "autoencoder")
 # As in the paper on universal filters (Babaiee et al., NeurIPS 2025).
-N_CANDIDATES, N_FILTERS = 50, 8
+N_FILTERS = 8
 
 Kernels = Float[np.ndarray, "n k k"]
 Method = Callable[[Kernels], Kernels]
@@ -124,7 +124,8 @@ def universal(
     Returns:
       A function of kernels `[n, k, k]`.
     """
-    from dogfit.clusters import backward_elimination
+    from dogfit.clusters.latent_segments import evenly_spaced_codes
+    from dogfit.clusters.universal_filters import N_CANDIDATES, backward_elimination
 
-    candidates = autoencoder.decode((np.arange(N_CANDIDATES) + 0.5) / N_CANDIDATES)
+    candidates = autoencoder.decode(evenly_spaced_codes(N_CANDIDATES))
     return nearest_filter(backward_elimination(candidates, kernels).filters[:filters])
