@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from scipy.special import erf
 
+from dogfit.fitting.families import BUILTIN_FAMILIES
+from dogfit.fitting.family_names import ROUND_FAMILIES
 from dogfit.kernels.model.bounds import search_box
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.native import binding as native
@@ -17,14 +19,7 @@ from dogfit.kernels.tuning import native_effort
 from dogfit.kernels.types import Box, Budget
 from scipy_reference import Reference
 
-MODELS = {
-    "gaussian": GaussianModel(0),
-    "dog": GaussianModel(0, two_widths=True),
-    "d1": GaussianModel(1),
-    "d2": GaussianModel(2),
-    "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
-    "dog_d2": GaussianModel(2, two_widths=True, shared_amplitude=True),
-}
+MODELS = {name: BUILTIN_FAMILIES[name].model for name in ROUND_FAMILIES}
 SINGLE = ("gaussian", "dog", "d1", "d2")
 
 needs_build = pytest.mark.skipif(not native.available(), reason="needs the C++ search")

@@ -98,12 +98,12 @@ class Clusters:
     Attributes:
       index: cluster of each kernel, -1 for kernels left out `[n]`.
       names: of the clusters.
-      centres: one kernel for each cluster, unit norm `[m, k, k]`.
+      centers: one kernel for each cluster, unit norm `[m, k, k]`.
     """
 
     index: Int[np.ndarray, " n"]
     names: tuple[str, ...]
-    centres: Float[np.ndarray, "m k k"]
+    centers: Float[np.ndarray, "m k k"]
 
 
 Candidates = Literal["network", "null", "code"]

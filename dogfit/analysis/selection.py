@@ -105,14 +105,14 @@ def cluster_examples(found: SizeResult, count: int, most: int) -> tuple[ClusterE
         rows = members[index]
         if not rows.size:
             continue
-        similarity = np.einsum("nij,ij->n", found.own.kernels[rows], clusters.centres[index])
+        similarity = np.einsum("nij,ij->n", found.own.kernels[rows], clusters.centers[index])
         if found.code_clusters and found.own.cosine is not None:
             similarity = found.own.cosine[rows]
         ranked = rows[np.argsort(-similarity, kind="stable")]
         chosen = ranked[np.unique(np.linspace(0, len(ranked) - 1, count).round().astype(int))]
         examples.append(
             ClusterExamples(
-                clusters.names[index], len(ranked), clusters.centres[index], found.own.kernels[chosen]
+                clusters.names[index], len(ranked), clusters.centers[index], found.own.kernels[chosen]
             )
         )
     return tuple(examples)
