@@ -22,8 +22,8 @@ class FitConfig:
     """Choice among families: the Bayesian information criterion, Akaike's corrected for few taps, or
     each tap predicted from all others (leave-one-out cross-validation, by leverages)."""
     engine: Engine = "auto"
-    """Engine of the search: compiled C++ ("native": CPU, float32) where it was built and serves, else "xla"; on
-    request alone one fused kernel on an accelerator ("pallas")."""
+    """Engine of the search: compiled C++ ("native": CPU, float32) where it was built and serves, else "xla";
+    on request alone one fused kernel on an accelerator ("pallas")."""
     effort: int = 5
     """How hard to search, 1 to 10. The number of starts is in proportion, and the more there are, the worse a
     start may look and still be refined."""

@@ -14,6 +14,7 @@ The command that measures all of them, and what it says of kernels that nothing 
 `benchmarks/accuracy.md` has the full tables.
 """
 
+import math
 from dataclasses import dataclass, field
 
 # Offsets from a tap's centre, along one axis. Around the centre of every tap they make a line of centres
@@ -127,6 +128,47 @@ class FusedConstants:
     )
 
 
+@dataclass(frozen=True)
+class EllipticConstants:
+    """Nodes of elliptic models, for every engine that has them: images made in full.
+
+    Attributes:
+      most_taps: largest kernel that has such nodes: their number grows with the taps, and the cost of each.
+      ring: size `|e|` and first direction, in steps, of a ring of ellipses around the circle.
+      along_axes: the same of larger ellipses, which lie next to the bounds along the axes.
+      between: the same of large ellipses between the axes.
+      directions: number of ellipses of a ring.
+      width_step: largest ratio of neighbouring widths.
+      widest: largest width, of the kernel's longer side.
+      narrow: width below which derivatives change their shape within a tap.
+      narrow_offsets: of centres from those of taps, below that width.
+      offsets: the same for other widths, by the shorter axis, up to the number before them.
+      ratios: widths of a surround with a gain of its own, in widths of the centre.
+      shared_ratios: widths of a surround that shares the amplitude.
+      surround_weights: weights of a surround that shares the amplitude.
+      places: nodes that differ by their centre alone compete for so many places.
+    """
+
+    most_taps: int = 100
+    ring: tuple[float, float] = (0.7, 0.0)
+    along_axes: tuple[float, float] = (1.1, 0.0)
+    between: tuple[float, float] = (1.2, 0.5)
+    directions: int = 8
+    width_step: float = 1.8
+    widest: float = 0.6
+    narrow: float = 0.42
+    narrow_offsets: Offsets = (-0.47, -0.3, 0.0, 0.3, 0.47)
+    offsets: tuple[tuple[float, Offsets], ...] = (
+        (0.6, (-0.25, 0.0, 0.25, 0.5)),
+        (1.2, (0.0, 0.5)),
+        (math.inf, (0.0,)),
+    )
+    ratios: tuple[float, ...] = (1.15, 2.0, 5.0)
+    shared_ratios: tuple[float, ...] = (1.5, 2.5, 6.0)
+    surround_weights: tuple[float, ...] = (0.6, 1.0)
+    places: int = 3
+
+
 XLA = GridConstants()
 # The compiled search projects a kernel once for all models of a width, so that widths and centres closer
 # together cost it little; in XLA each model pays for them. With these, of 3,000 real 7x7 kernels at the best
@@ -136,3 +178,5 @@ NATIVE = GridConstants(width_step=1.5, max_spacing=0.14)
 # optimum, by `benchmarks/accuracy.py --engines pallas`: 99.6 to 99.8 % of 500 real 7x7 kernels in the four
 # default families, 99.4 to 100 % of 180 drawn ones.
 FUSED = FusedConstants()
+# Both engines that fit ellipses take the same nodes.
+ELLIPTIC = EllipticConstants()

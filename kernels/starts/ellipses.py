@@ -17,26 +17,11 @@ from jaxtyping import Array, Float, Int
 from dogfit.kernels.linalg import map_chunks, orthonormal_columns, solve_gram, sum_arrays
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.products import whiten
+from dogfit.kernels.starts.constants import ELLIPTIC
 from dogfit.kernels.starts.dictionary import offset_line, width_levels
 from dogfit.kernels.starts.peaks import pack_keys
 from dogfit.kernels.types import Box, Image
 
-# Largest kernels that have such nodes: their number grows with the taps, and what each costs, too.
-_MOST_TAPS = 100
-# Ellipses besides a circle: their size and the first of eight directions, in steps of them. The largest lie
-# next to the bounds along the axes, or between.
-_RING, _ALONG_AXES, _BETWEEN = (0.7, 0.0), (1.1, 0.0), (1.2, 0.5)
-_DIRECTIONS = 8
-# Ratio of neighbouring widths, and the widest, of the kernel's size.
-_STEP, _WIDEST = 1.8, 0.6
-# Offsets of centres from those of taps, by the shorter axis; where the width itself is narrow, derivatives
-# change their shape within a tap.
-_NARROW, _NARROW_OFFSETS = 0.42, (-0.47, -0.3, 0.0, 0.3, 0.47)
-_OFFSETS = ((0.6, (-0.25, 0.0, 0.25, 0.5)), (1.2, (0.0, 0.5)), (math.inf, (0.0,)))
-# Widths of the surround, in widths of the centre, and its share.
-_RATIOS, _TIED_RATIOS, _KAPPAS = (1.15, 2.0, 5.0), (1.5, 2.5, 6.0), (0.6, 1.0)
-# Of the nodes that differ by their centre alone, every third compete for one place.
-_PLACES = 3
 # Added to the squares of basis functions of unit norm, as weights see them.
 _LEAST_NORM = 1e-3
 # Nodes looked at together, and kernels.
@@ -48,7 +33,7 @@ class _Nodes(NamedTuple):
 
     centers: Float[np.ndarray, "c 2"]
     rest: Float[np.ndarray, "g q"]
-    """The other search parameters, and numbers of the width and of the ratio with kappa."""
+    """The other search parameters, and numbers of the width and of the ratio with the surround weight."""
 
 
 class _Given(NamedTuple):
@@ -66,7 +51,7 @@ def part_of(rows: int) -> int:
 
 def has_nodes(model: GaussianModel, shape: tuple[int, ...]) -> bool:
     """True if there are such nodes: for elliptic models and kernels that are not large."""
-    return model.elliptic and math.prod(shape) <= _MOST_TAPS
+    return model.elliptic and math.prod(shape) <= ELLIPTIC.most_taps
 
 
 def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.ndarray, "c 2"]:
@@ -75,38 +60,44 @@ def _centers(offsets: tuple[float, ...], shape: tuple[int, int]) -> Float[np.nda
 
 
 def _rings(model: GaussianModel) -> tuple[tuple[float, float], ...]:
-    """Rings of ellipses: optima of tied models lie mostly on the bounds, those of sampled ones everywhere."""
+    """Rings of ellipses. With a shared amplitude optima lie mostly on the bounds, sampled ones everywhere."""
     if model.profile == "sampled":
-        return _RING, _ALONG_AXES, _BETWEEN
-    return _RING, _ALONG_AXES if model.shared_amplitude else _BETWEEN
+        return ELLIPTIC.ring, ELLIPTIC.along_axes, ELLIPTIC.between
+    return ELLIPTIC.ring, ELLIPTIC.along_axes if model.shared_amplitude else ELLIPTIC.between
 
 
 @functools.cache
 def _nodes_of(model: GaussianModel, shape: tuple[int, int]) -> tuple[_Nodes, ...]:
-    low, high = model.min_sigma, max(model.min_sigma, _WIDEST * max(shape))
-    ratios = (_TIED_RATIOS if model.shared_amplitude else _RATIOS) if model.two_widths else (1.0,)
+    low, high = model.min_sigma, max(model.min_sigma, ELLIPTIC.widest * max(shape))
+    ratios = (
+        (ELLIPTIC.shared_ratios if model.shared_amplitude else ELLIPTIC.ratios)
+        if model.two_widths
+        else (1.0,)
+    )
     tails = [
-        [math.log(ratio)] * model.two_widths + [kappa] * model.shared_amplitude
+        [math.log(ratio)] * model.two_widths + [weight] * model.shared_amplitude
         for ratio in ratios
-        for kappa in (_KAPPAS if model.shared_amplitude else (0.0,))
+        for weight in (ELLIPTIC.surround_weights if model.shared_amplitude else (0.0,))
     ]
     ellipses = [(0.0, 0.0)]
     for radius, turn in _rings(model):
-        angles = 2 * np.pi * (np.arange(_DIRECTIONS) + turn) / _DIRECTIONS
+        angles = 2 * np.pi * (np.arange(ELLIPTIC.directions) + turn) / ELLIPTIC.directions
         ellipses += zip(radius * np.cos(angles), radius * np.sin(angles), strict=True)
     by_offsets: dict[tuple[float, ...], list[list[float]]] = {}
-    for step, sigma in enumerate(width_levels(low, high, _STEP)):
+    for step, sigma in enumerate(width_levels(low, high, ELLIPTIC.width_step)):
         for ellipse in ellipses:
             short = sigma * math.exp(-0.5 * math.hypot(*ellipse))
-            offsets = next(offsets for most, offsets in _OFFSETS if short < most)
-            groups = by_offsets.setdefault(_NARROW_OFFSETS if sigma < _NARROW else offsets, [])
+            offsets = next(offsets for most, offsets in ELLIPTIC.offsets if short < most)
+            groups = by_offsets.setdefault(
+                ELLIPTIC.narrow_offsets if sigma < ELLIPTIC.narrow else offsets, []
+            )
             groups += [[math.log(sigma), *tail, *ellipse, step, number] for number, tail in enumerate(tails)]
     return tuple(_Nodes(_centers(offsets, shape), np.array(rest)) for offsets, rest in by_offsets.items())
 
 
 @functools.cache
 def elliptic_nodes(model: GaussianModel, shape: tuple[int, int]) -> Float[np.ndarray, "n q"]:
-    """Search point, and numbers of the width and of the ratio with kappa, of every node."""
+    """Search point, and numbers of the width and of the ratio with the surround weight, of every node."""
     nodes = [
         [np.tile(n.centers, (len(n.rest), 1)), np.repeat(n.rest, len(n.centers), axis=0)]
         for n in _nodes_of(model, shape)
@@ -191,7 +182,9 @@ def _best_centers(
             if part.box is not None:
                 energies = energies * _inside(point, part.box)
             keys = pack_keys(energies.reshape(together, centers, -1), numbers[..., None], bits)
-            return jnp.concatenate([jnp.max(keys[:, place::_PLACES], axis=1) for place in range(_PLACES)])
+            return jnp.concatenate(
+                [jnp.max(keys[:, place :: ELLIPTIC.places], axis=1) for place in range(ELLIPTIC.places)]
+            )
 
         return map_chunks(best, given, part_of(rows))
 
