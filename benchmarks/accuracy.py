@@ -214,6 +214,7 @@ def interpreted(cell: Cell, kernels: np.ndarray, effort: str) -> np.ndarray:
     from dogfit.fitting.effort import budget_of
     from dogfit.fitting.families import BUILTIN_FAMILIES
     from dogfit.kernels.model.bounds import search_box
+    from dogfit.kernels.pallas.search import search_optimum
     from dogfit.kernels.tuning import fused_effort
 
     model = BUILTIN_FAMILIES[cell.family].model

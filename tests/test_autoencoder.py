@@ -27,9 +27,6 @@ from dogfit.normalize import normalize_rows
 from examples import run_example
 from tiny_autoencoder import CONFIG, edges, unit_norm
 
-# Beside the other tests that use the trained autoencoder.
-pytestmark = pytest.mark.xdist_group("autoencoder")
-
 
 def change(**settings):
     return dataclasses.replace(CONFIG, **settings)

@@ -22,8 +22,6 @@ from dogfit.devices import data_mesh, replicated
 from dogfit.errors import DogfitError
 from tiny_autoencoder import CONFIG, edges
 
-# Beside the other tests that use the trained autoencoder.
-pytestmark = pytest.mark.xdist_group("autoencoder")
 KILLED = AutoencoderConfig(steps=300, batch_size=64, restarts=2, widths=(32,), frequencies=4)
 RUN = {"kernels": 5, "config": "{}"}
 

@@ -12,7 +12,6 @@ from dogfit.report.html import report_page
 from dogfit.report.text import summary_lines
 from made_results import HOSTILE, K
 
-pytestmark = pytest.mark.xdist_group("report")
 DPI = 50
 
 

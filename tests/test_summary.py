@@ -21,9 +21,6 @@ from dogfit.report.figures.clusters import draw_training
 from dogfit.report.html import report_page
 from made_results import HOSTILE, SHOWN, K, make_result
 
-# Beside the tests of the report, which use the same results.
-pytestmark = pytest.mark.xdist_group("report")
-
 
 @pytest.mark.parametrize(
     ("size", "dissimilarity", "r2"), [(5, 0.2, 0.64), (7, 0.3, 0.49), (3, 0.2, 0.64), (31, 0.3, 0.49)]

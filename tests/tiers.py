@@ -1,6 +1,6 @@
 """Tiers of tests: the default one is quick, `--all` is everything.
 
-A pytest plugin that `conftest.py` loads: which tests run, where, and how long one may take.
+A pytest plugin that `conftest.py` loads: which tests run, and how long one may take.
 """
 
 from collections.abc import Iterator
@@ -38,16 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(TimeLimit(config), "time-limit")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out slow tests, and keep the tests of a file in one process: they share what they compiled."""
+    """Leave out slow tests, unless all are wanted."""
     if not config.getoption("all"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 class TimeLimit:
