@@ -21,6 +21,8 @@ NEEDED = (
     "custom_family dog_penalty fit_composites fit_kernel fit_kernels fit_parquet fit_stream label_fits "
     "standard_errors"
 ).split()
+# Examples whose programs no other test of the default tier compiles.
+SLOW = ("custom_family", "fit_composites", "fit_stream")
 EXAMPLES = [
     test
     for name in MODULES
@@ -29,11 +31,21 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name)
+def function_of(test: doctest.DocTest) -> str:
+    return test.name.rsplit(".", 1)[-1]
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        pytest.param(test, id=test.name, marks=[pytest.mark.slow] * (function_of(test) in SLOW))
+        for test in EXAMPLES
+    ],
+)
 def test_example(test, capsys):
     failures, _ = doctest.DocTestRunner().run(test)
     assert not failures, capsys.readouterr().out
 
 
 def test_examples_are_complete():
-    assert {test.name.rsplit(".", 1)[-1] for test in EXAMPLES} >= set(NEEDED)
+    assert {function_of(test) for test in EXAMPLES} >= set(NEEDED)

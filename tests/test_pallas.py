@@ -29,7 +29,7 @@ MODELS = {
     "dog_d1": GaussianModel(1, two_widths=True, shared_amplitude=True),
 }
 slow = pytest.mark.slow
-# One family in the default tier: each is a program of its own.
+# Each is a program of its own.
 FOUR = tuple(pytest.param(name, marks=slow) for name in ("d1", "gaussian", "dog", "d2"))
 ROWS, SIZE = 48, 5
 PLATFORM = {"triton": "cuda", "tpu": "tpu"}
@@ -180,22 +180,24 @@ def test_search_optimum_no_worse_than_its_seed(name):
     assert np.all(energies(kernels, model, np.asarray(found.point)) >= seeds - 5e-3)
 
 
-def test_search_optimum_noiseless_kernels():
+@pytest.mark.parametrize("name", ["gaussian", pytest.param("d1", marks=slow)])
+def test_search_optimum_noiseless_kernels(name):
     """Noiseless kernels are recovered."""
-    model = MODELS["d1"]
+    model = MODELS[name]
     point = random_points(np.random.default_rng(5), model, ROWS)
     point[2] = np.clip(point[2], math.log(0.8), math.log(1.5))
-    along_x, along_y = basis_images(model, point)
-    found = fused("d1")(jnp.asarray(unit(0.6 * along_x - 0.8 * along_y), jnp.float32))
+    images = basis_images(model, point)
+    kernels = sum(gain * image for gain, image in zip((0.6, -0.8), images, strict=False))
+    found = fused(name)(jnp.asarray(unit(kernels), jnp.float32))
     assert np.allclose(found.point, point, atol=2e-3)
 
 
 def test_search_optimum_broken_rows():
     """Lanes do not meet."""
-    kernels = noisy_kernels("d1").copy()
-    alone = fused("d1")(jnp.asarray(kernels))
+    kernels = noisy_kernels("gaussian").copy()
+    alone = fused("gaussian")(jnp.asarray(kernels))
     kernels[..., 3], kernels[..., 8] = np.nan, 0.0
-    among = fused("d1")(jnp.asarray(kernels))
+    among = fused("gaussian")(jnp.asarray(kernels))
     others = np.delete(np.arange(ROWS), [3, 8])
     for one, other in zip(alone, among, strict=True):
         assert np.array_equal(np.asarray(one)[..., others], np.asarray(other)[..., others])

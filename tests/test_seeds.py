@@ -145,7 +145,8 @@ def test_find_seeds_mirrored_and_transposed():
     assert alike.mean() > 0.8
 
 
-@pytest.mark.parametrize("family", ["d1", pytest.param("d1_elliptic", marks=slow)])
+@slow
+@pytest.mark.parametrize("family", ["d1", "d1_elliptic"])
 def test_find_seeds_near_a_box(family):
     """Seeds keep near a box."""
     low, high = (side[:, None] for side in bounds(family, (KY, KX)))
@@ -249,6 +250,7 @@ def test_find_seeds_first_is_best_node():
                 assert explained(kernels[..., b], "d1", node) <= energies[0, b] + 5e-3
 
 
+@slow
 def test_find_seeds_equal_peaks():
     """Of two equal peaks both are starts."""
     half = np.zeros((7, 5))
@@ -261,6 +263,7 @@ def test_find_seeds_equal_peaks():
     assert abs(points[0, 1, 0]) > 1
 
 
+@slow
 def test_find_seeds_checkerboard():
     """A kernel of which little is explained has starts."""
     # A checkerboard is hardly Gaussian anywhere.
