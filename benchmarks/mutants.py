@@ -2,6 +2,7 @@
 
     python benchmarks/mutants.py                  every mutant (an hour and more on two cores)
     python benchmarks/mutants.py --only atomic    those whose file or description matches
+    python benchmarks/mutants.py --near           only the tests nearest to each: a quick look
     python benchmarks/mutants.py --check          only that every mutant still applies to the code
 
 Each mutant of `mutants/*.toml` replaces one piece of text in a copy of the checkout. The tests nearest to it
@@ -30,6 +31,12 @@ ROOT = Path(__file__).parents[1]
 MUTANTS = Path(__file__).parent / "mutants"
 # Nobody waits longer for a run of tests; a mutant that makes one hang is caught by it.
 PATIENCE_S = 1200
+# A mutant changes few of the programs that the tests compile: all runs share the others.
+COMPILE_CACHE = {
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(8 * 2**30),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ def first_failure(copy: Path, tests: Sequence[str]) -> str | None:
         *tests,
     ]
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= COMPILE_CACHE | {"JAX_COMPILATION_CACHE_DIR": str(copy.parents[1] / "compiled")}
     try:
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
@@ -162,8 +170,8 @@ def build_native(copy: Path) -> None:
     )
 
 
-def try_mutant(copy: Path, mutant: Mutant) -> Outcome:
-    """Run the nearest tests, then all of the default tier, on a copy with the change made."""
+def try_mutant(copy: Path, mutant: Mutant, near_only: bool) -> Outcome:
+    """Run the nearest tests, then all of the default tier unless told not to, on a copy with the change made."""
     start = time.perf_counter()
     compiled = "csrc" in mutant.file
     text = mutant.apply(copy)
@@ -172,7 +180,8 @@ def try_mutant(copy: Path, mutant: Mutant) -> Outcome:
             build_native(copy)
         near = [str(path) for pattern in mutant.tests for path in sorted(copy.glob(f"tests/{pattern}"))]
         caught_by = first_failure(copy, near) if near else None
-        caught_by = caught_by or first_failure(copy, [])
+        if caught_by is None and not near_only:
+            caught_by = first_failure(copy, [])
     except subprocess.CalledProcessError:
         caught_by = "the compiler"
     finally:
@@ -187,6 +196,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="regular expression for file or description")
+    parser.add_argument("--near", action="store_true", help="run only the tests nearest to each mutant")
     parser.add_argument("--check", action="store_true", help="only check that every mutant applies")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     arguments = parser.parse_args()
@@ -204,7 +214,7 @@ def main() -> int:
         def run(mutant: Mutant) -> Outcome:
             copy = copies.get()
             try:
-                outcome = try_mutant(copy, mutant)
+                outcome = try_mutant(copy, mutant, arguments.near)
             finally:
                 copies.put(copy)
             print(
