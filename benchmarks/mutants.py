@@ -171,7 +171,7 @@ def build_native(copy: Path) -> None:
 
 
 def try_mutant(copy: Path, mutant: Mutant, near_only: bool) -> Outcome:
-    """Run the nearest tests, then all of the default tier unless told not to, on a copy with the change made."""
+    """Run the nearest tests on a copy with the change made, then, if wanted, all of the default tier."""
     start = time.perf_counter()
     compiled = "csrc" in mutant.file
     text = mutant.apply(copy)
