@@ -14,6 +14,8 @@ from dogfit.fitting.result import FitResult, Status
 from fit_drawings import ENGINES, differences, leaves_equal, noisy, parameters_of, reported, rows_of
 from scipy_reference import Reference, draw
 
+pytestmark = pytest.mark.optimized
+
 FAMILY = "d1"
 DRAWN = (
     {"sigma": 0.7, "gains": (1.0,), "theta": 0.2, "x0": 0.1, "y0": -0.3, "offset": 0.3},

@@ -24,6 +24,8 @@ from fit_drawings import (
 )
 from scipy_reference import Reference, basis, draw
 
+pytestmark = pytest.mark.optimized
+
 SIZE = 7
 CONFIG = FitConfig(effort=3)
 

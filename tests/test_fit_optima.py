@@ -20,6 +20,8 @@ from fit_drawings import (
 )
 from scipy_reference import Reference
 
+pytestmark = pytest.mark.optimized
+
 # Least R² of the master key filters, each by its best family.
 BEST_R2 = (0.945, 0.935, 0.910, 0.966, 0.885, 0.910, 0.995, 0.997)
 # Of optima, in a sample this small.

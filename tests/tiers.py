@@ -32,8 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("all" if config.getoption("all") else "default")
-    # Compiling is most of the time of many tests, and optimization a third of that; `--all` has it.
-    jax.config.update("jax_disable_most_optimizations", not config.getoption("all"))
+    # Compiling is most of the time of many tests, and optimization a third of that.
+    jax.config.update("jax_disable_most_optimizations", True)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(TimeLimit(config), "time-limit")
 
@@ -67,6 +67,19 @@ class TimeLimit:
                 f"LATE {test}, over the {self.limit_s:g} s of the default tier; speed it up or mark it slow",
                 red=True,
             )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile as users do, under `--all`, in modules marked `optimized`."""
+    wanted = request.config.getoption("all") and request.node.get_closest_marker("optimized") is not None
+    if wanted:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    if wanted:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", autouse=True)
