@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from dogfit.checkpoints import load_kernels
-from dogfit.checkpoints.naming import bare_name, network_order, stage_and_block
+from dogfit.checkpoints.copies import bare_name
+from dogfit.checkpoints.naming import network_order, stage_and_block
 from dogfit.errors import InputError
 from dogfit.kernelset import Flag
 from examples import run_example

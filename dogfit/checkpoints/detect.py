@@ -9,16 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from dogfit.checkpoints.copies import split_copies
 from dogfit.checkpoints.header import FLOATS, Tensor
-from dogfit.checkpoints.naming import (
-    AVERAGED,
-    DEPTHWISE,
-    NOT_A_KERNEL,
-    OPTIMIZER,
-    QUANTIZED,
-    bare_name,
-    network_order,
-)
+from dogfit.checkpoints.naming import DEPTHWISE, NOT_A_KERNEL, network_order
 
 # Beyond every kernel in use; (64, 64, 3, 1) is an ordinary 3x1 convolution.
 MAX_SIZE = 63
@@ -137,7 +130,7 @@ def find_depthwise(
     Returns:
       The layers found, and what was left out.
     """
-    names, dropped = _network(tensors)
+    names, dropped = split_copies(tensors)
     ordered = sorted(names, key=lambda name: _place(name, names[name], order))
     network = [tensors[name] for name in ordered]
     channels_last = _channels_last(network)
@@ -164,40 +157,6 @@ def find_depthwise(
             left_out.append(LeftOut(candidate.tensor, AMBIGUOUS))
     layers = tuple(candidates[name] for name in candidates if name in accepted)
     return Findings(layers, tuple(left_out), names)
-
-
-def _network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split the names into one copy of the network and the rest.
-
-    Returns:
-      The network's names, each with the bare name that tells its place, and the other names with the reason.
-    """
-    names: dict[str, str] = {}
-    dropped: dict[str, str] = {}
-    copies: dict[str, list[str]] = {}
-    for name in tensors:
-        if OPTIMIZER.search(name):
-            dropped[name] = "optimiser state"
-        elif QUANTIZED.search(name):
-            dropped[name] = "companion of a quantised weight"
-        else:
-            copies.setdefault(bare_name(name), []).append(name)
-    # Some averages are stored under the name of their weight without its dots.
-    for bare in list(copies):
-        for name in copies.get(undotted := bare.replace(".", ""), []) if "." in bare else []:
-            if AVERAGED.search(name):
-                copies[bare] += copies.pop(undotted)
-                break
-    for same in copies.values():
-        same.sort(key=lambda name: AVERAGED.search(name) is None)
-        chosen, *others = same
-        names[chosen] = bare_name(others[0] if others else chosen)
-        averaged = AVERAGED.search(chosen) is not None
-        for other in others:
-            dropped[other] = (
-                "its moving average is taken instead" if averaged else "a second copy under another prefix"
-            )
-    return names, dropped
 
 
 def _by_shape(tensor: Tensor, channels_last: bool, allow_3d: bool) -> Depthwise | None:

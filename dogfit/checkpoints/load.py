@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 
+from dogfit.checkpoints.copies import bare_name
 from dogfit.checkpoints.detect import Depthwise
 from dogfit.checkpoints.files import ReadCallback
 from dogfit.checkpoints.hub_config import HubConfig
-from dogfit.checkpoints.naming import bare_name, stage_and_block
+from dogfit.checkpoints.naming import stage_and_block
 from dogfit.checkpoints.open import Checkpoint, open_checkpoint
 from dogfit.checkpoints.read import Contents, read_contents, read_kernels, source_record, tied_names
 from dogfit.errors import InputError

@@ -7,16 +7,6 @@ SORTING_RULES.
 import re
 from typing import NamedTuple
 
-# Prefixes that only wrap a network: `module.stages.0` is `stages.0`.
-WRAPPERS = re.compile(
-    r"^(?:(?:_orig_mod|module|state_dict|model_state_dict|model_state|model|student|net|network|params|variables|weights)[./])+"
-)
-# Marks of an averaged copy of the weights, and what stands around them.
-AVERAGED = re.compile(
-    r"(?:^|[./])(?:state_dict_ema|ema_state_dict|model_ema|ema_model|module_ema|ema_params|params_ema|ema|shadow"
-    r"|shadow_params|averaged_model|swa_model|teacher|average)[./](?:(?:module|model|shadow)[./])*"
-    r"|[./](?:ExponentialMovingAverage|ema)$"
-)
 # Values that an optimiser keeps for each weight: any whole part of the name, or TensorFlow's last part.
 OPTIMIZER = re.compile(
     r"(?:^|[./])(?:exp_avg|exp_avg_sq|max_exp_avg_sq|momentum|momentum_buffer|square_avg|optimi[sz]ers?"
@@ -131,18 +121,6 @@ NAMING_RULES = tuple(
         ("block", r"(?:^|[./])(?:blocks?|layers?|body|feats)[._]?(?P<block>\d+)(?=[./])"),
     )
 )  # fmt: skip
-
-
-def bare_name(name: str) -> str:
-    """Remove wrapping prefixes and the marks of an averaged copy from a name.
-
-    Args:
-      name: tensor name, as in the file.
-
-    Returns:
-      The name that the tensor has in the plain network.
-    """
-    return WRAPPERS.sub("", AVERAGED.sub(".", WRAPPERS.sub("", name)).strip("./"))
 
 
 def stage_and_block(name: str) -> tuple[int | None, int | None]:
