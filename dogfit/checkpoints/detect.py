@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float32
 from dogfit.checkpoints.copies import split_copies
 from dogfit.checkpoints.header import FLOATS, Tensor
 from dogfit.checkpoints.naming import DEPTHWISE, NOT_A_KERNEL, network_order
+from dogfit.checkpoints.patterns import matching_names
 
 # Beyond every kernel in use; (64, 64, 3, 1) is an ordinary 3x1 convolution.
 MAX_SIZE = 63
@@ -32,16 +32,16 @@ class Depthwise:
     channels: int
     """Number of kernels."""
 
-    def kernels(self, content: bytes) -> Float32[np.ndarray, "c k k"]:
+    def kernels(self, *contents: bytes) -> Float32[np.ndarray, "c k k"]:
         """Convert the tensor's bytes to kernels.
 
         Args:
-          content: all bytes of the tensor.
+          contents: all bytes of each of the tensor's parts.
 
         Returns:
           Taps `[channels, size, size]`, output channels in the order of the framework.
         """
-        taps = self.tensor.decode(content)
+        taps = self.tensor.decode(*contents)
         if self.layout.startswith("kk"):
             taps = np.moveaxis(taps.reshape(self.size, self.size, self.channels), 2, 0)
         return np.ascontiguousarray(taps.reshape(self.channels, self.size, self.size))
@@ -130,28 +130,30 @@ def find_depthwise(
     Returns:
       The layers found, and what was left out.
     """
-    names, dropped = split_copies(tensors)
+    included, excluded = matching_names(tensors, include), matching_names(tensors, exclude)
+    copies = split_copies(tensors, excluded)
+    names, dropped = copies.names, copies.dropped
     ordered = sorted(names, key=lambda name: _place(name, names[name], order))
     network = [tensors[name] for name in ordered]
     channels_last = _channels_last(network)
     candidates: dict[str, Depthwise] = {}
     left_out: list[LeftOut] = []
     for tensor in [*network, *(tensors[name] for name in dropped)]:
-        included = _matches(tensor.name, include)
+        wanted = tensor.name in included
         try:
-            shaped = _by_shape(tensor, channels_last, channels_first_3d or included)
+            shaped = _by_shape(tensor, channels_last, channels_first_3d or wanted)
             if shaped is None:
                 continue
-            if _matches(tensor.name, exclude):
+            if tensor.name in excluded:
                 raise _UnsuitableError("excluded by pattern")
-            if not included:
+            if not wanted:
                 _refuse(shaped, dropped)
             candidates[tensor.name] = shaped
         except _UnsuitableError as error:
             left_out.append(LeftOut(tensor, str(error)))
     accepted = _inside_network(network, candidates, channels_last)
     for name, candidate in candidates.items():
-        if candidate.layout == "ckk" or _matches(name, include):
+        if candidate.layout == "ckk" or name in included:
             accepted.add(name)
         elif name not in accepted:
             left_out.append(LeftOut(candidate.tensor, AMBIGUOUS))
@@ -273,7 +275,3 @@ def _place(name: str, bare: str, order: Mapping[str, int] | None) -> tuple:
     if order is None:
         return network_order(bare)
     return (0, order[name]) if name in order else (1, network_order(bare))
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -8,7 +8,7 @@ names to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets counted fro
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ BITS = {
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16",
           "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
           "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"}  # fmt: skip
+# Types of the companions of a weight, and of numbers that mean something with a scale only.
+COMPANIONS = FLOATS | {"BOOL": "<u1", "U8": "<u1", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+                       "F8_E8M0": "float8_e8m0fnu", "F4": "float4_e2m1fn"}  # fmt: skip
+LOW_BIT = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4")
 
 
 @dataclass(frozen=True)
@@ -46,25 +50,56 @@ class Tensor:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """Type of the stored numbers; `dtype` must be a key of FLOATS."""
-        name = FLOATS[self.dtype]
+        """Type of the stored numbers; `dtype` must be a key of COMPANIONS."""
+        name = COMPANIONS[self.dtype]
         if name.startswith("<"):
             return np.dtype(name)
         import ml_dtypes
 
         return np.dtype(getattr(ml_dtypes, name))
 
-    def decode(self, content: bytes) -> Float32[np.ndarray, "..."]:
+    @property
+    def parts(self) -> tuple["Tensor", ...]:
+        """Tensors of the file that the values are made of: this one."""
+        return (self,)
+
+    @property
+    def stored_dtype(self) -> str:
+        """Type in the file."""
+        return self.dtype
+
+    def decode(self, *contents: bytes) -> Float32[np.ndarray, "..."]:
         """Convert the tensor's bytes to float32.
 
         Args:
-          content: bytes `start` to `stop` of the file; `dtype` must be a key of FLOATS.
+          contents: all bytes of each of `parts`; `dtype` must be a key of COMPANIONS.
 
         Returns:
           An array of shape `shape`; float64 beyond float32 becomes infinite.
         """
+        (content,) = contents
+        if self.dtype == "F4":  # two to a byte, the first one in the lower half
+            content = np.frombuffer(content, np.uint8)
+            content = np.stack([content & 15, content >> 4], axis=-1).tobytes()
         with np.errstate(over="ignore"):
             return np.frombuffer(content, self.numpy_dtype).astype(np.float32).reshape(self.shape)
+
+    def encode(self, contents: Sequence[bytes], values: Float32[np.ndarray, "..."]) -> list[bytes]:
+        """Store other values; those that stay the same keep their bytes.
+
+        Args:
+          contents: all bytes of each of `parts`; `dtype` must be a key of FLOATS.
+          values: an array of shape `shape`.
+
+        Returns:
+          New bytes of each part.
+        """
+        (content,) = contents
+        stored = np.frombuffer(content, self.numpy_dtype).copy()
+        changed = (values != self.decode(content)).reshape(-1)
+        with np.errstate(over="ignore"):
+            stored[changed] = values.reshape(-1)[changed].astype(self.numpy_dtype)
+        return [stored.tobytes()]
 
 
 @dataclass(frozen=True)
@@ -133,7 +168,8 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
         if not text.startswith(b"{"):
             raise damaged("it does not start with '{'")
         entries = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
-        metadata = entries.pop("__metadata__", {})
+        metadata = entries.pop("__metadata__", None)
+        metadata = {} if metadata is None else metadata
         if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
             raise damaged("__metadata__ must map strings to strings")
         first = 8 + len(text)
@@ -177,7 +213,7 @@ def conversion_hint(where: str) -> str:
 
 
 def _tensor(name: str, entry: Any, first: int) -> Tensor:
-    if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if type(entry) is not dict or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise ValueError(f"entry {name!r} must hold dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in BITS:

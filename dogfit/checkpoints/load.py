@@ -1,17 +1,19 @@
 """Kernel sets from checkpoints."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
 from dogfit.checkpoints.copies import bare_name
-from dogfit.checkpoints.detect import Depthwise
+from dogfit.checkpoints.detect import Depthwise, LeftOut
+from dogfit.checkpoints.distinct import distinct_layers
 from dogfit.checkpoints.files import ReadCallback
 from dogfit.checkpoints.hub_config import HubConfig
 from dogfit.checkpoints.naming import stage_and_block
+from dogfit.checkpoints.notes import nothing_found, reading_notes, unmatched_notes
 from dogfit.checkpoints.open import Checkpoint, open_checkpoint
-from dogfit.checkpoints.read import Contents, read_contents, read_kernels, source_record, tied_names
+from dogfit.checkpoints.read import Contents, read_contents, read_kernels, source_record
 from dogfit.errors import InputError
 from dogfit.kernelset.kernelset import KernelSet
 from dogfit.kernelset.layers import Layer, Skipped
@@ -111,7 +113,8 @@ def load_each(
         checkpoint = open_checkpoint(source, offline=offline, hub=hub)
         contents = read_contents(checkpoint, include, exclude)
         wanted.append((checkpoint, contents, _select_sizes(checkpoint, contents, sizes)))
-    total = sum(layer.tensor.stop - layer.tensor.start for _, _, layers in wanted for layer in layers)
+    parts = [part for _, _, layers in wanted for layer in layers for part in layer.tensor.parts]
+    total = sum(part.stop - part.start for part in parts)
     done, lock = 0, Lock()
 
     def on_read(count: int) -> None:
@@ -122,10 +125,14 @@ def load_each(
             if progress is not None:
                 progress(done, total)
 
+    unmatched = unmatched_notes(
+        [contents for _, contents, _ in wanted], {"--include": include, "--exclude": exclude}
+    )
     sets = []
     while wanted:  # a checkpoint that is done gives its memory back
         checkpoint, contents, layers = wanted.pop(0)
         sets.append(_load(checkpoint, contents, layers, on_read))
+    sets[0] = replace(sets[0], notes=(*sets[0].notes, *unmatched))
     return sets
 
 
@@ -138,24 +145,7 @@ def _select_sizes(checkpoint: Checkpoint, contents: Contents, sizes: Sequence[in
     if layers:
         found = sorted({layer.size for layer in layers})
         raise InputError(f"{checkpoint.model}: no depthwise kernels of sizes {sizes}; there are {found}")
-    raise _nothing_found(checkpoint, contents)
-
-
-def _nothing_found(checkpoint: Checkpoint, contents: Contents) -> InputError:
-    tensors, left_out = contents.tensors, contents.findings.left_out
-    shapes = Counter(f"{t.dtype} {list(t.shape)}" for t in tensors.values() if len(t.shape) > 2)
-    seen = (
-        ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common(6)) or "none of 3 or more axes"
-    )
-    text = f"{checkpoint.model}: no depthwise layer among {len(tensors)} tensors ({seen})"
-    if left_out:
-        reasons = Counter(item.reason for item in left_out).most_common(4)
-        example = left_out[0].tensor
-        text += "; left out: " + "; ".join(f"{count} {reason}" for reason, count in reasons)
-        text += f" (such as {example.name!r} {list(example.shape)})"
-    return InputError(
-        text + ". Depthwise kernels have shape (C, 1, k, k), (k, k, 1, C) or (k, k, C, 1), k > 1"
-    )
+    raise nothing_found(checkpoint.model, contents, contents.findings.left_out)
 
 
 def _load(
@@ -164,13 +154,13 @@ def _load(
     """Read the kernels of these layers of one checkpoint."""
     findings, model = contents.findings, checkpoint.model
     kernels = read_kernels(checkpoint, contents, layers, on_read)
-    tied = tied_names(kernels)
+    distinct = distinct_layers(kernels, contents.included)
     # Counted over all layers, so that it does not depend on the sizes that were asked for.
     position = {layer.tensor.name: number for number, layer in enumerate(findings.layers)}
     pairs = []
     for layer in layers:
         name = layer.tensor.name
-        if name not in tied:
+        if name not in distinct.tied and name not in distinct.left_out:
             stage, block = stage_and_block(findings.bare_names.get(name) or bare_name(name))
             record = Layer(
                 name,
@@ -180,15 +170,20 @@ def _load(
                 block,
                 layer.size,
                 layer.channels,
-                layer.tensor.dtype,
+                layer.tensor.stored_dtype,
                 shape=layer.tensor.shape,
             )
             pairs.append((record, kernels[name]))
-    reasons = [item.reason for item in findings.left_out] + ["tied to another layer"] * len(tied)
-    skipped = [Skipped(model, item.tensor.name, item.tensor.shape, item.reason) for item in findings.left_out]
-    skipped += [
-        Skipped(model, name, contents.tensors[name].shape, f"tied to {kept}") for name, kept in tied.items()
+    left_out = [*findings.left_out]
+    left_out += [LeftOut(contents.tensors[name], reason) for name, reason in distinct.left_out.items()]
+    if not pairs:
+        raise nothing_found(model, contents, left_out)
+    tied = [LeftOut(contents.tensors[name], f"tied to {kept}") for name, kept in distinct.tied.items()]
+    notes = reading_notes(model, contents, [layer.name for layer, _ in pairs], left_out)
+    if tied:
+        notes.append(f"{model}: {len(tied)} left out: tied to another layer")
+    skipped = [
+        Skipped(model, item.tensor.name, item.tensor.shape, item.reason) for item in (*left_out, *tied)
     ]
     source = source_record(checkpoint, contents)
-    notes = [f"{model}: {count} left out: {reason}" for reason, count in Counter(reasons).items()]
     return KernelSet.from_layers(pairs, sources=[source], skipped=skipped, notes=notes)

@@ -67,7 +67,7 @@ def load_shard(
         for layer in needed:
             name = layer.tensor.name
             taps = kernels.pop(name)[cuts[name]].copy()
-            dtype = layer.tensor.dtype
+            dtype = layer.tensor.stored_dtype
             part = Layer(name, checkpoint.model, 0, None, None, layer.size, len(taps), dtype)
             pairs.append((part, taps))
     return KernelSet.from_layers(pairs, sources=[source_record(one, contents) for one, contents, _ in opened])

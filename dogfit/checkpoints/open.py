@@ -51,6 +51,8 @@ class Checkpoint:
     """Commit on the hub; None for local files."""
     license: str | None = None
     """Licence that the hub names; None where it names none."""
+    notes: tuple[str, ...] = ()
+    """What is remarkable about the choice of files, in words."""
 
     @property
     def all_files(self) -> dict[str, Reader]:

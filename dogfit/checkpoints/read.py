@@ -1,18 +1,18 @@
 """Headers of an opened checkpoint, and the taps of the depthwise layers that they list."""
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
 
-from dogfit.checkpoints.detect import Depthwise, Findings, find_depthwise
+from dogfit.checkpoints.detect import Depthwise, Findings, LeftOut, find_depthwise
+from dogfit.checkpoints.effective import effective_tensors
 from dogfit.checkpoints.files import ReadCallback, read_header
 from dogfit.checkpoints.header import Tensor
 from dogfit.checkpoints.open import Checkpoint
+from dogfit.checkpoints.patterns import matching_names
 from dogfit.errors import InputError
 from dogfit.kernelset.layers import Source
 
@@ -22,13 +22,22 @@ class Contents:
     """Tensors of a checkpoint, and which of them are depthwise kernels."""
 
     tensors: Mapping[str, Tensor]
-    """Tensor name -> its entry in a header."""
+    """Name -> tensor as the network uses it; what the network computes is an `EffectiveTensor`."""
     file_of: Mapping[str, str]
-    """Tensor name -> name of its file."""
+    """Name of each part of a tensor -> name of its file."""
     metadata: Mapping[str, str]
     """Metadata of all files."""
     findings: Findings
     """Depthwise layers."""
+    included: Collection[str] = ()
+    """Names that an include pattern matches."""
+    notes: tuple[str, ...] = ()
+    """What is remarkable about the files, in words."""
+
+    def matched(self, pattern: str) -> set[str]:
+        """Find the tensors that a pattern means, by their own names or those of their parts."""
+        parts = {part.name: name for name, tensor in self.tensors.items() for part in tensor.parts}
+        return {parts.get(name, name) for name in matching_names({**parts, **self.tensors}, [pattern])}
 
 
 def read_contents(
@@ -51,6 +60,7 @@ def read_contents(
     tensors: dict[str, Tensor] = {}
     file_of: dict[str, str] = {}
     metadata: dict[str, str] = {}
+    omitted: list[str] = []
     promised = checkpoint.index.weight_map if checkpoint.index else None
     for name, reader in checkpoint.files.items():
         header = read_header(reader)
@@ -58,19 +68,27 @@ def read_contents(
         for tensor in header.tensors.values():
             if promised is None or promised.get(tensor.name) == name:
                 tensors[tensor.name], file_of[tensor.name] = tensor, name
+            elif tensor.name not in promised:
+                omitted.append(tensor.name)
     if absent := sorted(set(promised or ()) - set(tensors)):
         raise InputError(
             f"{checkpoint.model}: the index promises {len(absent)} tensors its shards do not hold, "
             f"such as {absent[0]!r}; fetch the checkpoint again"
         )
+    used, unknown = effective_tensors(tensors)
+    notes = (*checkpoint.notes, *_omitted_by_index(checkpoint, omitted))
+    contents = Contents(used, file_of, metadata, Findings((), (), {}), notes=notes)
+    included, excluded = ({n for p in some for n in contents.matched(p)} for some in (include, exclude))
     findings = find_depthwise(
-        tensors,
+        used,
         order=_stated_order(metadata),
         channels_first_3d=_states_channels_first(metadata),
-        include=include,
-        exclude=exclude,
+        include=list(included),
+        exclude=list(excluded),
     )
-    return Contents(tensors, file_of, metadata, findings)
+    unknown = [LeftOut(*item) for item in unknown if _may_be_depthwise(item.tensor)]
+    findings = replace(findings, left_out=(*findings.left_out, *unknown))
+    return replace(contents, findings=findings, included=included)
 
 
 def read_kernels(
@@ -94,15 +112,40 @@ def read_kernels(
       InputError: if a file cannot be read.
       HubError: if the hub cannot be reached or refuses.
     """
+    contents_of = read_parts(checkpoint, contents, [layer.tensor for layer in layers], on_read)
     kernels = {}
-    for name, reader in checkpoint.files.items():
-        here = [layer for layer in layers if contents.file_of[layer.tensor.name] == name]
-        if not here:
-            continue
-        parts = reader.read([(layer.tensor.start, layer.tensor.stop) for layer in here], on_read)
-        for layer, part in zip(here, parts, strict=True):
-            kernels[layer.tensor.name] = layer.kernels(part)
+    for layer in layers:
+        parts = [contents_of.pop(part.name) for part in layer.tensor.parts]
+        kernels[layer.tensor.name] = layer.kernels(*parts)
     return kernels
+
+
+def read_parts(
+    checkpoint: Checkpoint, contents: Contents, tensors: Sequence[Tensor], on_read: ReadCallback | None = None
+) -> dict[str, bytes]:
+    """Read the bytes of tensors, and nothing else of their files.
+
+    Args:
+      checkpoint: the opened checkpoint.
+      contents: its contents.
+      tensors: some of its tensors.
+      on_read: called with the number of bytes of every piece that was read.
+
+    Returns:
+      Name of each part of the tensors -> its bytes.
+
+    Raises:
+      InputError: if a file cannot be read.
+      HubError: if the hub cannot be reached or refuses.
+    """
+    wanted = {part.name: part for tensor in tensors for part in tensor.parts}
+    found: dict[str, bytes] = {}
+    for file, reader in checkpoint.files.items():
+        here = [part for name, part in wanted.items() if contents.file_of[name] == file]
+        if here:
+            spans = [(part.start, part.stop) for part in here]
+            found |= zip((part.name for part in here), reader.read(spans, on_read), strict=True)
+    return found
 
 
 def source_record(checkpoint: Checkpoint, contents: Contents) -> Source:
@@ -121,25 +164,18 @@ def source_record(checkpoint: Checkpoint, contents: Contents) -> Source:
     )
 
 
-def tied_names(kernels: Mapping[str, Float32[np.ndarray, "c k k"]]) -> dict[str, str]:
-    """Find layers whose kernels are repeated: a layer used at several places is saved under each name.
+def _may_be_depthwise(tensor: Tensor) -> bool:
+    """True for a tensor with an axis of length 1 beside those of the taps."""
+    return len(tensor.shape) in (3, 4) and 1 in tensor.shape and max(tensor.shape[-2:]) > 1
 
-    Args:
-      kernels: tensor name -> taps `[channels, size, size]`.
 
-    Returns:
-      Name that repeats -> name that is kept, the deepest one, since it tells the place best.
-    """
-    same: dict[bytes, list[str]] = {}
-    for name, taps in kernels.items():
-        # Layers may be equal without being tied while they are untouched: all zero, or all ones.
-        if np.ptp(taps) > 0:
-            same.setdefault(sha256(str(taps.shape).encode() + taps.tobytes()).digest(), []).append(name)
-    tied = {}
-    for names in same.values():
-        kept = max(names, key=lambda name: len(re.split(r"[./]", name)))
-        tied |= {name: kept for name in names if name != kept}
-    return tied
+def _omitted_by_index(checkpoint: Checkpoint, omitted: Sequence[str]) -> tuple[str, ...]:
+    if not omitted:
+        return ()
+    return (
+        f"{checkpoint.model}: the index omits {len(omitted)} tensors that its files hold, such as "
+        f"{omitted[0]!r}; they are not read, and the network may be incomplete",
+    )
 
 
 def _stated_order(metadata: Mapping[str, str]) -> dict[str, int] | None:

@@ -15,14 +15,16 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float32
 
 from dogfit.checkpoints.detect import Depthwise
+from dogfit.checkpoints.distinct import DistinctLayers, distinct_layers
 from dogfit.checkpoints.files import SUFFIX
 from dogfit.checkpoints.hub_config import HubConfig
 from dogfit.checkpoints.open import Checkpoint, open_checkpoint
 from dogfit.checkpoints.patch import Copy, write_copies
-from dogfit.checkpoints.read import Contents, read_contents, read_kernels, tied_names
+from dogfit.checkpoints.read import Contents, read_contents, read_kernels, read_parts
 from dogfit.errors import InputError, OutputError
 from dogfit.export.match import match_gain_and_mean
 from dogfit.export.methods import Method, NotReplaceableError, method_by_name
+from dogfit.export.store import store_kernels
 from dogfit.kernelset.groups import Flag, KernelGroup
 from dogfit.kernelset.kernelset import KernelSet
 from dogfit.kernelset.layers import Layer
@@ -140,14 +142,16 @@ def replace_kernels(
         wanted = f" of sizes {tuple(sizes)}" if sizes is not None else ""
         raise InputError(f"{opened.model}: no depthwise kernels{wanted} to replace")
     taps = read_kernels(opened, contents, layers)
-    tied = tied_names(taps)
+    distinct = distinct_layers(taps, contents.included)
     pairs = [(_layer_record(layer, opened.model), taps[layer.tensor.name]) for layer in layers]
-    kernelset = KernelSet.from_layers([pair for pair in pairs if pair[0].name not in tied])
-    found, notes = _find_replacements(kernelset, with_, match, autoencoder)
-    for name, kept in tied.items():
+    counted = [
+        pair for pair in pairs if pair[0].name not in (distinct.tied.keys() | distinct.left_out.keys())
+    ]
+    found, notes = _find_replacements(KernelSet.from_layers(counted), with_, match, autoencoder)
+    for name, kept in distinct.tied.items():
         if kept in found:
             found[name] = found[kept]
-    return _write(opened, contents, targets, found, min_r2, [*notes, *_left_alone(contents)])
+    return _write(opened, contents, targets, found, min_r2, [*notes, *_left_alone(contents, distinct)])
 
 
 def _find_replacements(
@@ -221,12 +225,12 @@ def _shapes_by_name(named: Mapping[Any, Any], layers: Sequence[Layer]) -> np.nda
 def _layer_record(layer: Depthwise, model: str) -> Layer:
     tensor = layer.tensor
     return Layer(
-        tensor.name, model, 0, None, None, layer.size, layer.channels, tensor.dtype, shape=tensor.shape
+        tensor.name, model, 0, None, None, layer.size, layer.channels, tensor.stored_dtype, shape=tensor.shape
     )
 
 
-def _left_alone(contents: Contents) -> list[str]:
-    reasons = Counter(item.reason for item in contents.findings.left_out)
+def _left_alone(contents: Contents, distinct: DistinctLayers) -> list[str]:
+    reasons = Counter([*(item.reason for item in contents.findings.left_out), *distinct.left_out.values()])
     return [f"{count} tensors left alone: {reason}" for reason, count in reasons.items()]
 
 
@@ -262,17 +266,23 @@ def _write(
 ) -> Replaced:
     """Write the copies; only the bytes of replaced kernels differ."""
     patches: dict[str, dict[int, bytes]] = {name: {} for name in targets}
-    replaced, scores = {}, {}
+    replaced, scores, kept = {}, {}, {}
     for layer in contents.findings.layers:
-        tensor, file = layer.tensor, contents.file_of[layer.tensor.name]
-        if tensor.name not in found:
+        name, parts = layer.tensor.name, layer.tensor.parts
+        if name not in found:
             continue
-        kernels, r2 = found[tensor.name]
-        with np.errstate(invalid="ignore"):
-            rows = np.isfinite(r2) & (r2 >= min_r2)
-        (content,) = opened.files[file].read([(tensor.start, tensor.stop)])
-        patches[file][tensor.start], rows = layer.with_kernels(content, rows, kernels)
-        replaced[tensor.name], scores[tensor.name] = rows, r2
+        bytes_of = read_parts(opened, contents, [layer.tensor])
+        try:
+            done = store_kernels(layer, [bytes_of[part.name] for part in parts], *found[name], min_r2)
+        except NotReplaceableError as error:
+            kept[name] = str(error)
+            continue
+        for part, content in zip(parts, done.contents, strict=True):
+            patches[contents.file_of[part.name]][part.start] = content
+        replaced[name], scores[name] = done.rows, done.r2
+    if kept and not replaced:
+        raise InputError(f"{opened.model}: nothing can be replaced: {'; '.join(sorted(set(kept.values())))}")
+    notes = [*notes, *(f"{n} layers kept: {reason}" for reason, n in Counter(kept.values()).items())]
     sources = opened.all_files
     write_copies([Copy(sources[name].local(), target, patches[name]) for name, target in targets.items()])
     # An index stands for the whole checkpoint.
