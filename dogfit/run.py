@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 import dogfit
+from dogfit.closed_pipe import tolerate_closed_pipe
 from dogfit.errors import DogfitError, LostProcessError
 from dogfit.job.config import RunConfig
 from dogfit.runtime.progress import INTERRUPTED
@@ -23,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0 done, 1 the job failed, 2 wrong usage, 3 input unusable, 4 the hub could not be
       reached, 130 interrupted.
     """
+    with tolerate_closed_pipe():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         config = tyro.cli(RunConfig, prog="dogfit", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     except ValueError as error:

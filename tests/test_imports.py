@@ -20,6 +20,7 @@ HOUSE = (
     "report",
     "analysis",
     "runtime",
+    "convert",
     "export",
     "embedded",
     "clusters",
@@ -36,6 +37,7 @@ HOUSE = (
     "normalize",
     "kernels",
     "atomic_write",
+    "closed_pipe",
     "errors",
     "lazy",
 )

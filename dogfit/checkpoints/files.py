@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Protocol
 
 from dogfit.checkpoints.header import Header, conversion_hint, header_length, parse_header
@@ -23,7 +23,11 @@ OTHER_FORMATS = {
     ".tflite": "TensorFlow Lite",
     ".npz": "NumPy",
 }
+# What `python -m dogfit.convert` reads besides pickles.
+CONVERTIBLE = (".h5", ".hdf5", ".keras", ".msgpack", ".onnx", ".npz")
 MAX_INDEX_BYTES = 100_000_000
+# How far below a folder safetensors files are looked for, to name them in a message.
+MAX_DEPTH, MAX_FOLDERS = 3, 200
 
 ReadCallback = Callable[[int], None]
 """Called with the number of bytes that have just been read."""
@@ -132,12 +136,13 @@ def read_header(reader: Reader) -> Header:
     return parse_header(text, size, reader.where)
 
 
-def choose_file(names: Sequence[str], where: str) -> str:
+def choose_file(names: Sequence[str], where: str, subfolders: Sequence[str] = ()) -> str:
     """Choose the file that holds the weights: `model.safetensors`, an index, or the only safetensors file.
 
     Args:
       names: file names at the top of the folder or repository.
       where: the folder as messages should name it.
+      subfolders: folders below that hold safetensors files.
 
     Returns:
       One of the names.
@@ -154,22 +159,31 @@ def choose_file(names: Sequence[str], where: str) -> str:
             return found[0]
         if found:
             raise InputError(
-                f"{where}: holds {len(found)} candidates and no model.safetensors: {_quote_names(found)}; "
+                f"{where}: holds {len(found)} candidates and no model.safetensors: {quote_names(found)}; "
                 "pass the path of the one you mean"
             )
+    if subfolders:
+        raise InputError(
+            f"{where}: no safetensors file here, but in its subfolders {quote_names(sorted(subfolders))}; "
+            "give one of them"
+        )
     pickles = sorted(name for name in names if PurePosixPath(name).suffix in PICKLES)
     if pickles:
         raise InputError(
-            f"{where}: no safetensors file, only pickles ({_quote_names(pickles)}). "
+            f"{where}: no safetensors file, only pickles ({quote_names(pickles)}). "
             f"{conversion_hint(pickles[0])}"
         )
     other = sorted(name for name in names if PurePosixPath(name).suffix in OTHER_FORMATS)
     if other:
         raise InputError(
-            f"{where}: no safetensors file; {_quote_names(other)} is of a format dogfit does not read. "
-            "Save the weights as safetensors"
+            f"{where}: no safetensors file; {quote_names(other)} is of a format the command does not read. "
+            + (
+                conversion_hint(other[0])
+                if PurePosixPath(other[0]).suffix in CONVERTIBLE
+                else "Save the weights as safetensors"
+            )
         )
-    raise InputError(f"{where}: no safetensors file; found {_quote_names(sorted(names)) or 'nothing'}")
+    raise InputError(f"{where}: no safetensors file; found {quote_names(sorted(names)) or 'nothing'}")
 
 
 def read_index(index: Reader, exists: Callable[[str], bool]) -> dict[str, str]:
@@ -203,7 +217,7 @@ def read_index(index: Reader, exists: Callable[[str], bool]) -> dict[str, str]:
     missing = [file for file in files if not exists(file)]
     if missing or not files:
         raise InputError(
-            f"{where}: {len(missing)} of {len(files)} shards are missing: {_quote_names(missing)}; "
+            f"{where}: {len(missing)} of {len(files)} shards are missing: {quote_names(missing)}; "
             "fetch the checkpoint again"
         )
     return weight_map
@@ -233,28 +247,76 @@ def find_local(path: Path) -> Path:
         if path.is_dir():
             if (path / "saved_model.pb").exists():
                 raise InputError(f"{path}: a TensorFlow SavedModel; save its weights as safetensors")
-            path = path / choose_file([p.name for p in path.iterdir() if not p.is_dir()], str(path))
+            names = [p.name for p in path.iterdir() if not p.is_dir()]
+            path = path / choose_file(names, str(path), _subfolders(path))
         if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+            raise _missing(path)
         if not path.is_file():
             raise InputError(f"{path}: not a regular file")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    _refuse_format(path)
+    refuse_format(path)
     return path
 
 
-def _refuse_format(path: Path) -> None:
+def _missing(path: Path) -> InputError:
+    """Error for a path at which there is no file."""
+    if path.is_symlink():
+        return InputError(
+            f"{path}: a link to a file that is missing; in a cache of the hub an incomplete download: "
+            "fetch it again"
+        )
+    named = len(path.parts) == 1 and not path.suffix
+    hint = "; repositories on the hub are named owner/name" if named else ""
+    return InputError(f"{path}: no such file or folder{hint}")
+
+
+def _subfolders(path: Path) -> list[str]:
+    """Folders below a folder that hold safetensors files, as far as a short look finds them."""
+    found: list[str] = []
+    folders = [path]
+    for _ in range(MAX_DEPTH):
+        below = [entry for folder in folders for entry in _entries(folder) if entry.is_dir()]
+        folders = sorted(below)[:MAX_FOLDERS]
+        found += [
+            folder.relative_to(path).as_posix()
+            for folder in folders
+            if any(entry.name.endswith(SUFFIX) for entry in _entries(folder))
+        ]
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def refuse_format(path: PurePath) -> None:
+    """Refuse a file whose name says that it is no safetensors file.
+
+    Args:
+      path: the file, as messages should name it.
+
+    Raises:
+      InputError: if its format is another one; the message says how to convert it.
+    """
     suffix = path.suffix.lower()
     if suffix in PICKLES:
         raise InputError(f"{path}: {suffix} files hold Python pickles. {conversion_hint(str(path))}")
     if suffix in OTHER_FORMATS:
-        raise InputError(
-            f"{path}: {OTHER_FORMATS[suffix]}, which dogfit does not read; save the weights as safetensors"
-        )
+        hint = conversion_hint(str(path)) if suffix in CONVERTIBLE else "Save the weights as safetensors"
+        raise InputError(f"{path}: {OTHER_FORMATS[suffix]}, which the command does not read. {hint}")
 
 
-def _quote_names(names: Sequence[str], limit: int = 6) -> str:
+def quote_names(names: Sequence[str], limit: int = 6) -> str:
+    """List names for a message.
+
+    Args:
+      names: the names.
+      limit: how many of them to show.
+    """
     # Quoted: names come from files and may hold control characters.
     shown = ", ".join(map(repr, names[:limit]))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

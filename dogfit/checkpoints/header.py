@@ -194,21 +194,17 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
 
 
 def conversion_hint(where: str) -> str:
-    """Write the command that turns a PyTorch pickle into safetensors.
+    """Write the command that turns a file of another format into safetensors.
 
     Args:
-      where: the pickle.
+      where: the file.
 
     Returns:
       A sentence that ends with the command, all in one line.
     """
     return (
-        "dogfit never loads pickles, which can run any code. To convert a file you trust, where torch is "
-        'installed: python -c "import sys, torch; from safetensors.torch import save_file; '
-        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-        "d = next((d[k] for k in ('state_dict', 'model', 'module') if k in d), d); "
-        "save_file({k: v.clone().contiguous() for k, v in d.items() if hasattr(v, 'dtype')}, "
-        f"'model.safetensors')\" {shlex.quote(where)}"
+        "dogfit never loads pickles, which can run any code, and reads nothing but safetensors. To convert a "
+        f"file you trust: python -m dogfit.convert {shlex.quote(where)}"
     )
 
 

@@ -13,9 +13,16 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from dogfit.checkpoints.files import LocalFile, ReadCallback
-from dogfit.checkpoints.hub_cache import Pieces, Repository, cached_repository, store_listing
+from dogfit.checkpoints.hub_cache import (
+    Pieces,
+    Repository,
+    cached_repository,
+    incomplete_download,
+    store_listing,
+)
 from dogfit.checkpoints.hub_config import HubConfig
 from dogfit.checkpoints.hub_errors import offline_error, translate_error
+from dogfit.errors import HubError
 
 # 97 % of safetensors headers are shorter than this, so one request usually brings the whole header.
 FIRST_BYTES = 65_536
@@ -213,12 +220,20 @@ def open_file(repository: Repository, name: str, config: HubConfig) -> HubFile |
 
     Returns:
       A local file where huggingface_hub's cache holds it.
+
+    Raises:
+      HubError: if offline and that cache holds only a part.
     """
     cached = try_to_load_from_cache(
         repository.name, name, cache_dir=config.cache_dir, revision=repository.commit
     )
     if isinstance(cached, str):
         return LocalFile(Path(cached))
+    if config.offline and incomplete_download(repository, name, config):
+        raise HubError(
+            f"offline, and the download of {repository}/{name} in huggingface_hub's cache is incomplete: its "
+            "link leads to a file that is missing; run once online"
+        )
     return HubFile(repository, name, Pieces.open(repository, name, config), config)
 
 

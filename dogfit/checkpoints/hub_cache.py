@@ -5,6 +5,7 @@ The commit that a branch or tag stands for may change, and is asked for whenever
 """
 
 import json
+import re
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,9 @@ from huggingface_hub.file_download import repo_folder_name
 
 from dogfit.atomic_write import write_atomically
 from dogfit.checkpoints.hub_config import HubConfig
+
+# The beginning of a commit's name.
+_COMMIT = re.compile(r"[0-9a-f]{4,40}")
 
 
 @dataclass(frozen=True)
@@ -60,24 +64,50 @@ def cached_repository(name: str, revision: str, config: HubConfig) -> Repository
       The listing that `store_listing` kept, else what huggingface_hub's cache holds of this revision; None if
       neither has it.
     """
-    try:
-        record = json.loads(_listing_path(name, revision, config).read_bytes())
-        return Repository(**{**record, "files": tuple(record["files"]), "revision": revision})
-    except (OSError, ValueError, TypeError, KeyError):
-        return _cached_snapshot(name, revision, config)
+    refs = _listing_path(name, revision, config)
+    short = sorted(refs.parent.glob(f"{revision}*.json")) if _COMMIT.fullmatch(revision) else []
+    for path in (refs, *short[: len(short) == 1]):
+        try:
+            record = json.loads(path.read_bytes())
+            return Repository(**{**record, "files": tuple(record["files"]), "revision": revision})
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return _cached_snapshot(name, revision, config)
+
+
+def incomplete_download(repository: Repository, name: str, config: HubConfig) -> bool:
+    """Tell whether huggingface_hub's cache links to a file that it does not hold.
+
+    Args:
+      repository: the repository at one commit.
+      name: path of the file in it.
+      config: where the cache is.
+    """
+    link = _cache_folder(repository.name, config) / "snapshots" / repository.commit / name
+    return link.is_symlink() and not link.exists()
 
 
 def _cached_snapshot(name: str, revision: str, config: HubConfig) -> Repository | None:
-    folder = config.cache_dir / repo_folder_name(repo_id=name, repo_type="model")
+    folder = _cache_folder(name, config)
+    snapshots = {path.name: path for path in sorted((folder / "snapshots").glob("*")) if path.is_dir()}
     try:
         commit = (folder / "refs" / revision).read_text().strip()
     except OSError:
-        commit = revision
-    snapshot = folder / "snapshots" / commit
-    if not snapshot.is_dir():
+        # Without refs/main, a single snapshot is the one that was meant.
+        short = "" if revision == "main" else revision
+        known = [snapshot for snapshot in snapshots if snapshot.startswith(short)]
+        abbreviated = revision == "main" or _COMMIT.fullmatch(revision)
+        commit = known[0] if abbreviated and len(known) == 1 else revision
+    if commit not in snapshots:
         return None
-    files = (path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
-    return Repository(name, revision, commit, tuple(sorted(files)), None)
+    snapshot = snapshots[commit]
+    found = (path for path in snapshot.rglob("*") if path.is_file() or path.is_symlink())
+    files = tuple(sorted(path.relative_to(snapshot).as_posix() for path in found))
+    return Repository(name, revision, commit, files, None)
+
+
+def _cache_folder(name: str, config: HubConfig) -> Path:
+    return config.cache_dir / repo_folder_name(repo_id=name, repo_type="model")
 
 
 @dataclass

@@ -156,10 +156,12 @@ def _read_kernels(config: RunConfig, progress: Progress) -> tuple[KernelSet, lis
         layers = [[layer.name for layer in one.layers] for one in sets]
         kernelset = KernelSet.concatenate(sets)
     if not any((group.flag == Flag.OK).any() for group in kernelset.groups.values()):
-        raise InputError(
+        reason = (
             f"none of the {kernelset.n:,} depthwise kernels can be fitted: all are zero, constant or not "
             "finite; give a checkpoint of a trained network"
         )
+        # Others that were left out may be what was meant.
+        raise InputError(". ".join([reason, *kernelset.notes]))
     for source in kernelset.sources:
         percent = 100 * source.bytes_read / max(source.bytes_total, 1)
         amount = f"{source.bytes_read:,} of {source.bytes_total:,} bytes ({percent:.1f} %)"

@@ -1,0 +1,71 @@
+"""Weights that Keras and others keep in HDF5: `.h5`, `.weights.h5`, and `.keras` archives."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dogfit.convert.extras import import_extra
+from dogfit.convert.weights import Weights
+from dogfit.errors import InputError
+
+WEIGHTS_IN_ARCHIVE = "model.weights.h5"
+
+
+def read_hdf5(path: Path) -> Weights:
+    """Read all datasets of an HDF5 file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The datasets of numbers under their paths.
+
+    Raises:
+      InputError: if the file is damaged, or h5py is not installed.
+    """
+    h5py = import_extra("h5py", "hdf5", path)
+    return _read(h5py, path, path)
+
+
+def read_keras(path: Path) -> Weights:
+    """Read the weights in a Keras 3 archive.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The datasets of numbers under their paths.
+
+    Raises:
+      InputError: if the file is damaged, or h5py is not installed.
+    """
+    h5py = import_extra("h5py", "hdf5", path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = io.BytesIO(archive.read(WEIGHTS_IN_ARCHIVE))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: damaged Keras archive: {error}") from error
+    return _read(h5py, content, path)
+
+
+def _read(h5py: Any, source: Any, path: Path) -> Weights:
+    tensors: dict[str, np.ndarray] = {}
+    left: dict[str, str] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.dtype.kind in "biuf":
+            tensors[name] = item[()]
+        else:
+            left[name] = f"holds {item.dtype}, no numbers"
+
+    try:
+        with h5py.File(source, "r") as file:
+            file.visititems(visit)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: damaged HDF5 file: {error}") from error
+    return Weights(tensors, left=left)
