@@ -7,7 +7,7 @@ Where names do not say that one set is a copy of the other, `dogfit.checkpoints.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -143,24 +143,23 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     Returns:
       The names of the networks, and the other names with the reason.
     """
-    dropped: dict[str, str] = {}
-    apart: dict[str, _Name] = {}
-    for name in tensors:
-        if reason := _no_weight(name):
-            dropped[name] = reason
-        else:
-            apart[name] = _take_apart(name)
+    apart, dropped, plain = _sort_names(tensors)
+    if plain:  # no name states a copy
+        return Copies({name: name for name in apart}, dropped)
     same_place = _same_place(apart)
     shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
     for bare, members in same_place.items():
         for name in members:
             shapes.setdefault(apart[name].copy, {})[bare] = tensors[name].shape
-    verdicts: dict[tuple[tuple[str, ...], tuple[str, ...]], bool] = {}
+    # Judged once for all tensors of two copies, and so is the reason.
+    verdicts: dict[tuple[tuple[str, ...], tuple[str, ...]], str | None] = {}
 
-    def is_copy(one: _Name, other: _Name) -> bool:
+    def reason(name: str, taken: str) -> str | None:
+        one, other = apart[taken], apart[name]
         pair = one.copy, other.copy
         if pair not in verdicts:
-            verdicts[pair] = _is_copy(one, other, shapes[one.copy], shapes[other.copy])
+            same = _is_copy(one, other, shapes[one.copy], shapes[other.copy])
+            verdicts[pair] = copy_reason(name, taken) if same else None
         return verdicts[pair]
 
     names: dict[str, str] = {}
@@ -168,17 +167,36 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     for bare, members in same_place.items():
         kept: list[str] = []
         for name in sorted(members, key=lambda n: (n in unwanted, apart[n].role)):
-            original = next((k for k in kept if is_copy(apart[k], apart[name])), None)
-            if original is None:
-                kept.append(name)
+            reasons = [found for taken in kept if (found := reason(name, taken)) is not None]
+            if reasons:
+                dropped[name] = reasons[0]
             else:
-                dropped[name] = copy_reason(name, original)
+                kept.append(name)
         names |= dict.fromkeys(kept, bare)
         if len(kept) > 1:
             separate |= {apart[name].copy for name in kept}
     # Networks beside each other keep the parts of their names that tell them apart.
-    names |= {name: _dotted(name) for name in names if apart[name].copy in separate}
+    if separate:
+        names |= {name: _dotted(name) for name in names if apart[name].copy in separate}
     return Copies({name: names[name] for name in tensors if name in names}, dropped)
+
+
+def _sort_names(names: Iterable[str]) -> tuple[dict[str, _Name], dict[str, str], bool]:
+    """Take names of weights apart; also the other names, with the reason, and whether no name had parts."""
+    apart: dict[str, _Name] = {}
+    dropped: dict[str, str] = {}
+    plain = True
+    for name in names:
+        parts = name.replace("/", ".").split(".")
+        # Most names have no part that says anything; files have hundreds of thousands of them.
+        if not any(map(_says_something, parts)) and _no_weight_end(parts[-1], len(parts) > 1) is None:
+            apart[name] = _Name(name, (), Role.PLAIN)
+        elif reason := _no_weight(parts):
+            dropped[name] = reason
+        else:
+            apart[name] = _take_apart(name)
+            plain = False
+    return apart, dropped, plain
 
 
 def networks(names: Sequence[str]) -> dict[str, int]:
@@ -243,13 +261,12 @@ def _common(one: Sequence[str], two: Sequence[str]) -> int:
     return count
 
 
-def _no_weight(name: str) -> str | None:
-    """Reason why a tensor is no weight of the network, by its name; None for a weight."""
-    *parts, last = re.split(r"[./]", name)
-    for part in (*parts, last):
+def _no_weight(parts: Sequence[str]) -> str | None:
+    """Reason why a tensor is no weight of the network, by the parts of its name; None for a weight."""
+    for part in parts:
         if reason := _no_weight_part(part):
             return reason
-    return _no_weight_end(last, bool(parts))
+    return _no_weight_end(parts[-1], len(parts) > 1)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -274,9 +291,10 @@ def _same_place(apart: Mapping[str, _Name]) -> dict[str, list[str]]:
     for name, parts in apart.items():
         places.setdefault(parts.bare, []).append(name)
     # Some averages are stored under the name of their weight without its dots.
-    for bare in list(places):
+    averages = {bare for bare, names in places.items() if any(apart[n].role is Role.AVERAGE for n in names)}
+    for bare in list(places) if averages else ():
         undotted = bare.replace(".", "")
-        if undotted != bare and any(apart[name].role is Role.AVERAGE for name in places.get(undotted, ())):
+        if undotted != bare and undotted in averages and undotted in places:
             places[bare] += places.pop(undotted)
     return places
 
@@ -331,6 +349,13 @@ def _take_apart(name: str) -> _Name:
                 continue
         kept.append((pieces[index - 1] if index and kept else "") + part)
     return _Name("".join(kept) or name, tuple(copy), role)
+
+
+@lru_cache(maxsize=1 << 16)
+def _says_something(part: str) -> bool:
+    """True for a part that may be taken out of a name, or tells that a tensor is no weight."""
+    wraps = part in WRAPPERS or part in INNER_WRAPPERS or "['" in part
+    return wraps or _part_role(part) is not None or _no_weight_part(part) is not None
 
 
 @lru_cache(maxsize=1 << 16)

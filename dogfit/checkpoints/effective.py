@@ -152,7 +152,7 @@ def _masked(tensor: Tensor, tensors: Mapping[str, Tensor]) -> EffectiveTensor | 
         return None
     mask = _companion(name, ("{}_mask",) if pruned else ("{}_mask", "{}.mask"), tensors)
     if mask is None and not pruned:
-        mask = tensors.get(re.sub(r"[^./]+$", "mask", name))
+        mask = tensors.get(name.removesuffix("weight").removesuffix("kernel") + "mask")
     if mask is None or mask.shape != tensor.shape:
         return None
     if f"{name}_u" in tensors:
