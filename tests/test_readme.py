@@ -36,8 +36,11 @@ def test_readme_links_lead_to_files():
 
 
 def test_readme_options_exist():
-    help_text = subprocess.run(
-        [sys.executable, "-m", "dogfit.run", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    help_text = "".join(
+        subprocess.run(
+            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for module in ("dogfit.run", "dogfit.convert")
+    )
     for option in set(re.findall(r"--[a-z][a-z-]+", TEXT + COMMAND_PAGE)):
         assert option in help_text, option

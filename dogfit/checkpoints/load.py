@@ -35,10 +35,11 @@ def load_kernels(
 
     Args:
       sources: each a `.safetensors` file; a folder with `model.safetensors`, a sharded `*.index.json` or a
-        single safetensors file; or a hub repository `owner/name[@revision]`. What exists on disk wins.
+        single safetensors file; or a hub repository `owner/name[@revision]`, in any of the spellings of
+        `dogfit.checkpoints.hub_address`. What exists on disk wins.
       sizes: kernel sizes to keep, in taps; all by default.
-      include: patterns (as of file names) of tensors to take although their shape leaves it open whether
-        they are depthwise, tensors of shape (C, k, k) among them.
+      include: names, or patterns (as of file names), of tensors to take although their shape leaves it open
+        whether they are depthwise, tensors of shape (C, k, k) and copies of others among them.
       exclude: patterns of tensors to leave out; overrules `include`.
       offline: use only what an earlier run fetched from the hub. `HF_HUB_OFFLINE` does the same.
       hub: the hub of repositories; by default the one that `HF_ENDPOINT` and its like name, see

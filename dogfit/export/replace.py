@@ -85,7 +85,8 @@ def replace_kernels(
     The copy has the header, names, types, layout and order of the original, so it loads wherever that does.
     A checkpoint of any length is copied by the system and patched in place; memory holds the kernels alone.
     Kernels that are constant, zero or not finite stay, as do those without a replacement. Tensors tied to a
-    replaced one (the same values under another name) are replaced with it.
+    replaced one (the same values under another name) are replaced with it. Kernels that the network computes,
+    as under weight norm, are replaced where they can be written one by one.
 
     Args:
       checkpoint: file, folder or repository, see `dogfit.load_kernels`.
@@ -117,7 +118,8 @@ def replace_kernels(
       What was replaced, and how well. Nothing is written if an error is raised.
 
     Raises:
-      InputError: if the checkpoint cannot be read, or holds no depthwise kernels of these sizes.
+      InputError: if the checkpoint cannot be read, or holds no depthwise kernels of these sizes that can be
+        written.
       HubError: if the hub cannot be reached or refuses.
       OutputError: if `out` exists, is the checkpoint itself, or is a file where a folder is needed.
       ValueError: if the replacement does not fit the kernels.
