@@ -75,7 +75,7 @@ def test_load_kernels_as_pytorch_computes_them(tmp_path, kind):
     assert kernels.layers[1].name == NAME
     got = kernels.kernels_of(kernels.layers[1])
     np.testing.assert_allclose(got, layer.weight.detach().numpy()[:, 0], rtol=2e-6, atol=1e-8)
-    assert any("as the network does" in note for note in kernels.notes)
+    assert any("as the network computes them" in note for note in kernels.notes)
     assert not any(MODULE in name for name in skip_reasons(kernels))
 
 

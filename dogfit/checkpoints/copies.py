@@ -143,9 +143,11 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     Returns:
       The names of the networks, and the other names with the reason.
     """
-    apart, dropped, plain = _sort_names(tensors)
-    if plain:  # no name states a copy
-        return Copies({name: name for name in apart}, dropped)
+    dropped, marked = _judge_names(tensors)
+    weights = [name for name in tensors if name not in dropped]
+    if not marked:
+        return Copies(dict(zip(weights, weights, strict=True)), dropped)
+    apart = {name: _take_apart(name) if name in marked else _Name(name, (), Role.PLAIN) for name in weights}
     same_place = _same_place(apart)
     shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
     for bare, members in same_place.items():
@@ -181,22 +183,19 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     return Copies({name: names[name] for name in tensors if name in names}, dropped)
 
 
-def _sort_names(names: Iterable[str]) -> tuple[dict[str, _Name], dict[str, str], bool]:
-    """Take names of weights apart; also the other names, with the reason, and whether no name had parts."""
-    apart: dict[str, _Name] = {}
+def _judge_names(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Find the names of what is no weight, with the reason, and those with a part that may be taken out."""
     dropped: dict[str, str] = {}
-    plain = True
+    marked: set[str] = set()
     for name in names:
         parts = name.replace("/", ".").split(".")
         # Most names have no part that says anything; files have hundreds of thousands of them.
-        if not any(map(_says_something, parts)) and _no_weight_end(parts[-1], len(parts) > 1) is None:
-            apart[name] = _Name(name, (), Role.PLAIN)
-        elif reason := _no_weight(parts):
-            dropped[name] = reason
-        else:
-            apart[name] = _take_apart(name)
-            plain = False
-    return apart, dropped, plain
+        if any(map(_says_something, parts)) or _no_weight_end(parts[-1], len(parts) > 1) is not None:
+            if reason := _no_weight(parts):
+                dropped[name] = reason
+            else:
+                marked.add(name)
+    return dropped, marked
 
 
 def networks(names: Sequence[str]) -> dict[str, int]:

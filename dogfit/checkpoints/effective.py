@@ -116,6 +116,8 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     """
     found = dict(tensors)
     unknown: list[UnknownWeight] = []
+    if not any(map(_tells_of_parts, tensors.values())):
+        return found, unknown
     # Inner ones first: scales belong to stored numbers, and a pruned tensor may be one half of a weight norm.
     for rule in (_scaled, _masked, _weight_norm, _spectral_norm, _parametrized):
         made: dict[str, EffectiveTensor | None] = {}
@@ -133,6 +135,15 @@ def effective_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
             replaced = ((made.get(name, tensor)) for name, tensor in found.items())
             found = {tensor.name: tensor for tensor in replaced if tensor is not None}
     return found, unknown
+
+
+def _tells_of_parts(tensor: Tensor) -> bool:
+    """True for a tensor that may be a part of a weight, by its type or the end of its name."""
+    return (
+        tensor.dtype in LOW_BIT
+        or tensor.name.endswith(("_orig", "_v", "mask"))
+        or "parametrizations." in tensor.name
+    )
 
 
 def _effective(

@@ -224,7 +224,9 @@ def _tensor(name: str, entry: Any, first: int) -> Tensor:
 
 def _are_sizes(values: Any) -> bool:
     # `type` and not isinstance: true and false are ints to Python.
-    return type(values) is list and all(type(v) is int and 0 <= v < 2**63 for v in values)
+    if type(values) is not list or not set(map(type, values)) <= {int}:
+        return False
+    return not values or (min(values) >= 0 and max(values) < 2**63)
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

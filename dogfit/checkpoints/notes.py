@@ -37,7 +37,8 @@ def reading_notes(
         tensor.rule for tensor in map(contents.tensors.get, taken) if isinstance(tensor, EffectiveTensor)
     )
     notes += [
-        f"{model}: {count} layers are computed as the network does: {rule}" for rule, count in rules.items()
+        f"{model}: kernels of {count} layers as the network computes them: {rule}"
+        for rule, count in rules.items()
     ]
     if several := networks(taken):
         shown = ", ".join(f"{name or 'no prefix'!r} ({count} layers)" for name, count in several.items())
