@@ -36,6 +36,10 @@ def near(tensors, prefix, noise=0.05):
         ("swa_model.module.", "model."),
         ("averaged_model.", ""),
         ("ema.shadow.", "net."),
+        ("mean_teacher.", "student."),
+        ("policy_net.", "target_net."),
+        ("feature_extractor_q.", "feature_extractor_k."),
+        ("modelTeacher.", "modelStudent."),
     ],
 )
 def test_load_kernels_copies_by_name(tmp_path, taken, left):
@@ -194,6 +198,11 @@ def test_distinct_layers_broken_kernels():
         ("attn.head_q.weight", "attn.head_q.weight", Role.PLAIN),
         ("schema.weight", "schema.weight", Role.PLAIN),
         ("avgpool.weight", "avgpool.weight", Role.PLAIN),
+        ("reference_model.stem.weight", "stem.weight", Role.ORIGINAL),
+        ("momentum_teacher.stem.weight", "stem.weight", Role.MOMENTUM),
+        ("ema_0.stem.weight", "stem.weight", Role.AVERAGE),
+        ("base_conv.weight", "base_conv.weight", Role.PLAIN),
+        ("text_encoder.k.weight", "text_encoder.k.weight", Role.PLAIN),
         ("model", "model", Role.PLAIN),
     ],
 )

@@ -54,6 +54,14 @@ def constant(value: float):
     return make
 
 
+def zero_beside_ambiguous(folder: Path) -> Path:
+    path = folder / "gray.safetensors"
+    kernels = {"conv.weight": np.ones((8, 1, 5, 5), np.float32)}
+    kernels["conv.weight"][:, 0, 0, 0] = np.arange(8)
+    save_file(kernels | {"stages.0.blocks.0.conv_dw.weight": np.zeros((16, 1, 7, 7), np.float32)}, path)
+    return path
+
+
 BROKEN = {
     "missing": (lambda folder: folder / "nowhere.safetensors", "nowhere"),
     "truncated": (truncated, "cut"),
@@ -61,6 +69,7 @@ BROKEN = {
     "pickle": (pickled, "safetensors"),
     "no depthwise": (without_depthwise, "depthwise"),
     "all zero": (constant(0.0), "none of the 16 depthwise kernels can be fitted"),
+    "all zero beside what is ambiguous": (zero_beside_ambiguous, "--include conv.weight"),
     "all NaN": (constant(np.nan), "none of the 16 depthwise kernels can be fitted"),
 }
 

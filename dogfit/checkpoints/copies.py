@@ -57,14 +57,17 @@ ROLES_OF_NETWORKS = {
     word: role
     for role, words in {
         Role.AVERAGE: "avg mean",
-        Role.PLAIN: "q query base fast context",
+        Role.PLAIN: "q query base fast context main policy source current",
         Role.MOMENTUM: "k key m slow",
+        Role.ORIGINAL: "original orig initial pretrained reference ref",
     }.items()
     for word in words.split()
 }
 # Words that remain of a part without its role and only wrap the network.
-_WRAPPING_WORDS = frozenset("model module net network state dict params param weights weight".split())
-_NETWORK_WORDS = frozenset("encoder backbone network net model".split())
+_WRAPPING_WORDS = frozenset(
+    "model module net network state dict params param weights weight exponential moving".split()
+)
+_NETWORK_WORDS = frozenset("encoder backbone network net model feature features extractor".split())
 _PART_WORDS = (
     _WRAPPING_WORDS
     | _NETWORK_WORDS
@@ -341,7 +344,7 @@ def _take_apart(name: str) -> _Name:
             rest, part_role = found
             role = part_role if role is Role.PLAIN else role
             copy.append(part)
-            skip = part_role is Role.SAVED
+            skip = part_role is Role.SAVED and index + 2 < len(pieces) - 1
             leading = not rest and not kept
             part = rest
             if not part:
@@ -362,16 +365,18 @@ def _part_role(part: str) -> tuple[str, Role] | None:
     """Role that one part of a name states, and what remains of the part; None if it states none."""
     if part in _WHOLE_PARTS:
         return "", _WHOLE_PARTS[part]
-    words = list(re.finditer(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", part))
-    for match in words:
-        rest = {other[0].lower() for other in words if other is not match}
-        role = ROLES.get(match[0].lower()) if rest <= _PART_WORDS else None
-        if role is None and rest and rest <= _NETWORK_WORDS:
-            role = ROLES_OF_NETWORKS.get(match[0].lower())
-        if role is not None:
-            left = f"{part[: match.start()].rstrip('_-')}_{part[match.end() :].lstrip('_-')}".strip("_")
-            return ("" if rest <= _WRAPPING_WORDS else left), role
-    return None
+    words = list(re.finditer(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part))
+    certain = [match for match in words if match[0].lower() in ROLES]
+    others = [match for match in words if match[0].lower() in ROLES_OF_NETWORKS]
+    stating = [*certain, *others]  # both in "mean_teacher"
+    rest = {match[0].lower() for match in words if match not in stating}
+    if not stating or not (rest <= _PART_WORDS if certain else rest and rest <= _NETWORK_WORDS):
+        return None
+    left = part
+    for match in sorted(stating, key=lambda match: -match.start()):
+        left = left[: match.start()].rstrip("_-") + left[match.end() :]
+    role = (ROLES | ROLES_OF_NETWORKS)[stating[0][0].lower()]
+    return ("" if rest <= _WRAPPING_WORDS else left.strip("_-")), role
 
 
 def _dotted(name: str) -> str:

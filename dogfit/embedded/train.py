@@ -277,4 +277,7 @@ def train(
 if __name__ == "__main__":
     import tyro
 
-    train(tyro.cli(TrainingConfig, description=__doc__), NetworkConfig())
+    from dogfit.closed_pipe import tolerate_closed_pipe
+
+    with tolerate_closed_pipe():
+        train(tyro.cli(TrainingConfig, description=__doc__), NetworkConfig())
