@@ -188,6 +188,8 @@ def test_load_kernels_other_ranks_and_shapes(tmp_path):
     kernels = load_tensors(tmp_path, convnext_tensors() | others)
     assert len(kernels.layers) == 13
     assert skip_reasons(kernels) == {
+        "stages.0.0.conv1d.dwconv.weight": "one-dimensional kernels, which are not read",
+        "stages.0.0.conv3d.dwconv.weight": "three-dimensional kernels, which are not read",
         "stages.0.0.wide.dwconv.weight": "not square",
         "stages.0.0.tall.dwconv.weight": "not square",
         "stages.0.0.attention.conv.weight": "a single kernel: one channel to one channel",
