@@ -1,6 +1,7 @@
 """Depthwise kernels among the tensors of a checkpoint."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -295,23 +296,27 @@ def _separable(
     """Find tensors (k, k, C, m) that are, or may be, depthwise kernels with a multiplier m.
 
     Returns:
-      Names of those that are: the same layer has a pointwise convolution of C m channels, or the name says
-      depthwise. Then names of those that may be: some pointwise convolution takes C m channels, and none m.
+      Names of those that are: the same layer has a pointwise convolution of C m channels and nothing else, or
+      the name says depthwise. Then names of those that may be: some pointwise convolution takes C m channels,
+      and none m.
     """
     if layout is not HWIO:
         return set(), set()
     shapes = {name: tensors[name].shape for name in names if len(tensors[name].shape) == 4}
+    beside = Counter(map(_parent, shapes))
     pointwise = {(_parent(name), shape[2]) for name, shape in shapes.items() if shape[:2] == (1, 1)}
     widths = {channels for _, channels in pointwise}
     taken = {shape[2] for shape in shapes.values()}
     certain, possible = set(), set()
     for name, (height, width, channels, multiplier) in shapes.items():
-        if height == width > 1 and channels > 1 and multiplier > 1:
-            product = channels * multiplier
-            believable = multiplier <= MAX_MULTIPLIER
-            if (_parent(name), product) in pointwise or DEPTHWISE.search(name.removeprefix(_parent(name))):
+        if height == width > 1 and channels > 1:
+            parent, product = _parent(name), channels * multiplier
+            is_pair = parent and beside[parent] == 2 and (parent, product) in pointwise
+            if is_pair or DEPTHWISE.search(name.removeprefix(parent)):
                 certain.add(name)
-            elif believable and (DEPTHWISE.search(name) or (product in widths and multiplier not in taken)):
+            elif 1 < multiplier <= MAX_MULTIPLIER and (
+                DEPTHWISE.search(name) or (product in widths and multiplier not in taken)
+            ):
                 possible.add(name)
     return certain, possible
 

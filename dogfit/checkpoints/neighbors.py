@@ -29,7 +29,7 @@ class Fit(IntEnum):
 
     NONE = 0
     LOOSE = 1
-    """Some layer before puts out its channels, and some layer after takes or puts out as many."""
+    """Some layer before puts out its channels, and some ordinary one after takes or puts out as many."""
     NEIGHBORS = 2
     """The layer right before puts out its channels; the next ordinary one, pointwise, puts out as many."""
     POINTWISE = 3
@@ -116,7 +116,7 @@ def depthwise_among(weights: Sequence[Weight], named: Collection[str]) -> set[st
     stem = None if first in accepted else first
     judged = [i for i in candidates if i not in accepted and i != stem and _bias_fits(weights[i])]
     fits = _fits(weights, judged, subtrees)
-    exposed = _exposed(weights, judged, stem, subtrees)
+    edges, exposed = _exposed(weights, judged, stem, subtrees)
     single = []
     for members, is_pure in _parts(weights, candidates):
         by_name = not accepted.isdisjoint(members)
@@ -132,7 +132,7 @@ def depthwise_among(weights: Sequence[Weight], named: Collection[str]) -> set[st
     enough = len(accepted) >= MANY
     for index, is_pure in single:
         fit = fits[index]
-        sandwiched = fit is Fit.POINTWISE and weights[index - 1].is_pointwise
+        sandwiched = fit is Fit.POINTWISE and weights[index - 1].is_pointwise and index not in edges
         usual = enough and fit >= (Fit.LOOSE if is_pure else Fit.NEIGHBORS)
         if index not in exposed and (sandwiched or usual):
             accepted.add(index)
@@ -186,9 +186,7 @@ def _fits(weights: Sequence[Weight], judged: Sequence[int], subtrees: _Subtrees)
     last_use: dict[int, int] = {}
     for index, weight in enumerate(weights):
         first_out.setdefault(weight.out, index)
-        if weight.is_candidate:
-            last_use[weight.out] = index
-        elif weight.taken is not None:
+        if not weight.is_candidate and weight.taken is not None:
             last_use[weight.taken] = last_use[weight.out] = index
     following = _next_ordinary(weights)
     fits = {}
@@ -196,7 +194,9 @@ def _fits(weights: Sequence[Weight], judged: Sequence[int], subtrees: _Subtrees)
         weight, after = weights[index], following[index]
         inputs = _inputs(weight)
         fit = Fit.NONE
-        if last_use[weight.out] > index and any(first_out.get(width, index) < index for width in inputs):
+        if last_use.get(weight.out, 0) > index and any(
+            first_out.get(width, index) < index for width in inputs
+        ):
             fit = Fit.LOOSE
         if index and after and weights[index - 1].out in inputs and after.is_pointwise:
             if after.taken == weight.out:
@@ -232,11 +232,15 @@ def _inputs(weight: Weight) -> list[int]:
 
 def _exposed(
     weights: Sequence[Weight], judged: Sequence[int], stem: int | None, subtrees: _Subtrees
-) -> set[int]:
+) -> tuple[set[int], set[int]]:
     """Find the candidates where a branch of the network may begin or end, so that channels agree by accident.
 
     A branch for grey images begins with a candidate, beside a branch that begins with another convolution of
     an image, or before ordinary spatial convolutions. A branch that puts out one channel ends with one.
+
+    Returns:
+      Those where any part of the network begins or ends that may be a branch, and those where one does that
+      probably is a branch.
     """
     parents: set[tuple[str, ...]] = set()
     for index, weight in enumerate(weights):
@@ -245,26 +249,26 @@ def _exposed(
                 if index == 0 or weights[index - 1].parts[:depth] != weight.parts[:depth]:
                     parents.add(weight.parts[: depth - 1])
     following = _next_ordinary(weights)
-    exposed = set()
+    edges, exposed = set(), set()
     for index in judged:
         weight, after = weights[index], following[index]
+        is_taken = after is not None and after.taken == weight.out
+        if after is not None and is_taken and not after.is_pointwise:
+            exposed.add(index)
         for depth in range(1, len(weight.parts)):
             subtree = subtrees[weight.parts[:depth]]
             if not subtree.ordinary:
                 continue
-            begins = subtree.first == index and (
-                (weight.parts[: depth - 1] in parents and (subtree.spatial or subtree.candidates > 1))
-                or (after is not None and not after.is_pointwise and after.taken == weight.out)
-            )
+            if subtree.first == index and weight.parts[: depth - 1] in parents:
+                edges.add(index)
+                if subtree.spatial or subtree.candidates > 1:
+                    exposed.add(index)
             # With a bias for every channel it puts out more than one.
-            ends = (
-                subtree.last == index
-                and weight.bias != weight.out
-                and not (after is not None and after.is_pointwise and after.taken == weight.out)
-            )
-            if begins or ends:
-                exposed.add(index)
-    return exposed
+            if subtree.last == index and weight.bias != weight.out:
+                edges.add(index)
+                if not is_taken:
+                    exposed.add(index)
+    return edges, exposed
 
 
 def _next_ordinary(weights: Sequence[Weight]) -> list[Weight | None]:
