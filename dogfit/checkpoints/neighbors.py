@@ -33,7 +33,9 @@ class Fit(IntEnum):
     NEIGHBORS = 2
     """The layer right before puts out its channels; the next ordinary one, pointwise, puts out as many."""
     POINTWISE = 3
-    """NEIGHBORS with a layer that takes as many; or pointwise layers of the block fit both ends."""
+    """The same, and it takes as many."""
+    BLOCK = 4
+    """Two pointwise layers of the same small block put out and take its channels."""
 
 
 class Weight(NamedTuple):
@@ -126,15 +128,16 @@ def depthwise_among(weights: Sequence[Weight], named: Collection[str]) -> set[st
                 accepted.update(members)
         elif is_pure and by_name:
             accepted.update(members)
-        elif sum(fits[index] is Fit.POINTWISE for index in members) >= 2:
+        elif sum(fits[index] >= Fit.POINTWISE for index in members) >= 2:
             accepted.update(index for index in members if fits[index] >= Fit.NEIGHBORS)
-        single += [(index, is_pure and not has_stem) for index in members if index not in accepted]
-    enough = len(accepted) >= MANY
-    for index, is_pure in single:
-        fit = fits[index]
-        sandwiched = fit is Fit.POINTWISE and weights[index - 1].is_pointwise and index not in edges
-        usual = enough and fit >= (Fit.LOOSE if is_pure else Fit.NEIGHBORS)
-        if index not in exposed and (sandwiched or usual):
+        # Where depthwise layers are usual, little is needed of a name that no ordinary layer has.
+        enough = Fit.NEIGHBORS if not is_pure or has_stem else Fit.NONE if len(members) >= MANY else Fit.LOOSE
+        single += [(index, enough) for index in members if index not in accepted]
+    are_usual = len(accepted) >= MANY
+    for index, enough in single:
+        fit, before = fits[index], weights[index - 1]
+        is_inside = fit is Fit.BLOCK or (fit is Fit.POINTWISE and before.is_pointwise)
+        if index not in exposed and ((is_inside and index not in edges) or (are_usual and fit >= enough)):
             accepted.add(index)
     return {weights[index].name for index in accepted}
 
@@ -203,8 +206,8 @@ def _fits(weights: Sequence[Weight], judged: Sequence[int], subtrees: _Subtrees)
                 fit = Fit.POINTWISE
             elif after.out == weight.out:
                 fit = Fit.NEIGHBORS
-        if fit < Fit.POINTWISE and _is_in_block(weights, weight, subtrees):
-            fit = Fit.POINTWISE
+        if _is_in_block(weights, weight, subtrees):
+            fit = Fit.BLOCK
         fits[index] = fit
     return fits
 
