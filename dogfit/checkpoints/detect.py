@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from dogfit.checkpoints.header import FLOATS, Tensor
+from dogfit.checkpoints.header import FLOATS, Tensor, collector_paused
 from dogfit.checkpoints.layouts import HWIO, MAX_SIZE, OHWI, OIHW, Layout, choose_layout, unread_layout
 from dogfit.checkpoints.naming import (
     AVERAGED,
@@ -113,6 +113,7 @@ class _UnsuitableError(Exception):
     """A tensor comes close to a depthwise kernel; the message says why it is none."""
 
 
+@collector_paused()
 def find_depthwise(
     tensors: Mapping[str, Tensor],
     *,
