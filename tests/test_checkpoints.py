@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from dogfit.checkpoints import load_kernels
 from dogfit.checkpoints.copies import bare_name
 from dogfit.checkpoints.naming import network_order, stage_and_block
 from dogfit.errors import InputError
+from dogfit.export import replace_kernels
 from dogfit.kernelset import Flag
 from examples import run_example
 from tiny_checkpoints import convnext_tensors, layer_names, load_tensors, random_tensor, skip_reasons
@@ -90,6 +91,54 @@ def test_load_kernels_keras_and_flax_layouts(tmp_path):
     np.testing.assert_array_equal(kernels.groups[3].kernels[3], keras[:, :, 3, 0])
     # TensorFlow puts output channel c * m + j from input channel c.
     np.testing.assert_array_equal(kernels.groups[7].kernels[2 * 3 + 1], multiplied[:, :, 3, 1])
+
+
+def test_load_kernels_mlx_layout(tmp_path):
+    """Kernels of (C, k, k, 1) are read, arranged as in the file again and replaced in place."""
+    tensors = {"stem.weight": random_tensor(16, 4, 4, 3)}
+    for block in range(3):
+        tensors[f"stages.0.blocks.{block}.conv_dw.weight"] = random_tensor(16, 7, 7, 1, seed=block)
+    kernels = load_tensors(tmp_path, tensors)
+    assert [(layer.size, layer.channels, layer.block) for layer in kernels.layers] == [
+        (7, 16, 0),
+        (7, 16, 1),
+        (7, 16, 2),
+    ]
+    for layer, taps in kernels.pairs():
+        stored = tensors[layer.name]
+        np.testing.assert_array_equal(taps, stored[..., 0])
+        np.testing.assert_array_equal(layer.to_stored(taps), stored)
+        np.testing.assert_array_equal(layer.from_stored(stored), taps)
+    # The same network as PyTorch stores it, replaced in the same way, has the same kernels.
+    twin = {name: np.moveaxis(values, 3, 1).copy() for name, values in tensors.items()}
+    save_file(twin, tmp_path / "twin.safetensors")
+    replaced = {}
+    for name in ("tiny", "twin"):
+        done = replace_kernels(
+            tmp_path / f"{name}.safetensors", tmp_path / f"new-{name}.safetensors", _half_mirrored, min_r2=0.6
+        )
+        assert 0 < done.n_replaced < 48
+        replaced[name] = load_file(tmp_path / f"new-{name}.safetensors")
+    for name, values in replaced["twin"].items():
+        np.testing.assert_array_equal(replaced["tiny"][name], np.moveaxis(values, 1, 3))
+
+
+def _half_mirrored(kernels):
+    return (kernels + kernels[:, :, ::-1]) / 2
+
+
+def test_load_kernels_mlx_axes_that_cannot_be_told_apart(tmp_path):
+    """Seven kernels of 7x7 in (7, 7, 7, 1) are left out: channels may be rows."""
+    tensors = {
+        "stem.weight": random_tensor(8, 4, 4, 3),
+        "a.dwconv.weight": random_tensor(7, 7, 7, 1),
+        "b.dwconv.weight": random_tensor(8, 7, 7, 1),
+    }
+    kernels = load_tensors(tmp_path, tensors)
+    assert layer_names(kernels) == ["b.dwconv.weight"]
+    assert skip_reasons(kernels) == {
+        "a.dwconv.weight": "its axes cannot be told apart, as many channels as rows"
+    }
 
 
 def test_load_kernels_channel_multiplier(tmp_path):
@@ -190,6 +239,8 @@ def test_load_kernels_other_ranks_and_shapes(tmp_path):
     kernels = load_tensors(tmp_path, convnext_tensors() | others)
     assert len(kernels.layers) == 13
     assert skip_reasons(kernels) == {
+        "stages.0.0.conv1d.dwconv.weight": "one-dimensional kernels, which are not read",
+        "stages.0.0.conv3d.dwconv.weight": "three-dimensional kernels, which are not read",
         "stages.0.0.wide.dwconv.weight": "not square",
         "stages.0.0.tall.dwconv.weight": "not square",
         "stages.0.0.attention.conv.weight": "a single kernel: one channel to one channel",
@@ -396,12 +447,46 @@ def test_load_kernels_ignores_an_unusable_order(tmp_path, text):
         ("conv_dw_11/depthwise_kernel", None, 11),
         ("MobilenetV2/expanded_conv_4/depthwise/depthwise_weights", None, 4),
         ("params/ConvNeXtStage_1/ConvNeXtBlock_2/dwconv/kernel", 1, 2),
+        ("stages/0/blocks/1/conv_dw/kernel", 0, 1),
+        (".stages[0].blocks[1].conv_dw.weight", 0, 1),
+        (".layers[2].blocks[11].conv", 2, 11),
+        ("['stages_0']['blocks_1']['conv_dw']['kernel']", 0, 1),
+        ("params['stages_2']['layers_8']['dwconv']['kernel']", 2, 8),
+        ('["encoder"]["stages"][3]["layers"][1]["conv"]', 3, 1),
+        ("stages\\\\1\\\\blocks\\\\2\\\\conv", 1, 2),
+        ("blocks3.1.dw_conv.weight", 3, 1),
         ("Conv_12", None, None),
         ("stages." + "9" * 5000 + ".0.dwconv.weight", None, 0),
     ],
 )
 def test_stage_and_block_by_naming_rule(name, stage, block):
     assert stage_and_block(bare_name(name)) == (stage, block)
+
+
+@pytest.mark.parametrize(
+    "name", ["stages/{}/blocks/{}/dw", ".stages[{}].blocks[{}].dw", "['stages_{}']['blocks_{}']['dw']"]
+)
+def test_network_order_in_every_spelling(name):
+    names = [name.format(stage, block) for stage in (0, 1, 10) for block in (0, 2, 11)]
+    assert sorted(set(names), key=network_order) == names
+
+
+def test_network_order_by_sorting_rules():
+    """Stems, down-sampling and feed-forward layers sort where they run, heads last, whatever the numbers."""
+    names = [
+        "conv0.weight",
+        "conv1.weight",
+        "stem.0.weight",
+        "stages.9.blocks.0.attn.q.weight",
+        "stages.9.blocks.0.attn.k.weight",
+        "stages.9.blocks.0.attn.v.weight",
+        "stages.9.blocks.0.attn.proj.weight",
+        "stages.9.blocks.0.mlp.fc.weight",
+        "stages.123.downsample.0.weight",
+        "stages.123.blocks.0.conv.weight",
+        "head.fc.weight",
+    ]
+    assert sorted(set(names), key=network_order) == names
 
 
 def test_network_order_by_value():

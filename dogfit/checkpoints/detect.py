@@ -1,7 +1,8 @@
 """Depthwise kernels among the tensors of a checkpoint."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,15 +10,23 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from dogfit.checkpoints.copies import split_copies
-from dogfit.checkpoints.header import FLOATS, Tensor
-from dogfit.checkpoints.naming import DEPTHWISE, NOT_A_KERNEL, network_order
+from dogfit.checkpoints.header import FLOATS, Tensor, collector_paused
+from dogfit.checkpoints.layouts import HWIO, MAX_SIZE, OHWI, OIHW, Layout, choose_layout, unread_layout
+from dogfit.checkpoints.naming import DEPTHWISE, NOT_A_KERNEL, dotted, network_order
+from dogfit.checkpoints.neighbors import Weight, depthwise_among, depthwise_by_name
 from dogfit.checkpoints.patterns import matching_names
 
-# Beyond every kernel in use; (64, 64, 3, 1) is an ordinary 3x1 convolution.
-MAX_SIZE = 63
-# Output channels per input channel that are believed without a name that says depthwise.
-MULTIPLIERS = (1, 2)
-AMBIGUOUS = "ambiguous, perhaps an ordinary convolution with one input channel; an include pattern takes it"
+# Layers with kernels larger than this have more channels than a kernel has rows.
+MAX_SIZE_OF_FEW = 11
+# Output channels per input channel that are believed of (k, k, C, m) because of its name or its neighbors.
+MAX_MULTIPLIER = 8
+# Words that end the names of weights and of biases.
+WEIGHT_WORD = re.compile(r"(?:depthwise_)?(?:weights?|kernel|w)(?=(?:_\d+|:0|'\])?$)|(?<=vars/)0$")
+BIAS_WORDS = ("bias", "biases", "b", "1")
+_AXES = {OIHW: "c1kk", HWIO: "kk1c", OHWI: "ckk1"}
+AMBIGUOUS = (
+    "ambiguous, perhaps an ordinary convolution with one input or output channel; an include pattern takes it"
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Depthwise:
 
     tensor: Tensor
     layout: str
-    """`ckk`, `c1kk` (PyTorch), `kk1c` (Flax) or `kkcm` (Keras, TensorFlow)."""
+    """`ckk`, `c1kk` (PyTorch), `kk1c` (Flax), `kkcm` (Keras, TensorFlow) or `ckk1` (MLX)."""
     size: int
     """Kernel size k, in taps."""
     channels: int
@@ -96,6 +105,7 @@ class _UnsuitableError(Exception):
     """A tensor comes close to a depthwise kernel; the message says why it is none."""
 
 
+@collector_paused()
 def find_depthwise(
     tensors: Mapping[str, Tensor],
     *,
@@ -106,19 +116,22 @@ def find_depthwise(
 ) -> Findings:
     """Recognise depthwise kernels by shape, layout and place in the network.
 
-    A tensor has the shape if it holds floats and is (C m, 1, k, k) in a PyTorch file, or (k, k, 1, C m) or
-    (k, k, C, m) in a file with channels last; k > 1. An ordinary convolution with one input channel, such as
-    the first of a network for grey images, has that shape too. So a tensor counts as depthwise only if
+    A tensor has the shape if it holds floats and is (C m, 1, k, k) in a PyTorch file, (k, k, 1, C m) or
+    (k, k, C, m) in a file with channels last, or (C, k, k, 1) in an MLX file; k > 1. An ordinary convolution
+    with one input channel, such as the first of a network for grey images, has that shape too, and so may one
+    with one output channel. So a tensor counts as depthwise only if
 
     1. its name says so (`dwconv`, `conv_dw`, `depthwise`, ...), or
-    2. it is not the first convolution of the network or of a branch, an earlier layer puts out C channels
-       and a later one takes or puts out C m. Where the network's first convolution has one input channel, the
-       layers right before and right after must fit. Or
-    3. 1 or 2 holds for a tensor whose name differs in numbers only: the same part of another block.
+    2. the layer before it puts out C channels and the one after, a pointwise one, takes C m. This counts only
+       if it holds twice at least where names tell nothing, as in networks that number all their layers, and
+       where a branch of the network may begin or end. Or
+    3. weaker evidence of the kind holds for several tensors whose names differ in numbers only: the same part
+       of several blocks. See `dogfit.checkpoints.neighbors`. Or
+    4. one of these holds for a tensor whose name differs in numbers only.
 
-    The rest is ambiguous: left out and reported. Never depthwise are optimiser moments, fixed filters,
-    position tables, integers and a single kernel. If a weight has a moving average as well, the average is
-    taken.
+    The rest is ambiguous: left out and reported. Never depthwise are the first convolution of the network,
+    optimiser moments, fixed filters, position tables, integers, a single kernel and a few very large ones. If
+    a weight has a moving average as well, the average is taken.
 
     Args:
       tensors: all tensors of the checkpoint, by name.
@@ -133,35 +146,67 @@ def find_depthwise(
     included, excluded = matching_names(tensors, include), matching_names(tensors, exclude)
     copies = split_copies(tensors, excluded)
     names, dropped = copies.names, copies.dropped
-    ordered = sorted(names, key=lambda name: _place(name, names[name], order))
-    network = [tensors[name] for name in ordered]
-    channels_last = _channels_last(network)
+    layout = choose_layout(tensors[name] for name in names)
+    separable, perhaps_separable = _separable(tensors, names, layout)
     candidates: dict[str, Depthwise] = {}
-    left_out: list[LeftOut] = []
-    for tensor in [*network, *(tensors[name] for name in dropped)]:
-        wanted = tensor.name in included
+    reasons: dict[str, str] = {}
+    undecided: set[str] = set()
+    near = {shape for shape in {t.shape for t in tensors.values()} if _may_hold_kernels(shape, layout)}
+    for name, tensor in tensors.items():
+        if tensor.shape not in near:
+            continue
+        wanted = name in included
+        has_multiplier = name in separable or name in perhaps_separable
         try:
-            shaped = _by_shape(tensor, channels_last, channels_first_3d or wanted)
+            shaped = _by_shape(tensor, layout, channels_first_3d or wanted, has_multiplier)
             if shaped is None:
+                if name in names and not _is_table(name):
+                    _refuse_unread_layout(tensor.shape, layout)
                 continue
-            if tensor.name in excluded:
+            if name in excluded:
                 raise _UnsuitableError("excluded by pattern")
             if not wanted:
                 _refuse(shaped, dropped)
-            candidates[tensor.name] = shaped
+            candidates[name] = shaped
+            if not wanted and shaped.layout != "ckk" and name not in separable:
+                undecided.add(name)
         except _UnsuitableError as error:
-            left_out.append(LeftOut(tensor, str(error)))
-    accepted = _inside_network(network, candidates, channels_last)
-    for name, candidate in candidates.items():
-        if candidate.layout == "ckk" or name in included:
-            accepted.add(name)
-        elif name not in accepted:
-            left_out.append(LeftOut(candidate.tensor, AMBIGUOUS))
-    layers = tuple(candidates[name] for name in candidates if name in accepted)
-    return Findings(layers, tuple(left_out), names)
+            reasons[name] = str(error)
+    spatial = [
+        _name_parts(names[name])
+        for name in names
+        if tensors[name].shape in near and name not in candidates and _is_ordinary(tensors[name], layout)
+    ]
+    named = depthwise_by_name({name: _name_parts(names[name]) for name in undecided}, spatial)
+    open_names = undecided - named
+    placed = {name for name in [*candidates, *reasons] if name in names}
+    if open_names:  # only then the places of other layers matter
+        placed |= {name for name in names if len(tensors[name].shape) in (2, 4)}
+    ordered = sorted(placed, key=lambda name: _place(name, names[name], order))
+    if open_names:
+        weights = [
+            _weight(tensors[name], names[name], candidates.get(name), layout, tensors)
+            for name in ordered
+            if len(tensors[name].shape) in (2, 4)
+        ]
+        reasons |= dict.fromkeys(open_names - depthwise_among(weights, named), AMBIGUOUS)
+    ordered += dropped
+    layers = tuple(candidates[name] for name in ordered if name in candidates and name not in reasons)
+    left_out = tuple(LeftOut(tensors[name], reasons[name]) for name in ordered if name in reasons)
+    return Findings(layers, left_out, names)
 
 
-def _by_shape(tensor: Tensor, channels_last: bool, allow_3d: bool) -> Depthwise | None:
+def _may_hold_kernels(shape: tuple[int, ...], layout: Layout) -> bool:
+    """False for vectors, matrices and 1x1 convolutions."""
+    return len(shape) > 2 and (len(shape) != 4 or max(layout.kernel(shape)) > 1)
+
+
+def _is_ordinary(tensor: Tensor, layout: Layout) -> bool:
+    """True for a convolution that takes several channels together, with kernels of more than one tap."""
+    return len(tensor.shape) == 4 and tensor.shape[layout.taken] > 1 and max(layout.kernel(tensor.shape)) > 1
+
+
+def _by_shape(tensor: Tensor, layout: Layout, allow_3d: bool, has_multiplier: bool) -> Depthwise | None:
     """Read a tensor as depthwise kernels; None if it has another shape.
 
     Raises:
@@ -169,108 +214,116 @@ def _by_shape(tensor: Tensor, channels_last: bool, allow_3d: bool) -> Depthwise 
     """
     shape = tensor.shape
     if len(shape) == 3 and allow_3d:
-        layout, (channels, height, width) = "ckk", shape
-    elif len(shape) != 4:
-        return None
-    elif not channels_last and shape[1] == 1:
-        layout, (channels, _, height, width) = "c1kk", shape
-    elif channels_last and shape[2] == 1:
-        layout, (height, width, _, channels) = "kk1c", shape
-    elif channels_last and (shape[3] == 1 or DEPTHWISE.search(tensor.name)):
-        layout, (height, width, channels) = "kkcm", (*shape[:2], shape[2] * shape[3])
+        axes, (channels, height, width) = "ckk", shape
+    elif len(shape) == 4 and shape[layout.taken] == 1:
+        axes, channels, (height, width) = _AXES[layout], shape[layout.out], layout.kernel(shape)
+    elif len(shape) == 4 and layout is HWIO and (shape[3] == 1 or has_multiplier):
+        axes, channels, (height, width) = "kkcm", shape[2] * shape[3], shape[:2]
     else:
         return None
     if (height <= 1 and width <= 1) or max(height, width) > MAX_SIZE or min(height, width, channels) < 1:
         return None
     if height != width:
         raise _UnsuitableError("not square")
+    if axes == "ckk1" and channels == height:
+        raise _UnsuitableError("its axes cannot be told apart, as many channels as rows")
     if tensor.dtype not in FLOATS:
         raise _UnsuitableError(f"stored as {tensor.dtype}; only floating-point kernels are read")
-    return Depthwise(tensor, layout, height, channels)
+    return Depthwise(tensor, axes, height, channels)
+
+
+def _refuse_unread_layout(shape: tuple[int, ...], layout: Layout) -> None:
+    """Raise for kernels that have other axes than those that are read."""
+    if kind := unread_layout(shape, layout):
+        raise _UnsuitableError(f"{kind}, which are not read")
 
 
 def _refuse(shaped: Depthwise, dropped: Mapping[str, str]) -> None:
     """Raise for tensors that are never depthwise, unless a pattern includes them."""
-    name = shaped.tensor.name
+    name, channels, size = shaped.tensor.name, shaped.channels, shaped.size
     if name in dropped:
         raise _UnsuitableError(dropped[name])
-    if NOT_A_KERNEL.search(re.sub(r"[./](weight|kernel)$", "", name)):
+    if _is_table(name):
         raise _UnsuitableError("a fixed filter or a table, by its name")
-    if shaped.channels == 1:
+    if channels == 1:
         raise _UnsuitableError("a single kernel: one channel to one channel")
+    if size > max(channels, MAX_SIZE_OF_FEW) and not DEPTHWISE.search(name):
+        raise _UnsuitableError(f"{channels} kernels of {size}x{size} are no depthwise layer")
 
 
-def _channels_last(network: Sequence[Tensor]) -> bool:
-    """Decide by majority whether convolutions are stored (height, width, in, out)."""
-    votes = 0
-    for tensor in network:
-        # (1, 1, 1, C) scales channels, in either layout.
-        if len(tensor.shape) == 4 and tensor.shape[:3] != (1, 1, 1):
-            first, second, third, fourth = tensor.shape
-            leading, trailing = first == second <= MAX_SIZE, third == fourth <= MAX_SIZE
-            votes += int(leading and not trailing) - int(trailing and not leading)
-    if votes == 0:
-        votes = sum(tensor.name.endswith("kernel") for tensor in network)
-    return votes > 0
+def _separable(
+    tensors: Mapping[str, Tensor], names: Collection[str], layout: Layout
+) -> tuple[set[str], set[str]]:
+    """Find tensors (k, k, C, m) that are, or may be, depthwise kernels with a multiplier m.
+
+    Returns:
+      Names of those that are: the same layer has a pointwise convolution of C m channels and nothing else, or
+      the name says depthwise. Then names of those that may be: some pointwise convolution takes C m channels,
+      and none m.
+    """
+    if layout is not HWIO:
+        return set(), set()
+    shapes = {name: tensors[name].shape for name in names if len(tensors[name].shape) == 4}
+    beside = Counter(map(_parent, shapes))
+    pointwise = {(_parent(name), shape[2]) for name, shape in shapes.items() if shape[:2] == (1, 1)}
+    widths = {channels for _, channels in pointwise}
+    taken = {shape[2] for shape in shapes.values()}
+    certain, possible = set(), set()
+    for name, (height, width, channels, multiplier) in shapes.items():
+        if height == width > 1 and channels > 1:
+            parent, product = _parent(name), channels * multiplier
+            is_pair = parent and beside[parent] == 2 and (parent, product) in pointwise
+            if is_pair or DEPTHWISE.search(name.removeprefix(parent)):
+                certain.add(name)
+            elif 1 < multiplier <= MAX_MULTIPLIER and (
+                DEPTHWISE.search(name) or (product in widths and multiplier not in taken)
+            ):
+                possible.add(name)
+    return certain, possible
 
 
-def _inside_network(
-    network: Sequence[Tensor], candidates: Mapping[str, Depthwise], channels_last: bool
-) -> set[str]:
-    """Names of candidates that are depthwise by rules 1 to 3 of `find_depthwise`."""
-    weights = [tensor for tensor in network if len(tensor.shape) in (2, 4)]
-    convolutions = [t.name for t in weights if len(t.shape) == 4 and t.dtype in FLOATS]
-    named = {name for name in candidates if DEPTHWISE.search(name)}
-    stem = convolutions[0] if convolutions and convolutions[0] in candidates.keys() - named else None
-    ordinary = {_without_first_part(name) for name in convolutions if name not in candidates}
-    # (in, out) of every layer; a depthwise one counts as (1, out).
-    ends = [(t.shape[-2], t.shape[-1]) if channels_last else (t.shape[1], t.shape[0]) for t in weights]
-    fitting_places = _between_neighbors if stem else _between_layers
-    accepted = named | {
-        weights[index].name
-        for index in fitting_places(ends, [candidates.get(t.name) for t in weights])
-        if weights[index].name != stem and _without_first_part(weights[index].name) not in ordinary
-    }
-    parts = {_without_numbers(name) for name in accepted} - {_without_numbers(stem or "")}
-    return accepted | {name for name in candidates if _without_numbers(name) in parts}
+def _weight(
+    tensor: Tensor,
+    bare: str,
+    candidate: Depthwise | None,
+    layout: Layout,
+    tensors: Mapping[str, Tensor],
+) -> Weight:
+    """Weight of the network as its neighbors see it."""
+    name, shape, parts = tensor.name, tensor.shape, _name_parts(bare)
+    if candidate is None:
+        taken, out = layout.ends(shape)
+        is_convolution = len(shape) == 4 and tensor.dtype in FLOATS
+        return Weight(name, parts, taken, out, is_convolution, max(layout.kernel(shape)) == 1)
+    taken = shape[2] if candidate.layout == "kkcm" else None
+    bias = _bias(name, tensors)
+    return Weight(name, parts, taken, candidate.channels, True, False, is_candidate=True, bias=bias)
 
 
-def _between_layers(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
-    """Places of candidates that any layer before feeds, and whose output any layer after takes."""
-    first_out: dict[int, int] = {}
-    last_use: dict[int, int] = {}
-    for index, (taken, put_out) in enumerate(ends):
-        first_out.setdefault(put_out, index)
-        last_use[taken] = last_use[put_out] = index
-    for index, layer in enumerate(layers):
-        if layer and last_use.get(layer.channels, 0) > index:
-            inputs = [layer.channels // m for m in MULTIPLIERS if layer.channels % m == 0]
-            if any(first_out.get(width, index) < index for width in inputs):
-                yield index
+def _bias(name: str, tensors: Mapping[str, Tensor]) -> int | None:
+    """Entries of the bias beside a weight; None if the file has none."""
+    if word := WEIGHT_WORD.search(name):
+        for bias_word in BIAS_WORDS:
+            bias = tensors.get(name[: word.start()] + bias_word + name[word.end() :])
+            if bias is not None and len(bias.shape) == 1:
+                return bias.shape[0]
+    return None
 
 
-def _between_neighbors(ends: Sequence[tuple[int, int]], layers: Sequence[Depthwise | None]) -> Iterator[int]:
-    """Places of candidates that the layer right before feeds, and the next ordinary one after takes from."""
-    following: tuple[int, int] = (0, 0)
-    for index in range(len(ends) - 1, 0, -1):
-        layer = layers[index]
-        if layer is None:
-            following = ends[index]
-        elif layer.channels in following and layer.channels in [m * ends[index - 1][1] for m in MULTIPLIERS]:
-            yield index
+def _name_parts(bare: str) -> tuple[str, ...]:
+    return tuple(dotted(bare).split("."))
 
 
-def _without_first_part(name: str) -> str:
-    """Rest of a name after its first part, in which alone two branches of a network often differ."""
-    return re.split(r"[./]", name, maxsplit=1)[-1]
+def _is_table(name: str) -> bool:
+    return NOT_A_KERNEL.search(re.sub(r"[./](weight|kernel)$", "", name)) is not None
 
 
-def _without_numbers(name: str) -> str:
-    """Name with every number replaced, the same for the same part of all blocks."""
-    return re.sub(r"\d+", "#", name)
+def _parent(name: str) -> str:
+    """Name without its last part."""
+    return name[: max(name.rfind("."), name.rfind("/"), name.rfind("["), 0)]
 
 
-def _place(name: str, bare: str, order: Mapping[str, int] | None) -> tuple:
+def _place(name: str, bare: str, order: Mapping[str, int] | None) -> str | tuple:
     """Key that sorts names by the stated order, the others after them; by name without one."""
     if order is None:
         return network_order(bare)

@@ -5,10 +5,12 @@ names to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets counted fro
 `__metadata__` maps strings to strings. The tensors cover the rest of the file without gap or overlap.
 """
 
+import gc
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +148,19 @@ def header_length(prefix: bytes, file_size: int, where: str) -> int:
     return length
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the search for cyclic garbage, which takes as long as reading hundreds of thousands of names."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@collector_paused()
 def parse_header(text: bytes, file_size: int, where: str) -> Header:
     """Read the JSON of a header and check every claim it makes.
 

@@ -32,8 +32,8 @@ class Layer:
     dilation: int | None = None
     """Dilation of the convolution; None where unknown, since checkpoints do not store it."""
     shape: tuple[int, ...] = ()
-    """Shape in the file, which tells the layout too: (C, k, k), (C m, 1, k, k), (k, k, 1, C m) or
-    (k, k, C, m). Output channel c m + j is the j-th of input channel c. PyTorch's if not given."""
+    """Shape in the file, which tells the layout too: (C, k, k), (C m, 1, k, k), (k, k, 1, C m), (k, k, C, m)
+    or (C, k, k, 1). Output channel c m + j is the j-th of input channel c. PyTorch's if not given."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.shape) or (self.channels, 1, self.size, self.size)
@@ -51,7 +51,7 @@ class Layer:
         Returns:
           The same taps, of shape `shape`.
         """
-        # Channels-last tensors begin (k, k, ...); the others have a 1 in second place, or three axes.
+        # Channels-last tensors begin (k, k, ...); the others begin with all channels.
         if self._channels_last:
             kernels = np.moveaxis(kernels, 0, 2)
         return np.ascontiguousarray(kernels.reshape(self.shape))
@@ -82,7 +82,7 @@ class Layer:
 
     @property
     def _channels_last(self) -> bool:
-        return len(self.shape) == 4 and self.shape[1] == self.size
+        return len(self.shape) == 4 and self.shape[:2] == (self.size, self.size)
 
 
 @dataclass(frozen=True)
