@@ -318,6 +318,17 @@ def test_find_depthwise_unnamed_multiplier_is_listed():
     assert list(reasons) == ["conv_1/kernel"]
 
 
+def test_find_depthwise_of_a_part_of_the_channels():
+    """Layers of many blocks that take a part of the channels have no neighbors of their width."""
+    tensors, expected = {"stem.weight": (128, 3, 3, 3)}, []
+    for block in range(12):
+        expected.append(f"blocks.{block}.conv.weight")
+        tensors[expected[-1]] = (160, 1, 7, 7)
+        tensors[f"blocks.{block}.fc1.weight"] = (768, 128)
+        tensors[f"blocks.{block}.fc2.weight"] = (128, 384)
+    assert judge(tensors)[0] == expected
+
+
 def test_find_depthwise_words_for_a_larger_part():
     """A word that names a part of the network with ordinary convolutions says nothing about each of them."""
     shapes = {

@@ -22,6 +22,8 @@ MAX_BLOCK = 12
 MAX_KEPT = 3
 # Candidates with the same name but for its numbers that make up for weaker evidence of each.
 MANY = 5
+# As many, none of them where a branch begins or ends, need no other evidence: some take a part of the channels.
+VERY_MANY = 10
 
 
 class Fit(IntEnum):
@@ -178,7 +180,7 @@ def _part_is_depthwise(members: Sequence[int], fits: Mapping[int, Fit], exposed:
     """Judge candidates that are the same part of several blocks, which no ordinary layer is."""
     inside = [index for index in members if index not in exposed]
     loose = sum(fits[index] >= Fit.LOOSE for index in members)
-    return any(fits[index] >= Fit.LOOSE for index in inside) or loose >= MANY
+    return any(fits[index] >= Fit.LOOSE for index in inside) or loose >= MANY or len(inside) >= VERY_MANY
 
 
 def _fits(weights: Sequence[Weight], judged: Sequence[int], subtrees: _Subtrees) -> dict[int, Fit]:
