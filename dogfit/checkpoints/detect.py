@@ -258,8 +258,8 @@ def _separable(
 
     Returns:
       Names of those that are: the same layer has a pointwise convolution of C m channels and nothing else, or
-      the name says depthwise. Then names of those that may be: some pointwise convolution takes C m channels,
-      and none m.
+      the name says depthwise. Then names of those that may be: some pointwise convolution or linear layer
+      takes C m channels, and no convolution m.
     """
     if layout is not HWIO:
         return set(), set()
@@ -267,6 +267,7 @@ def _separable(
     beside = Counter(map(_parent, shapes))
     pointwise = {(_parent(name), shape[2]) for name, shape in shapes.items() if shape[:2] == (1, 1)}
     widths = {channels for _, channels in pointwise}
+    widths |= {tensors[name].shape[0] for name in names if len(tensors[name].shape) == 2}
     taken = {shape[2] for shape in shapes.values()}
     certain, possible = set(), set()
     for name, (height, width, channels, multiplier) in shapes.items():

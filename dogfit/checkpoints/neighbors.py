@@ -22,7 +22,7 @@ MAX_BLOCK = 12
 MAX_KEPT = 3
 # Candidates with the same name but for its numbers that make up for weaker evidence of each.
 MANY = 5
-# As many, none of them where a branch begins or ends, need no other evidence: some take a part of the channels.
+# As many, none of them where a branch begins or ends, need no other evidence: some take part of the channels.
 VERY_MANY = 10
 
 
