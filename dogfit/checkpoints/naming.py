@@ -70,6 +70,8 @@ SORTING_RULES = tuple(
         (r"[.](?P<part>spatial_block)(?=[.])", "!"),
         (r"[.](?P<part>dwconv1)(?=[.])", "!"),
         (r"[.](?P<part>dwconv2|dw1)(?=[.])", "~"),
+        # PP-LCNetV4: the mixer of positions runs before that of channels
+        (r"[.](?P<part>token_conv)(?=[.])", "!"),
         # query, key, value, projection
         (r"[.](?P<part>pool_q|q|query)(?=[.])", "!"),
         (r"[.](?P<part>pool_v|v|v_local|value)(?=[.])", "~"),
