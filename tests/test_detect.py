@@ -329,6 +329,17 @@ def test_find_depthwise_of_a_part_of_the_channels():
     assert judge(tensors)[0] == expected
 
 
+def test_find_depthwise_first_by_name():
+    """A layer that sorts before the stem is found, like the same part of other blocks."""
+    tensors, expected = {"net.patches.weight": (64, 3, 4, 4)}, []
+    for block in range(6):
+        expected.append(f"net.blocks.{block}.a_conv.weight")
+        tensors[expected[-1]] = (64, 1, 3, 3)
+        tensors[f"net.blocks.{block}.grow.weight"] = (256, 64, 1, 1)
+        tensors[f"net.blocks.{block}.shrink.weight"] = (64, 256, 1, 1)
+    assert judge(tensors)[0] == expected
+
+
 def test_find_depthwise_words_for_a_larger_part():
     """A word that names a part of the network with ordinary convolutions says nothing about each of them."""
     shapes = {

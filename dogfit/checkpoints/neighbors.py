@@ -116,8 +116,7 @@ def depthwise_among(weights: Sequence[Weight], named: Collection[str]) -> set[st
     candidates = [index for index, weight in enumerate(weights) if weight.is_candidate]
     subtrees = _subtrees(weights, candidates)
     accepted = {i for i in candidates if weights[i].name in named}
-    first = next((i for i, weight in enumerate(weights) if weight.is_convolution), None)
-    stem = None if first in accepted else first
+    stem = _stem(weights, candidates, accepted, subtrees)
     judged = [i for i in candidates if i not in accepted and i != stem and _bias_fits(weights[i])]
     fits = _fits(weights, judged, subtrees)
     edges, exposed = _exposed(weights, judged, stem, subtrees)
@@ -142,6 +141,20 @@ def depthwise_among(weights: Sequence[Weight], named: Collection[str]) -> set[st
         if index not in exposed and ((is_inside and index not in edges) or (are_usual and fit >= enough)):
             accepted.add(index)
     return {weights[index].name for index in accepted}
+
+
+def _stem(
+    weights: Sequence[Weight], candidates: Sequence[int], accepted: Collection[int], subtrees: _Subtrees
+) -> int | None:
+    """Find the first convolution; None if that is depthwise, because the names do not sort as layers run."""
+    first = next((i for i, weight in enumerate(weights) if weight.is_convolution), None)
+    if first is None or first in accepted:
+        return None
+    if not weights[first].is_candidate:
+        return first
+    part = _part(weights[first].parts, 0)
+    same = sum(_part(weights[index].parts, 0) == part for index in candidates)
+    return None if same >= MANY and _is_in_block(weights, weights[first], subtrees) else first
 
 
 def _parts(weights: Sequence[Weight], candidates: Sequence[int]) -> Iterator[tuple[list[int], bool]]:
