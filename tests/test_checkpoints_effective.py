@@ -23,6 +23,14 @@ def network(module):
     return tensors | state
 
 
+def weight_normed():
+    """Tensors of a ConvNeXt of which one depthwise layer is under weight norm, and the kernels it uses."""
+    tensors = {name: values for name, values in convnext_tensors().items() if not name.startswith(MODULE)}
+    direction, length = random_tensor(8, 1, 7, 7, seed=4), np.abs(random_tensor(8, 1, 1, 1)) + np.float32(0.5)
+    used = length * direction / np.sqrt((direction**2).sum((1, 2, 3), keepdims=True))
+    return tensors | {f"{NAME}_g": length, f"{NAME}_v": direction}, used[:, 0]
+
+
 def reparametrized(kind):
     """A depthwise layer of PyTorch under one of its utilities, trained for a step, in evaluation mode."""
     torch = pytest.importorskip("torch")
@@ -67,6 +75,7 @@ KINDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_load_kernels_as_pytorch_computes_them(tmp_path, kind):
     layer = reparametrized(kind)
@@ -79,19 +88,22 @@ def test_load_kernels_as_pytorch_computes_them(tmp_path, kind):
     assert not any(MODULE in name for name in skip_reasons(kernels))
 
 
-def test_load_kernels_spectral_norm_of_old_files(tmp_path):
-    """Before PyTorch 1.1, files held no `weight_v`; the network made it of the weight."""
-    torch = pytest.importorskip("torch")
-    tensors = network(reparametrized("spectral norm"))
-    del tensors[f"{MODULE}.weight_v"]
-    kernels = load_tensors(tmp_path, tensors)
-    matrix = torch.from_numpy(tensors[f"{MODULE}.weight_orig"]).reshape(8, -1)
-    u = torch.from_numpy(tensors[f"{MODULE}.weight_u"])
-    v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
-    expected = (matrix / (u @ matrix @ v)).reshape(8, 7, 7).numpy()
-    np.testing.assert_allclose(kernels.kernels_of(kernels.layers[1]), expected, rtol=2e-6)
+@pytest.mark.parametrize("vectors", ["u", "uv"])
+def test_load_kernels_spectral_norm(tmp_path, vectors):
+    """The weight over its norm by the stored vectors; before PyTorch 1.1, v was made of the weight."""
+    tensors = {name: values for name, values in convnext_tensors().items() if not name.startswith(MODULE)}
+    weight, u, v = random_tensor(8, 1, 7, 7), random_tensor(8), random_tensor(49)
+    u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
+    stored = {f"{NAME}_orig": weight, f"{NAME}_u": u} | ({f"{NAME}_v": v} if "v" in vectors else {})
+    kernels = load_tensors(tmp_path, tensors | stored)
+    matrix = weight.reshape(8, 49).astype(np.float64)
+    norm = u @ matrix @ v if "v" in vectors else np.linalg.norm(matrix.T @ u)
+    np.testing.assert_allclose(
+        kernels.kernels_of(kernels.layers[1]), (matrix / norm).reshape(8, 7, 7), rtol=1e-5, atol=1e-6
+    )
 
 
+@pytest.mark.slow
 def test_load_kernels_pruned_and_normalized(tmp_path):
     """A mask on one half of a weight norm counts first."""
     torch = pytest.importorskip("torch")
@@ -106,6 +118,7 @@ def test_load_kernels_pruned_and_normalized(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_load_kernels_of_unknown_parametrization(tmp_path):
     """What the file does not tell is left out with the reason, and never read as it is stored."""
     torch = pytest.importorskip("torch")
@@ -123,15 +136,13 @@ def test_load_kernels_of_unknown_parametrization(tmp_path):
 
 
 def test_load_kernels_whose_parts_lie_in_two_files(tmp_path):
-    tensors = network(reparametrized("weight norm"))
+    tensors, used = weight_normed()
     files = {name: f"{int(name.endswith('_g'))}.safetensors" for name in tensors}
     for file in set(files.values()):
         save_file({name: t for name, t in tensors.items() if files[name] == file}, tmp_path / file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     kernels = load_kernels(tmp_path)
-    length, direction = tensors[f"{NAME}_g"], tensors[f"{NAME}_v"]
-    expected = length * direction / np.sqrt((direction**2).sum((1, 2, 3), keepdims=True))
-    np.testing.assert_allclose(kernels.kernels_of(kernels.layers[1]), expected[:, 0], rtol=2e-6)
+    np.testing.assert_allclose(kernels.kernels_of(kernels.layers[1]), used, rtol=2e-6)
     done = replace_kernels(tmp_path, tmp_path / "out", lambda k: k[:, ::-1])
     again = load_kernels(done.path.parent)
     np.testing.assert_allclose(
@@ -220,6 +231,7 @@ def r2_by_hand(old, new):
     return 1 - ((old - new) ** 2).sum((1, 2)) / ((old - old.mean((1, 2), keepdims=True)) ** 2).sum((1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weight norm", "weight norm, parametrized"])
 def test_replace_kernels_under_weight_norm(tmp_path, kind):
     """PyTorch computes the new kernels from the written file, with the stated R² and the old means."""
@@ -265,6 +277,7 @@ def test_replace_kernels_pruned(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["spectral norm", "spectral norm, parametrized", "weight norm of the whole"])
 def test_replace_kernels_that_share_a_norm(tmp_path, kind):
     """Where a new kernel would change all others, the layer is kept, and the reason is said."""

@@ -35,6 +35,7 @@ def test_tolerate_closed_pipe_goes_on(tmp_path):
     assert (tmp_path / "end").read_text() == "done"
 
 
+@pytest.mark.slow
 def test_tolerate_closed_pipe_on_both_streams(tmp_path):
     """Standard error may be that pipe too, as under `2>&1 | head -1`."""
     process = subprocess.Popen(

@@ -79,6 +79,7 @@ def test_convert_finds_weights_in_nested_dictionaries(tmp_path, keys):
     same_as(done.path, state)
 
 
+@pytest.mark.slow
 def test_torch_script_choose():
     """Plain weights are taken, averages where asked for, and all where keys are modules of one network."""
     torch = pytest.importorskip("torch", reason="chooses among PyTorch tensors")
@@ -295,6 +296,7 @@ def test_convert_refuses_other_files(tmp_path, name, content, message):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "module"), [("a.h5", "h5py"), ("a.onnx", "onnx")])
 def test_convert_says_which_extra_is_missing(tmp_path, name, module):
     script = (
