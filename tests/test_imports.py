@@ -34,6 +34,7 @@ HOUSE = (
     "devices",
     "distributed",
     "normalize",
+    "host_arrays",
     "kernels",
     "atomic_write",
     "errors",
