@@ -24,8 +24,8 @@ NOISE = (0.0, 1e-6, 1e-3)
 SIZE = 7
 
 
-def draw_members(name: str, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Exact members of a family, float64 `[n, 7, 7]`."""
+def draw_parameters(name: str, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Parameters of members of a family, `[n, p]`."""
     sign = np.where(generator.random(count) < 0.5, -1.0, 1.0)
     sigma = np.exp(generator.uniform(np.log(0.5), np.log(1.5), count))
     surround = generator.uniform(0.5, 1.0, count)
@@ -43,10 +43,16 @@ def draw_members(name: str, count: int, generator: np.random.Generator) -> np.nd
         "sigma_surround_px": sigma * np.exp(generator.uniform(np.log(1.5), np.log(3.0), count)),
         "surround_weight": surround,
     }
-    family = BUILTIN_FAMILIES[name]
-    parameters = np.stack([values[parameter] for parameter in family.names], axis=1)
+    if BUILTIN_FAMILIES[name].model.order == 1:
+        # Of a first derivative the direction has the sign.
+        values["amplitude"] = np.abs(sign)
+    return np.stack([values[parameter] for parameter in BUILTIN_FAMILIES[name].names], axis=1)
+
+
+def render_members(name: str, parameters: np.ndarray, size: int) -> np.ndarray:
+    """Exact members of a family, float64 `[n, size, size]`."""
     with jax.enable_x64(True):
-        return np.asarray(render(family, jax.numpy.asarray(parameters), (SIZE, SIZE)))
+        return np.asarray(render(BUILTIN_FAMILIES[name], jax.numpy.asarray(parameters), (size, size)))
 
 
 def add_noise(kernels: np.ndarray, level: float, generator: np.random.Generator) -> np.ndarray:
@@ -78,7 +84,10 @@ def main() -> None:
     for dtype in options.dtypes:
         for level in NOISE:
             generator = np.random.default_rng(0)
-            members = [draw_members(name, options.members, generator) for name in ROUND_FAMILIES]
+            members = [
+                render_members(name, draw_parameters(name, options.members, generator), SIZE)
+                for name in ROUND_FAMILIES
+            ]
             kernels = add_noise(np.concatenate(members), level, generator)
             found, fit = named_right(kernels, dtype, options.engine)
             right = found == np.repeat(ROUND_FAMILIES, options.members)

@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from dogfit.devices import check_devices
 from dogfit.fitting.batching import Piece, Task, cut_pieces, fit_pieces
 from dogfit.fitting.bounds import Bounds, resolve_bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
@@ -310,6 +311,7 @@ def _double() -> bool:
 
 def _task(shape: tuple[int, ...], wanted: str, families: tuple[Family, ...], config: FitConfig) -> Task:
     """Decide what to fit; raise for input that cannot be fitted."""
+    check_devices()
     if not isinstance(config, FitConfig):
         raise TypeError(f"config must be a dogfit.FitConfig, such as FitConfig(effort=8), got {config!r}")
     if len(shape) != len(wanted.split()):

@@ -172,9 +172,9 @@ class FitResult:
         """Estimate standard errors of the parameters of the chosen families.
 
         From the Jacobian at the optimum and the residual variance, `s² (J'J)^-1`, over the parameters that
-        are not on a bound. NaN for those on a bound, for those that would move if these could, and in the
-        rows of a singular problem. Parameters that the caller fixed count as known. Compiles once per family,
-        for seconds.
+        are not on a bound. NaN for those on a bound and for those that would move if these could: beside a
+        width on its bound, all but the place and the angles. NaN too in the rows of a singular problem.
+        Parameters that the caller fixed count as known. Compiles once per family, for seconds.
 
         Returns:
           Errors `[n, p]` by family, in the order and units of its parameters; NaN for the kernels that chose

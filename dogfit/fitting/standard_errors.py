@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from dogfit.fitting.families import Family, from_parameters, reported_names, split_units, to_parameters
 from dogfit.fitting.padding import map_padded_rows
+from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.derivatives import model_jacobian
 
 # Rows whose Jacobians are in memory at once, in float64.
@@ -16,6 +17,9 @@ _ERROR_ROWS = 8_192
 # Share of its variance that a parameter on its bound may add to another's unsaid: coverage falls from 68 to
 # 66 %.
 _TOLERATED = 0.1
+# Search parameters of the profile of a Gaussian family, and reported ones that do not depend on that.
+_RADIAL = ("log_sigma", "log_ratio", "surround_weight", "e1", "e2")
+_PLACE = ("x0_px", "y0_px", "theta_rad", "phi_rad")
 # What float32 Jacobians leave of a column that the others make up for.
 _LEAST_LEFT = 1e-10
 
@@ -62,8 +66,9 @@ def standard_errors(
       fixed: `[n, s]`, which of those on a bound are known because the caller gave their values; none if None.
 
     Returns:
-      Errors float64 `[n, p]`, in the units of the parameters; NaN for those on a bound, for those that would
-      move if these could, and in singular rows.
+      Errors float64 `[n, p]`, in the units of the parameters. NaN in singular rows; for parameters on a
+      bound; for all others but the place and the angles beside a width, a weight or an aspect on its bound;
+      and for whatever else would move by a part of its error if those on a bound could.
     """
     pieces = [np.empty((0, len(family.parameters)))]
     fixed = np.zeros_like(at_bound) if fixed is None else fixed
@@ -119,8 +124,13 @@ def _errors(
     error[:, weighted] = np.ldexp(error[:, weighted], power[:, None])
     unknown = moved
     for column, name in enumerate(family.model.names):
+        at = linear.shape[1] + column
         for reported in reported_names(family.model, name):
-            unknown[:, family.names.index(reported)] |= ~free[:, linear.shape[1] + column]
+            unknown[:, family.names.index(reported)] |= ~free[:, at]
+        if name in _RADIAL and isinstance(family.model, GaussianModel):
+            # The truth may lie far from a width on its bound, where no linear error reaches.
+            rest = [reported not in _PLACE for reported in family.names]
+            unknown[:, rest] |= held[:, at, None]
     return np.where(~unknown & regular[:, None], error, np.nan)
 
 
