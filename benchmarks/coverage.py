@@ -32,7 +32,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     noise = np.sqrt(energy) / options.signal * generator.normal(size=exact.shape)
     fit = dogfit.fit_kernels((exact + noise).astype(np.float32), [family])
     stderr = fit.standard_errors()[name]
-    error = parameter_errors(family, fit.parameters[name].astype(float), truth)
+    error = parameter_errors(family, np.asarray(fit.parameters[name], float), truth)
     covered = np.where(np.isfinite(stderr), np.abs(error) <= stderr, np.nan)
     beside = fit.at_bound[name].any(axis=1)
     for column, parameter in enumerate(family.names):

@@ -12,6 +12,7 @@ nothing.
 
 import argparse
 import platform
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ def draw_parameters(name: str, count: int, generator: np.random.Generator) -> np
         "sigma_surround_px": sigma * np.exp(generator.uniform(np.log(1.5), np.log(3.0), count)),
         "surround_weight": surround,
     }
-    if BUILTIN_FAMILIES[name].model.order == 1:
+    if name.endswith("d1"):
         # Of a first derivative the direction has the sign.
         values["amplitude"] = np.abs(sign)
     return np.stack([values[parameter] for parameter in BUILTIN_FAMILIES[name].names], axis=1)
@@ -61,7 +62,7 @@ def add_noise(kernels: np.ndarray, level: float, generator: np.random.Generator)
     return kernels + level * spread * generator.normal(size=kernels.shape)
 
 
-def named_right(kernels: np.ndarray, dtype: str, engine: str) -> tuple[np.ndarray, dogfit.FitResult]:
+def choose(kernels: np.ndarray, dtype: str, engine: Any) -> tuple[np.ndarray, dogfit.FitResult]:
     """Name chosen for each kernel, and the fits."""
     with jax.enable_x64(dtype == "float64"):
         config = dogfit.FitConfig(engine=engine)
@@ -89,11 +90,12 @@ def main() -> None:
                 for name in ROUND_FAMILIES
             ]
             kernels = add_noise(np.concatenate(members), level, generator)
-            found, fit = named_right(kernels, dtype, options.engine)
+            found, fit = choose(kernels, dtype, options.engine)
             right = found == np.repeat(ROUND_FAMILIES, options.members)
             shares = [f"{100 * share.mean():.1f} %" for share in np.split(right, len(ROUND_FAMILIES))]
             wrong = fit.evidence_ratio[~right]
-            print(f"| {dtype} | {level:g} | {' | '.join(shares)} | {max(wrong, default=0):.0e} |")
+            most = f"{wrong.max():.0f}" if wrong.size else "-"
+            print(f"| {dtype} | {level:g} | {' | '.join(shares)} | {most} |")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def fit_kernel(
     """
     chosen = resolve_families(families)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((kernel, weights, bounds))):
-        return _fit_traced(kernel, chosen, weights, bounds, config)
+        return fit_traced(kernel, chosen, weights, bounds, config)
     host = host_array(kernel, "kernels")
     task = _task(host.shape, "h w", chosen, config)
     weight = _host_weights(weights, [host.shape])
@@ -233,37 +233,53 @@ def _fit_array(
     return fit_pieces([piece] for piece in cut_pieces(Piece(*fold_masks(host, weight), boxes, task)))
 
 
-def _fit_traced(
+def fit_traced(
     kernel: ArrayLike,
     families: tuple[Family, ...],
     weights: ArrayLike | None,
     bounds: Bounds | None,
     config: FitConfig,
+    *,
+    follow: bool = True,
 ) -> FitResult:
-    """Fit a kernel whose taps, weights or bounds are known when the caller's program runs."""
-    if not isinstance(kernel, Tracer):
-        host = host_array(kernel, "kernels")
-        if np.ma.is_masked(host):
-            seen = jnp.asarray(~np.ma.getmaskarray(host))
-            weights = seen if weights is None else jnp.where(seen, weights, 0)
-        kernel = jnp.asarray(np.asarray(host))
-    check_real(kernel.dtype, "kernels")
-    task = _task(kernel.shape, "h w", families, config)
-    kernel = in_working_precision(kernel)
-    if isinstance(weights, Tracer | Array):
-        _check_weight_shape(weights.shape, [kernel.shape])
-        weight = _traced_weights(weights, kernel.dtype)
+    """Fit a kernel whose taps, weights or bounds are known when the caller's program runs.
+
+    Args:
+      kernel: as for `fit_kernel`, and so are the others.
+      families: those to fit.
+      weights: of taps.
+      bounds: of parameters.
+      config: static.
+      follow: whether parameters have derivatives by the kernel; see `dogfit.fitting.program.fit_block`.
+
+    Returns:
+      FitResult whose arrays lack the first axis.
+    """
+    taps = kernel if isinstance(kernel, Tracer) else host_array(kernel, "kernels")
+    check_real(taps.dtype, "kernels")
+    task = _task(taps.shape, "h w", families, config)
+    if isinstance(weights, Tracer):
+        check_real(weights.dtype, "weights")
+        _check_weight_shape(weights.shape, [taps.shape])
+        weight = weights
+        if isinstance(taps, np.ma.MaskedArray):
+            taps, weight = taps.data, jnp.where(~np.ma.getmaskarray(taps), weight, 0)
     else:
-        weight = _host_weights(weights, [kernel.shape])
-        weight = None if weight is None else relative_weights(weight, np.dtype(kernel.dtype))
+        weight = _host_weights(weights, [taps.shape])
+        taps, weight = (taps, weight) if isinstance(taps, Tracer) else fold_masks(taps, weight)
+    kernel = in_working_precision(jnp.asarray(taps))
+    if isinstance(weight, np.ndarray):
+        weight = relative_weights(weight, np.dtype(kernel.dtype))
+    elif weight is not None:
+        weight = _traced_relative(weight, kernel.dtype)
     boxes = jax.tree.map(lambda side: jnp.asarray(side, kernel.dtype), _boxes_of_one(bounds, task))
-    result = fit_block(kernel[None], None if weight is None else weight[None], boxes, *task[:3])
+    weight = None if weight is None else weight[None]
+    result = fit_block(kernel[None], weight, boxes, *task[:3], follow=follow)
     return jax.tree.map(lambda leaf: leaf[0], blank_unfitted(result))
 
 
-def _traced_weights(weights: Array, dtype: np.dtype) -> Array:
+def _traced_relative(weights: Array, dtype: np.dtype) -> Array:
     """Weights of any size in the type of the fit; see `relative_weights`."""
-    check_real(weights.dtype, "weights")
     weights = weights.astype(jnp.promote_types(weights.dtype, dtype))
     largest = jnp.max(weights)
     far = (largest > 0) & ((largest < 2.0**-60) | (largest > 2.0**60))

@@ -56,7 +56,7 @@ class _FamilyFit(NamedTuple):
     found: Found
 
 
-@functools.partial(jax.jit, static_argnames=("families", "unidentifiable", "config"))
+@functools.partial(jax.jit, static_argnames=("families", "unidentifiable", "config", "follow"))
 def fit_block(
     kernels: Float[Array, "b h w"],
     weights: Float[Array, "b h w"] | None,
@@ -64,6 +64,7 @@ def fit_block(
     families: tuple[Family, ...],
     unidentifiable: tuple[tuple[str, str], ...],
     config: FitConfig,
+    follow: bool = True,
 ) -> FitResult:
     """Fit kernels with all families: every stage, in one compiled program.
 
@@ -73,7 +74,9 @@ def fit_block(
       kernels: taps.
       weights: of taps, not negative; all alike if None.
       boxes: bounds narrower than the families' own, by family name.
-      families: static, as are `unidentifiable` and `config`.
+      families: static, as are `unidentifiable`, `config` and `follow`.
+      follow: whether parameters have derivatives by the kernels. R² has its first ones anyway, and takes a
+        third of the time to differentiate without.
 
     Returns:
       FitResult with arbitrary numbers where a kernel was not fitted (`family` is -1 there).
@@ -93,7 +96,7 @@ def fit_block(
     searches = _searches(unit.images, profiled, boxes, config)
     founds = _find_optima(Problem(lax.stop_gradient(unit.images), weight, searches), config.engine)
     fits = [
-        _fit_family(unit, weight, transform, search.box, family, config, found)
+        _fit_family(unit, weight, transform, search.box, family, config, found, follow)
         for family, search, found in zip(profiled, searches, founds, strict=True)
     ]
 
@@ -241,10 +244,13 @@ def _fit_family(
     family: Family,
     config: FitConfig,
     found: Found,
+    follow: bool,
 ) -> _FamilyFit:
     """Results that follow from a family's optimum; differentiable in the kernels, like the optimum itself."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    optimum = follow_optimum(model, found.point, unit.images, weights, box, unit.fitted)
+    optimum = found.point
+    if follow:
+        optimum = follow_optimum(model, optimum, unit.images, weights, box, unit.fitted)
     columns = model.varying_images(list(optimum), shape)
     solved = materialize(project(unit.images, [whiten(column, weights) for column, _ in columns]))
     unexplained, means = materialize(
