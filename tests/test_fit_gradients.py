@@ -53,6 +53,7 @@ def scipy_floats(kernel: np.ndarray, start: np.ndarray) -> np.ndarray:
     return np.array([*gains, x0, y0, np.exp(log_sigma), np.sqrt(left / kernel.size), r2, r2, score])
 
 
+@pytest.mark.slow
 def test_fit_kernel_derivatives():
     """Parameters, errors and scores follow the kernel as SciPy's do."""
     kernel = noisy_kernel("gaussian")

@@ -43,7 +43,7 @@ class Intake(NamedTuple):
 
 
 class _Extent(NamedTuple):
-    """What the taps of each kernel reach over.
+    """Extent of the taps of each kernel.
 
     Attributes:
       least: least tap, in the type of the kernels.
