@@ -13,7 +13,7 @@ from dogfit.kernels.model.custom import SearchRange
 from fit_drawings import leaves_equal, rows_of
 from scipy_reference import Reference, bounds, draw
 
-SIZE, ROWS = 6, 8
+SIZE, ROWS = 6, 12
 CONFIG = FitConfig(effort=4)
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -211,8 +211,8 @@ class TestBrokenBounds:
             ({"x0_px": [0.0, 0.5, 1.0]}, "x0_px is a list of 3; a tuple or list is a range"),
             ({"x0_px": (0.5,)}, "x0_px is a tuple of 1; a tuple or list is a range"),
             ({"x0_px": "left"}, "x0_px must be finite numbers: .*dtype <U4"),
-            ({"x0_px": np.zeros(5)}, "bounds of gaussian are for 5 kernels, but there are 8"),
-            ({"x0_px": np.zeros(5), "y0_px": np.zeros(ROWS)}, "bounds of gaussian are for 5 and 8 kernels"),
+            ({"x0_px": np.zeros(5)}, "bounds of gaussian are for 5 kernels, but there are 12"),
+            ({"x0_px": np.zeros(5), "y0_px": np.zeros(ROWS)}, "bounds of gaussian are for 5 and 12 kernels"),
         ],
     )  # fmt: skip
     def test_fit_kernels_bounds_errors(self, kernels, box, told):
