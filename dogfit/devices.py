@@ -9,8 +9,27 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
+from dogfit.errors import DogfitError
+
 DATA = "data"
 """Name of the mesh's axis."""
+
+
+def check_devices() -> None:
+    """Check that JAX has a device of the kind it was told to use.
+
+    Raises:
+      DogfitError: if it has none, with what to do.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        raise DogfitError(
+            f"JAX was told to use {asked!r} and has no such device{reason}; unset "
+            "JAX_PLATFORMS to use what there is, or install JAX for that device"
+        ) from error
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:

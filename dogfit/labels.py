@@ -71,6 +71,7 @@ def label_fits(result: FitResult, least_r2: float = 0.49) -> np.ndarray:
       >>> dogfit.label_fits(dogfit.fit_kernels(kernels, ["gaussian", "d1"])).tolist()
       ['on-centre', 'off-centre', 'd1-E', 'unfitted']
     """
+    result = result.as_batch()
     labels = np.full(len(result), UNFITTED, dtype=object)
     for index, family in enumerate(result.families):
         rows = np.flatnonzero(np.asarray(result.family) == index)

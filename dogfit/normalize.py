@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Float32
 
+from dogfit.host_arrays import is_wide, unmasked_array
+
 # Taps that differ by no more than so many units of rounding (eps) of the largest are equal: folding and
 # averaging constant kernels leave a few. A power of two, so that the comparison is exact.
 ROUNDING_UNITS = 32
@@ -160,14 +162,16 @@ def normalize_rows(
       False there.
 
     Raises:
-      ValueError: for another shape.
+      TypeError: if they are no real numbers.
+      ValueError: for another shape, or masked taps.
     """
     array = square_kernels(kernels, size)
     rows = array.reshape(len(array), array.shape[1] ** 2)
     unit, good = np.empty(rows.shape, np.float32), np.empty(len(rows), bool)
     for start in range(0, len(rows), BLOCK_ROWS):
         here = slice(start, start + BLOCK_ROWS)
-        found = normalize(rows[here].astype(np.float32), ROWS)
+        # What float32 would round is centered before.
+        found = normalize(rows[here].astype(np.float64 if is_wide(rows.dtype) else np.float32), ROWS)
         unit[here], good[here] = found.taps, found.flag == Flag.OK
     return unit, good
 
@@ -196,9 +200,10 @@ def square_kernels(kernels: Float[ArrayLike, "n k k"], size: int | None = None) 
       The kernels as a NumPy array.
 
     Raises:
-      ValueError: for another shape.
+      TypeError: if they are no real numbers.
+      ValueError: for another shape, or masked taps.
     """
-    array = np.asarray(kernels)
+    array = unmasked_array(kernels, "kernels")
     if array.ndim != 3 or array.shape[1] != array.shape[2] or (size and array.shape[1] != size):
         k = size or "k"
         raise ValueError(f"kernels must be [n, {k}, {k}], got shape {array.shape}")

@@ -97,6 +97,7 @@ def _run(config: RunConfig) -> int:
     import json
 
     from dogfit import distributed
+    from dogfit.devices import check_devices
     from dogfit.job.main import run_job
     from dogfit.report.text import summary_lines
     from dogfit.runtime.progress import Progress, ctrl_c_between_steps, progress_for, without_library_logs
@@ -105,6 +106,7 @@ def _run(config: RunConfig) -> int:
         distributed.start(
             config.coordinator, config.processes, config.process_id, lost_after_s=config.lost_after
         )
+    check_devices()
     first = distributed.process_index() == 0
     progress = progress_for(config.quiet) if first else Progress()
     with without_library_logs(), ctrl_c_between_steps(progress):

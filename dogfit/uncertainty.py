@@ -199,7 +199,7 @@ def _redraw(
     return Coverage(
         family,
         truth[kept],
-        _error(family, estimate[kept], truth[kept]),
+        parameter_errors(family, estimate[kept], truth[kept]),
         refit.standard_errors()[family.name][kept],
         (np.sqrt((centered**2).sum(axis=(1, 2))) / level)[kept],
         int(np.median(chosen.n_taps)) - len(family.parameters),
@@ -208,10 +208,20 @@ def _redraw(
     )
 
 
-def _error(
+def parameter_errors(
     family: Family, estimate: Float[np.ndarray, "m p"], truth: Float[np.ndarray, "m p"]
 ) -> Float[np.ndarray, "m p"]:
-    """Differences of parameters, of the description of the estimate that is nearest to the truth."""
+    """Compare reported parameters with the true ones.
+
+    Args:
+      family: whose parameters they are.
+      estimate: as reported.
+      truth: likewise.
+
+    Returns:
+      Differences, of that description of the estimate which is nearest to the truth: angles the short way
+      round, and principal axes of like gains in either order.
+    """
     error = estimate - truth
     if isinstance(family.model, CustomModel):
         return error

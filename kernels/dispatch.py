@@ -129,6 +129,10 @@ def flatten_vmap(function: Any) -> Any:
     @batched.def_vmap
     def _(axis_size: int, in_batched: Any, images: Array, *others: Any):
         rows = images.shape[-1]
+        if not axis_size:
+            shapes = jax.eval_shape(function, *jax.tree.map(_unbatched, (images, *others), tuple(in_batched)))
+            nothing = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), shapes)
+            return nothing, jax.tree.map(lambda _: True, nothing)
 
         def widen(array: Array, is_batched: bool) -> Array:
             if not is_batched:
@@ -147,3 +151,8 @@ def flatten_vmap(function: Any) -> Any:
         return split, jax.tree.map(lambda _: True, split)
 
     return batched
+
+
+def _unbatched(array: Array, is_batched: bool) -> jax.ShapeDtypeStruct:
+    """Shape and type of an array without the axis that `vmap` has put first."""
+    return jax.ShapeDtypeStruct(array.shape[1:] if is_batched else array.shape, array.dtype)

@@ -165,6 +165,14 @@ def tolerance_of(dtype: Any) -> float:
     return 1e-7 if dtype == jnp.float32 else 1e-14
 
 
+def resolution_of(dtype: Any) -> float:
+    """Energy (of 1) that a search for a floating-point type can tell from none.
+
+    Ten times the tolerance: rows stop one step after that is met, or when rounding stops the ascent.
+    """
+    return 10 * tolerance_of(dtype)
+
+
 def kind_of(model: Model) -> str:
     """Name of the kind of a model, which the tables of this module list."""
     if isinstance(model, CustomModel):

@@ -1,4 +1,8 @@
-"""Meshes, their shardings, and padding."""
+"""Meshes, their shardings, and padding; and a device that is not there."""
+
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dogfit.devices import data_mesh, pad_rows, replicated, row_sharding
+
+
+@pytest.mark.slow
+def test_check_devices_missing_accelerator():
+    """One sentence that says what was asked for and what to do."""
+    code = "import numpy, dogfit; dogfit.fit_kernels(numpy.ones((1, 5, 5)))"
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("dogfit.errors.DogfitError: JAX was told to use 'cuda' and has no such device")
+    assert "unset JAX_PLATFORMS" in last
 
 
 def test_data_mesh_takes_all_devices_or_those_given():

@@ -13,7 +13,7 @@ from dogfit.kernels.model.custom import SearchRange
 from fit_drawings import leaves_equal, rows_of
 from scipy_reference import Reference, bounds, draw
 
-SIZE, ROWS = 6, 8
+SIZE, ROWS = 6, 12
 CONFIG = FitConfig(effort=4)
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -177,6 +177,21 @@ def test_fit_kernel_traced_bounds(kernels):
     np.testing.assert_allclose(found, wanted.parameters["gaussian"], rtol=5e-3, atol=5e-3)
 
 
+def test_fit_kernels_bounds_as_lists(kernels):
+    """A list of two is a range, however many kernels there are."""
+    ranged = fit(kernels, {"sigma_px": (0.5, 2.0)})
+    assert leaves_equal(fit(kernels, {"sigma_px": [0.5, 2.0]}), ranged)
+    assert leaves_equal(fit(kernels[:2], {"sigma_px": [0.5, 2.0]}), rows_of(ranged, slice(2)))
+
+
+@pytest.mark.slow
+def test_fit_kernels_bounds_of_nothing(kernels):
+    """No kernels, with bounds of their own."""
+    nothing = fit(kernels[:0], {"x0_px": (np.zeros(0), np.ones(0)), "sigma_px": np.zeros(0) + 1})
+    assert len(nothing) == 0
+    assert nothing.table().height == 0
+
+
 class TestBrokenBounds:
     @pytest.mark.parametrize(
         ("box", "told"),
@@ -193,8 +208,11 @@ class TestBrokenBounds:
             ({"x0_px": np.nan}, "x0_px must be finite numbers, one or one per kernel"),
             ({"x0_px": (-np.inf, 1.0)}, "x0_px must be finite numbers"),
             ({"x0_px": np.zeros((ROWS, 1))}, "x0_px must be finite numbers, one or one per kernel"),
-            ({"x0_px": np.zeros(5)}, "bounds of gaussian are for 5 kernels, but there are 8"),
-            ({"x0_px": np.zeros(5), "y0_px": np.zeros(ROWS)}, "bounds of gaussian are for 5 and 8 kernels"),
+            ({"x0_px": [0.0, 0.5, 1.0]}, "x0_px is a list of 3; a tuple or list is a range"),
+            ({"x0_px": (0.5,)}, "x0_px is a tuple of 1; a tuple or list is a range"),
+            ({"x0_px": "left"}, "x0_px must be finite numbers: .*dtype <U4"),
+            ({"x0_px": np.zeros(5)}, "bounds of gaussian are for 5 kernels, but there are 12"),
+            ({"x0_px": np.zeros(5), "y0_px": np.zeros(ROWS)}, "bounds of gaussian are for 5 and 12 kernels"),
         ],
     )  # fmt: skip
     def test_fit_kernels_bounds_errors(self, kernels, box, told):

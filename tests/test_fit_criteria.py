@@ -144,6 +144,27 @@ def test_evidence_ratio_perfect_fit(families):
     assert np.all(np.isfinite(result.score_by_family))
 
 
+@pytest.mark.parametrize("criterion", ["bic", pytest.param("cv", marks=pytest.mark.slow)])
+def test_fit_kernels_exact_members(criterion):
+    """Of families that leave nothing the simplest is named, and claimed to be no more than simpler."""
+    generator = np.random.default_rng(87)
+    exact = []
+    for sigma in (0.6, 0.8, 1.0, 1.4, 1.8):
+        place = dict(zip(("x0", "y0"), generator.uniform(-0.5, 0.5, 2), strict=True))
+        exact += [draw("gaussian", SIZE, sigma=sigma, **place), draw("d1", SIZE, sigma=sigma, **place)]
+        exact += [draw("dog", SIZE, sigma=sigma / 1.5, surround=1.3 * sigma, gains=(2.0, -1.6), **place)]
+    names = ["gaussian", "d1", "dog"] * 5
+    for noise in (0.0, 1e-6):
+        kernels = noisy(np.stack(exact), noise, 88).astype(np.float32)
+        for order in (FAMILIES, FAMILIES[::-1]) if criterion == "cv" else (FAMILIES,):
+            result = fit_kernels(kernels, order, config=FitConfig(criterion=criterion))
+            assert [result.family_names[i] for i in result.family] == names
+            # Two parameters fewer, by BIC.
+            most = TAPS if criterion == "bic" else 1
+            assert np.all(result.evidence_ratio[::3] <= 1.01 * most)
+            assert np.all(np.isfinite(result.evidence_ratio))
+
+
 def test_noise_level(families, counts):
     """Over many kernels its square is unbiased, which the plain RMSE is not."""
     level, kernel = 0.02, draw("d1", SIZE, x0=0.2, y0=-0.3, sigma=1.1, theta=0.5)

@@ -196,7 +196,7 @@ def gradients_of(kernel):
 
 @pytest.mark.slow
 def test_fit_kernel_template_gradient(kernels):
-    """By the envelope theorem that of the residual's energy is twice the residual."""
+    """By the envelope theorem that of the residual's energy is twice the residual; the template moves."""
 
     def energy(kernel):
         fit = fit_kernel(kernel, ONE_FAMILY, config=QUICK)
@@ -204,7 +204,8 @@ def test_fit_kernel_template_gradient(kernels):
         return jnp.sum((kernel - template) ** 2), kernel - template
 
     slopes, residuals = compiled(jax.vmap(jax.grad(energy, has_aux=True)))(kernels[:8])
-    np.testing.assert_allclose(slopes, 2 * residuals, atol=1e-4 * np.abs(kernels[:8]).max())
+    # What a search in float32 leaves of the slope: the root of its tolerance.
+    np.testing.assert_allclose(slopes, 2 * residuals, atol=1e-7**0.5 * np.abs(kernels[:8]).max())
 
 
 class TestGradient:

@@ -207,6 +207,34 @@ def test_standard_errors_weighted(kernels, weights, weighted):
         np.testing.assert_allclose(errors[row], wanted, rtol=5e-3)
 
 
+def test_fit_kernels_masked_kernels(kernels, weights, weighted):
+    """A mask of the kernels or of the weights is a weight of 0."""
+    spoilt = np.where(weights == 0, 50.0, kernels)
+    masked = np.ma.array(spoilt, mask=weights == 0)
+    everywhere = np.where(weights == 0, np.float32(7), weights)
+    assert leaves_equal(fit(masked, weights=everywhere), weighted)
+    hidden = np.ma.array(everywhere, mask=weights == 0)
+    assert leaves_equal(fit(spoilt, weights=hidden), weighted)
+
+
+@pytest.mark.slow
+def test_fit_kernels_masked_blocks(kernels, weights):
+    """Blocks without a masked tap are joined with others."""
+    masked = np.ma.array(kernels, mask=weights == 0)
+    joined = fit(iter([masked[:4], kernels[4:]]))
+    np.testing.assert_array_equal(joined.weights[:4] > 0, weights[:4] > 0)
+    assert np.all(joined.weights[4:] == 1)
+
+
+@pytest.mark.parametrize("factor", [1e44, 1e-60, np.array([1e-300, 1e300] * 5)[:, None, None]])
+def test_fit_kernels_weights_of_any_size(kernels, weights, weighted, factor):
+    """Inverse variances in physical units have no place in float32, and their ratios have."""
+    scaled = fit(kernels, weights=weights.astype(float) * factor)
+    np.testing.assert_array_equal(scaled.family, weighted.family)
+    np.testing.assert_allclose(scaled.r2, weighted.r2, atol=1e-5)
+    np.testing.assert_allclose(scaled.rmse, weighted.rmse, rtol=1e-3)
+
+
 class TestBrokenWeights:
     @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
     def test_fit_kernels_weight_values(self, kernels, value):

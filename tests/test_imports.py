@@ -35,6 +35,7 @@ HOUSE = (
     "devices",
     "distributed",
     "normalize",
+    "host_arrays",
     "kernels",
     "atomic_write",
     "closed_pipe",

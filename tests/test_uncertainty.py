@@ -12,10 +12,10 @@ from dogfit.fitting.result import Status
 from dogfit.uncertainty import (
     NOMINAL,
     Coverage,
-    _error,
     bootstrap,
     bootstrap_coverage,
     draw_noise,
+    parameter_errors,
     student_factor,
 )
 
@@ -102,7 +102,9 @@ class TestErrors:
             if name == "d2":
                 truth[:, family.names.index("amplitude_2")] = 0.3
                 estimate[:, family.names.index("amplitude_2")] = 0.3
-            np.testing.assert_allclose(_error(family, estimate, truth)[:, theta], wanted, atol=1e-12)
+            np.testing.assert_allclose(
+                parameter_errors(family, estimate, truth)[:, theta], wanted, atol=1e-12
+            )
 
     def test_error_swapped_axes(self):
         """Axes of like gains may change names."""
@@ -112,7 +114,7 @@ class TestErrors:
         truth[0, [at["amplitude_1"], at["amplitude_2"], at["theta_rad"]]] = 1.0, -0.95, 0.1
         estimate = truth.copy()
         estimate[0, [at["amplitude_1"], at["amplitude_2"], at["theta_rad"]]] = -1.0, 0.97, 0.12 - np.pi / 2
-        error = _error(family, estimate, truth)[0]
+        error = parameter_errors(family, estimate, truth)[0]
         assert error[at["amplitude_1"]] == pytest.approx(-0.03)
         assert error[at["amplitude_2"]] == pytest.approx(-0.05)
         assert error[at["theta_rad"]] == pytest.approx(0.02)

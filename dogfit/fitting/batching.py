@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import Family
-from dogfit.fitting.program import fit_block, fit_sharded, in_working_precision
+from dogfit.fitting.intake import restore, take_in
+from dogfit.fitting.program import fit_block, fit_sharded
 from dogfit.fitting.result import FitResult, concatenate
 from dogfit.kernels.tuning import rows_per_call
 from dogfit.kernels.types import Box
@@ -47,14 +48,14 @@ class Piece(NamedTuple):
     """Kernels with all that belongs to them, on the host.
 
     Attributes:
-      kernels: `[n, h, w]`.
+      kernels: `[n, h, w]`, of any real type.
       weights: shared `[h, w]`, or each kernel's own `[n, h, w]`.
       boxes: NumPy bounds by family, `[p, 1]` or `[p, n]`.
       task: what is fitted to them.
     """
 
-    kernels: Float[np.ndarray, "n h w"]
-    weights: np.ndarray | None
+    kernels: Num[np.ndarray, "n h w"]
+    weights: Num[np.ndarray, "..."] | None
     boxes: dict[str, Box]
     task: Task
 
@@ -92,22 +93,22 @@ def fit_pieces(jobs: Iterable[list[Piece]]) -> Iterator[FitResult]:
 
 def _fit_piece(piece: Piece, x64: bool) -> FitResult:
     rows, task = len(piece.kernels), piece.task
+    intake = take_in(piece.kernels, piece.weights, x64)
     # Zero rows end at once: constant kernels have nothing to climb.
     padding = task.rows - rows
     # The caller's float64 setting may be local to its thread.
     with jax.enable_x64(x64):
-        kernels = in_working_precision(jnp.asarray(_pad_rows(piece.kernels, padding)))
-        weights = piece.weights
+        kernels = jnp.asarray(_pad_rows(intake.kernels, padding))
+        weights = intake.weights
         if weights is not None:
-            own = np.broadcast_to(weights, piece.kernels.shape)
-            weights = jnp.asarray(_pad_rows(own, padding), kernels.dtype)
+            weights = jnp.asarray(_pad_rows(np.broadcast_to(weights, piece.kernels.shape), padding))
         boxes = {
             name: Box(*(jnp.asarray(_pad_bound(np.asarray(side), padding), kernels.dtype) for side in box))
             for name, box in piece.boxes.items()
         }
         arguments = (kernels, weights, boxes, task.families, task.unidentifiable, task.config)
         result = fit_block(*arguments) if task.mesh is None else fit_sharded(*arguments, task.mesh)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], result)
+    return restore(jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], result), intake)
 
 
 def _pad_rows(rows: Float[np.ndarray, "n h w"], padding: int) -> Float[np.ndarray, "m h w"]:
@@ -115,4 +116,6 @@ def _pad_rows(rows: Float[np.ndarray, "n h w"], padding: int) -> Float[np.ndarra
 
 
 def _pad_bound(side: np.ndarray, padding: int) -> np.ndarray:
-    return side if side.shape[-1] == 1 else np.pad(side, ((0, 0), (0, padding)), mode="edge")
+    if side.shape[-1] == 1:
+        return side
+    return np.pad(side, ((0, 0), (0, padding)), mode="edge" if side.shape[-1] else "constant")

@@ -9,13 +9,14 @@ import numpy as np
 from jax.core import Tracer
 
 from dogfit.fitting.families import Family
+from dogfit.host_arrays import host_array
 from dogfit.kernels.model.bounds import search_bounds
 from dogfit.kernels.model.custom import CustomModel
 from dogfit.kernels.types import Box
 
 Bounds = Mapping[str, Any]
-"""By parameter, or by family and then by parameter: a value (fixed) or a pair (least, greatest), each a
-number or an array `[n]`, one per kernel."""
+"""By parameter, or by family and then by parameter: a value (fixed), or a tuple or list of the least and the
+greatest; each a number or an array `[n]`, one per kernel."""
 
 # What a caller calls the search parameters of the families built in.
 _NAMES = {
@@ -37,6 +38,11 @@ def resolve_bounds(
     Raises:
       ValueError: for a parameter that no family has, or bounds that are not inside the family's own.
     """
+    if bounds is not None and not isinstance(bounds, Mapping):
+        raise TypeError(
+            "bounds must be a dictionary of parameters, such as {'sigma_px': (0.5, 2.0)}, "
+            f"got {type(bounds).__name__}"
+        )
     if not bounds:
         return {}
     own = {family.name: _parameter_names(family) for family in families}
@@ -71,8 +77,7 @@ def _box(family: Family, names: list[str], wanted: Mapping[str, Any], shape: tup
     for search_name, name, least, greatest in defaults:
         low, high = least, greatest
         if name in wanted:
-            value = wanted[name]
-            low, high = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
+            low, high = _sides(name, wanted[name])
             log = name != search_name and search_name.startswith("log_")
             low, high = (_finite(name, v, log) for v in (low, high))
             _check(f"{family.name}: {name}", low, high, least, greatest, log)
@@ -86,11 +91,26 @@ def _box(family: Family, names: list[str], wanted: Mapping[str, Any], shape: tup
     return Box(*(xp.stack([xp.broadcast_to(value, rows) for value in side]) for side in (lows, highs)))
 
 
+def _sides(name: str, value: Any) -> tuple[Any, Any]:
+    """Least and greatest: a tuple or list has two, everything else is one value."""
+    if not isinstance(value, tuple | list):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(
+            f"bounds: {name} is a {type(value).__name__} of {len(value)}; a tuple or list is a range (least, "
+            "greatest), and values per kernel are an array"
+        )
+    return value[0], value[1]
+
+
 def _finite(name: str, value: Any, log: bool) -> Any:
     """The value as it is searched; checked where it is known when traced."""
     if isinstance(value, Tracer):
         return jnp.log(value) if log else value
-    array = np.asarray(value, np.float64)
+    try:
+        array = np.asarray(host_array(value, f"bounds of {name}"), np.float64)
+    except TypeError as error:
+        raise ValueError(f"bounds: {name} must be finite numbers: {error}") from error
     if array.ndim > 1 or not np.isfinite(array).all() or (log and (array <= 0).any()):
         raise ValueError(f"bounds: {name} must be finite numbers{' above 0' * log}, one or one per kernel")
     return np.log(array) if log else array

@@ -13,6 +13,8 @@ from dogfit.fitting.config import DEFAULT, FitConfig
 from dogfit.fitting.families import Family
 from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import FitResult
+from dogfit.host_arrays import unmasked_array
+from dogfit.kernels.tuning import resolution_of
 
 # Improvement of R² below which a kernel is not swept again.
 _SETTLED = 1e-5
@@ -82,9 +84,9 @@ def fit_composites(
     """
     if sweeps < 1:
         raise ValueError(f"sweeps must be at least 1, got {sweeps}")
-    kernels = np.asarray(kernels)
+    kernels = unmasked_array(kernels, "kernels")
     single = fit_kernels(kernels, families, config=config)
-    kernels = np.asarray(kernels, np.asarray(single.r2).dtype)
+    kernels = np.asarray(kernels, np.asarray(single.rmse).dtype)
     first = single
     second = fit_kernels(kernels - first.templates(), families, config=config)
     centered = kernels - kernels.mean(axis=(1, 2), keepdims=True)
@@ -123,7 +125,7 @@ def _criteria(
     kernels: np.ndarray, single: FitResult, first: FitResult, second: FitResult, r2: np.ndarray
 ) -> np.ndarray:
     taps = math.prod(kernels.shape[1:])
-    floor = float(np.finfo(kernels.dtype).eps) ** 2 * taps
+    floor = resolution_of(np.asarray(single.r2).dtype)
     free = np.array([len(family.parameters) for family in single.families])
 
     def bic(explained: np.ndarray, parameters: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Settings of a fit: the profile, what chooses among families, and how hard to search."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 Profile = Literal["integrated", "sampled", "discrete"]
@@ -36,8 +37,9 @@ class FitConfig:
                 options = ", ".join(choice.__args__)
                 raise ValueError(f"{name} must be one of {options}, got {getattr(self, name)!r}")
         for name, most in (("effort", MAX_EFFORT), ("steps", 10_000)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be 1 to {most}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= most:
+                raise ValueError(f"{name} must be 1 to {most}, got {value!r}; it is a whole number")
 
 
 DEFAULT = FitConfig()

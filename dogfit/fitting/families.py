@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dogfit.fitting.family_names import ALL_FAMILIES
 from dogfit.kernels.model.custom import CustomModel, SearchRange
@@ -150,6 +151,35 @@ def custom_family(
     return Family(name, model, tuple(Parameter(*item) for item in units.items()))
 
 
+def resolve_families(families: Iterable[str | Family]) -> tuple[Family, ...]:
+    """Look up families by name.
+
+    Args:
+      families: names and families of your own, each once however often it is given.
+
+    Returns:
+      The families, in the order given.
+
+    Raises:
+      ValueError: for anything else, no family, or two of one name.
+    """
+    given = "" if isinstance(families, str) or not isinstance(families, Iterable) else list(families)
+    unknown = [
+        family
+        for family in given
+        if not isinstance(family, Family) and not (isinstance(family, str) and family in BUILTIN_FAMILIES)
+    ]
+    if unknown or not given:
+        shown = families if isinstance(given, str) else ", ".join(map(str, unknown)) or "none"
+        raise ValueError(f"families must be a sequence out of {', '.join(BUILTIN_FAMILIES)}, got {shown}")
+    distinct = tuple(
+        dict.fromkeys(BUILTIN_FAMILIES[family] if isinstance(family, str) else family for family in given)
+    )
+    if len({family.name for family in distinct}) < len(distinct):
+        raise ValueError(f"two families share a name: {', '.join(family.name for family in distinct)}")
+    return distinct
+
+
 def with_profile(family: Family, profile: str) -> Family:
     """Give a family another profile.
 
@@ -244,6 +274,29 @@ def from_parameters(
         log_aspect, twice = jnp.log(values["aspect"]), 2 * values["phi_rad"]
         point += [log_aspect * jnp.cos(twice), log_aspect * jnp.sin(twice)]
     return jnp.stack(point), values["offset"], gains
+
+
+def split_units(
+    family: Family, parameters: Float[np.ndarray, "b m"]
+) -> tuple[Float[np.ndarray, "b m"], Float[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+    """Take the offset and the magnitude off reported parameters.
+
+    Args:
+      family: whose parameters they are.
+      parameters: NumPy, as reported.
+
+    Returns:
+      Parameters with an offset of 0 and gains of about 1 or less; the offset; and the power of two that the
+      gains were divided by.
+    """
+    values = parameters.astype(np.float64)
+    at = family.names.index("offset")
+    offset = values[:, at].copy()
+    values[:, at] = 0.0
+    gains = [parameter.unit == "weight" for parameter in family.parameters]
+    power = np.frexp(np.abs(values[:, gains]).max(axis=1))[1]
+    values[:, gains] = np.ldexp(values[:, gains], -power[:, None])
+    return values, offset, power
 
 
 def _principal_axes(xx: Array, xy: Array, yy: Array) -> tuple[Array, Array, Array]:

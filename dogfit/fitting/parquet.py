@@ -20,9 +20,10 @@ from dogfit.errors import OutputError
 from dogfit.fitting.api import fit_stream
 from dogfit.fitting.bounds import Bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
-from dogfit.fitting.families import BUILTIN_FAMILIES, Family
+from dogfit.fitting.families import Family, resolve_families
 from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import FitResult, concatenate
+from dogfit.host_arrays import host_array
 from dogfit.kernels.model.custom import CustomModel
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def fit_parquet(
         raise ValueError(f"rows_per_file must be at least 1, got {rows_per_file}")
     start = time.perf_counter()
     out = Path(folder)
-    kernels = np.asarray(kernels) if isinstance(kernels, jax.Array) else kernels
+    families = resolve_families(families)
+    if not isinstance(kernels, Iterator) and hasattr(kernels, "shape"):
+        kernels = host_array(kernels, "kernels")
     total = len(kernels) if isinstance(kernels, np.ndarray) else None
     blocks = _blocks(kernels)
     first = next((block for block in blocks if len(block)), None)
@@ -115,14 +118,14 @@ def fit_parquet(
     settings: dict[str, Any] = {
         "version": __version__,
         "families": [_description(family) for family in families],
-        "weights": None if weights is None else np.asarray(weights).tolist(),
+        "weights": None if weights is None else host_array(weights, "weights").tolist(),
         "bounds": repr(bounds),
         "config": asdict(config),
         "rows_per_file": rows_per_file,
         "kernels": total,
         "dtype": str(first.dtype),
         "shape": first.shape[1:],
-        "first kernel": hashlib.sha256(np.ascontiguousarray(first[0]).tobytes()).hexdigest(),
+        "first kernel": hashlib.sha256(first[0].tobytes()).hexdigest(),
     }
     _refuse_others(out, settings)
     done = _rows_done(out)
@@ -150,9 +153,9 @@ def fit_parquet(
 def _blocks(kernels: np.ndarray | Iterable[ArrayLike]) -> Iterator[np.ndarray]:
     """Cut kernels into pieces of a size that suits the fitter, each copied when its turn comes."""
     for block in [kernels] if isinstance(kernels, np.ndarray) else kernels:
-        host = np.asarray(block)
+        host = host_array(block, "kernels")
         for start in range(0, len(host), _BLOCK_ROWS):
-            yield np.array(host[start : start + _BLOCK_ROWS])
+            yield host[start : start + _BLOCK_ROWS].copy()
 
 
 def _without(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
@@ -181,7 +184,7 @@ def _encoded(part: FitResult, first_row: int) -> bytes:
 
     table = part.table()
     # Parameters have the precision of the fit, and all files one schema, nulls or not.
-    number = polars.Float64 if part.r2.dtype == np.float64 else polars.Float32
+    number = polars.Float64 if part.rmse.dtype == np.float64 else polars.Float32
     table = table.with_columns(
         polars.col(polars.Float64).cast(number), polars.col("family").cast(polars.String)
     ).with_row_index("row", first_row)
@@ -190,13 +193,12 @@ def _encoded(part: FitResult, first_row: int) -> bytes:
     return buffer.getvalue()
 
 
-def _description(family: str | Family) -> str:
-    known = BUILTIN_FAMILIES.get(family) if isinstance(family, str) else family
-    if known is None or not isinstance(known.model, CustomModel):
-        return family if isinstance(family, str) else family.name
-    basis = known.model.basis
+def _description(family: Family) -> str:
+    if not isinstance(family.model, CustomModel):
+        return family.name
+    basis = family.model.basis
     name = f"{basis.__module__}.{basis.__qualname__}"
-    return f"{known.name}: {name}{known.model.ranges} {known.names}"
+    return f"{family.name}: {name}{family.model.ranges} {family.names}"
 
 
 def _refuse_others(out: Path, settings: dict[str, Any]) -> None:

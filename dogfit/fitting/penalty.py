@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from dogfit.fitting.api import fit_kernel
+from dogfit.fitting.api import fit_traced
 from dogfit.fitting.config import FitConfig
-from dogfit.fitting.families import BUILTIN_FAMILIES, Family, unidentifiable
+from dogfit.fitting.families import BUILTIN_FAMILIES, Family, resolve_families, unidentifiable
 from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.program import in_working_precision
 from dogfit.normalize import Flag, flag_of
@@ -83,8 +83,12 @@ def dog_penalty(
     sound = flag_of(least.astype(kernels.dtype), greatest.astype(kernels.dtype)) == Flag.OK
     kernels = jnp.where(sound[:, None, None], kernels, 0.0)
 
-    wanted = _without_nested(families, kernels.shape[1:])
-    scores = jax.vmap(lambda kernel: fit_kernel(kernel, wanted, config=config).r2_by_family)(kernels)
+    wanted = _without_nested(resolve_families(families), kernels.shape[1:])
+
+    def r2_of(kernel: Float[Array, "h w"]) -> Float[Array, " f"]:
+        return fit_traced(kernel, wanted, None, None, config, follow=False).r2_by_family
+
+    scores = jax.vmap(r2_of)(kernels)
     # Not jnp.max: where two families tie, either one's gradient will do, their mean may not.
     nearest = jnp.argmax(scores, axis=1)[:, None]
     r2 = jnp.take_along_axis(scores, nearest, axis=1)[:, 0]
@@ -114,10 +118,11 @@ def depthwise_kernels(weights: Array) -> Float[Array, "n h w"]:
     )
 
 
-def _without_nested(families: Sequence[str | Family], shape: tuple[int, ...]) -> Sequence[str | Family]:
+def _without_nested(families: tuple[Family, ...], shape: tuple[int, ...]) -> tuple[Family, ...]:
     """Leave out the Gaussian beside a DoG: it is one, without a surround, and never nearer."""
-    if "dog" in families and not unidentifiable([BUILTIN_FAMILIES["dog"]], (shape[0], shape[1])):
-        return [family for family in families if family != "gaussian"]
+    gaussian, dog = BUILTIN_FAMILIES["gaussian"], BUILTIN_FAMILIES["dog"]
+    if dog in families and not unidentifiable([dog], (shape[0], shape[1])):
+        return tuple(family for family in families if family != gaussian)
     return families
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from dogfit.fitting.canonical import CanonicalTransform, canonical_transform
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.effort import budget_of
 from dogfit.fitting.families import Family, to_parameters, with_profile
+from dogfit.fitting.implicit import at_optimum, follow_optimum, without_derivative
 from dogfit.fitting.result import FitResult, Status
 from dogfit.kernels.dispatch import find_optima
 from dogfit.kernels.linalg import largest_tap, leverages, materialize, project, sum_arrays, sum_taps
@@ -22,7 +24,7 @@ from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.derivatives import model_jacobian
 from dogfit.kernels.objective.products import mean_taps, whiten
 from dogfit.kernels.problem import Problem, Search
-from dogfit.kernels.tuning import tolerance_of
+from dogfit.kernels.tuning import resolution_of
 from dogfit.kernels.types import Box, Found, Image
 from dogfit.normalize import Flag, Layout, normalize
 
@@ -54,7 +56,7 @@ class _FamilyFit(NamedTuple):
     found: Found
 
 
-@functools.partial(jax.jit, static_argnames=("families", "unidentifiable", "config"))
+@functools.partial(jax.jit, static_argnames=("families", "unidentifiable", "config", "follow"))
 def fit_block(
     kernels: Float[Array, "b h w"],
     weights: Float[Array, "b h w"] | None,
@@ -62,15 +64,25 @@ def fit_block(
     families: tuple[Family, ...],
     unidentifiable: tuple[tuple[str, str], ...],
     config: FitConfig,
+    follow: bool = True,
 ) -> FitResult:
     """Fit kernels with all families: every stage, in one compiled program.
+
+    Its results are finite for every kernel, so that a program can be watched for NaN; see `blank_unfitted`.
 
     Args:
       kernels: taps.
       weights: of taps, not negative; all alike if None.
       boxes: bounds narrower than the families' own, by family name.
-      families: static, as are `unidentifiable` and `config`.
+      families: static, as are `unidentifiable`, `config` and `follow`.
+      follow: whether parameters have derivatives by the kernels. R² has its first ones anyway, and takes a
+        third of the time to differentiate without.
+
+    Returns:
+      FitResult with arbitrary numbers where a kernel was not fitted (`family` is -1 there).
     """
+    weights = None if weights is None else without_derivative("weights", weights)
+    boxes = without_derivative("bounds", boxes) if boxes else boxes
     weight = None if weights is None else lax.transpose(weights, (1, 2, 0))
     images = lax.transpose(kernels, (1, 2, 0))
     transform = None
@@ -84,14 +96,13 @@ def fit_block(
     searches = _searches(unit.images, profiled, boxes, config)
     founds = _find_optima(Problem(lax.stop_gradient(unit.images), weight, searches), config.engine)
     fits = [
-        _fit_family(unit, weight, transform, search.box, family, config, found)
+        _fit_family(unit, weight, transform, search.box, family, config, found, follow)
         for family, search, found in zip(profiled, searches, founds, strict=True)
     ]
 
     r2_by_family = 1.0 - jnp.stack([fit.unexplained for fit in fits], axis=1)
-    r2_by_family = jnp.where(unit.fitted[:, None], r2_by_family, jnp.nan)
     score = jnp.stack([fit.score for fit in fits], axis=1)
-    choice = jnp.argmin(jnp.where(unit.fitted[:, None], score, 0.0), axis=1)
+    choice = _least_score(score, families)
 
     def chosen(values: Array) -> Array:
         return jnp.take_along_axis(values, choice[:, None], axis=1)[:, 0]
@@ -99,8 +110,11 @@ def fit_block(
     statuses = jnp.stack([fit.status for fit in fits], axis=1)
     status = jnp.where(unit.fitted[:, None], statuses, unit.status[:, None])
     best_r2 = chosen(r2_by_family)
-    unexplained = jnp.where(unit.fitted, jnp.maximum(1.0 - best_r2, 0.0), 1.0)
-    rmse = lax.stop_gradient(unit.amplitude * jnp.sqrt(unexplained / unit.taps))
+    unexplained = jnp.where(unit.fitted, 1.0 - best_r2, 1.0)
+    # Of a perfect fit the root has no derivative, and the error is at its least.
+    rmse = unit.amplitude * jnp.where(
+        unexplained > 0, jnp.sqrt(jnp.where(unexplained > 0, unexplained, 1.0) / unit.taps), 0.0
+    )
     return FitResult(
         families=families,
         unidentifiable=unidentifiable,
@@ -109,20 +123,35 @@ def fit_block(
         criterion=config.criterion,
         family=jnp.where(unit.fitted, choice, -1).astype(jnp.int8),
         r2=best_r2,
-        rmse=jnp.where(unit.fitted, rmse, jnp.nan),
+        rmse=rmse,
         status=chosen(status),
         r2_by_family=r2_by_family,
-        score_by_family=jnp.where(unit.fitted[:, None], score, jnp.nan),
+        score_by_family=score,
         status_by_family=status,
-        parameters={
-            f.name: jnp.where(unit.fitted[:, None], fit.parameters, jnp.nan)
-            for f, fit in zip(families, fits, strict=True)
-        },
+        parameters={f.name: fit.parameters for f, fit in zip(families, fits, strict=True)},
         at_bound={f.name: fit.at_bound for f, fit in zip(families, fits, strict=True)},
         predicted_gain=jnp.stack([fit.found.predicted_gain for fit in fits], axis=1),
         steps=jnp.stack([fit.found.steps for fit in fits], axis=1),
         n_agreeing=jnp.stack([fit.found.n_agreeing for fit in fits], axis=1),
         weights=weights,
+        fixed={name: _fixed(box, len(kernels)) for name, box in boxes.items()},
+    )
+
+
+def blank_unfitted(result: FitResult) -> FitResult:
+    """Put NaN in the place of what `fit_block` found for kernels that were not fitted."""
+    fitted = result.family >= 0
+
+    def blank(values: Array) -> Array:
+        return jnp.where(fitted.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.nan)
+
+    return replace(
+        result,
+        r2=blank(result.r2),
+        rmse=blank(result.rmse),
+        r2_by_family=blank(result.r2_by_family),
+        score_by_family=blank(result.score_by_family),
+        parameters=jax.tree.map(blank, result.parameters),
     )
 
 
@@ -151,7 +180,7 @@ def fit_sharded(
 
 
 def in_working_precision(kernels: Array) -> Array:
-    """Convert kernels to the precision they are fitted in: float64 stays, everything else becomes float32."""
+    """Convert traced kernels to the precision they are fitted in: float64 stays, all else is float32."""
     return kernels if kernels.dtype == jnp.float64 else kernels.astype(jnp.float32)
 
 
@@ -161,6 +190,18 @@ def _normalize(kernels: Image, weights: Image | None) -> _Unit:
     bad = jnp.where(found.flag == Flag.NONFINITE, jnp.int8(Status.NONFINITE), jnp.int8(Status.CONSTANT))
     status = jnp.where(found.flag == Flag.OK, jnp.int8(Status.CONVERGED), bad)
     return _Unit(found.taps, found.mean, found.norm, jnp.maximum(sum_taps(used), 1.0), status)
+
+
+def _least_score(score: Float[Array, "b f"], families: Sequence[Family]) -> Int[Array, " b"]:
+    """Index of the family of least score; of equal scores, the one with the fewest parameters."""
+    order = sorted(range(len(families)), key=lambda number: len(families[number].parameters))
+    return jnp.asarray(order)[jnp.argmin(score[:, jnp.asarray(order)], axis=1)]
+
+
+def _fixed(box: Box, rows: int) -> Bool[Array, "b s"]:
+    """Search parameters whose bounds leave them one value."""
+    fixed = jnp.asarray(box.lower == box.upper)
+    return jnp.broadcast_to(fixed, (fixed.shape[0], rows)).T
 
 
 def _searches(
@@ -203,30 +244,34 @@ def _fit_family(
     family: Family,
     config: FitConfig,
     found: Found,
+    follow: bool,
 ) -> _FamilyFit:
-    """Results that follow from a family's optimum; differentiable in the kernels for fixed search points."""
+    """Results that follow from a family's optimum; differentiable in the kernels, like the optimum itself."""
     model, shape = family.model, (unit.images.shape[0], unit.images.shape[1])
-    columns = model.varying_images(list(found.point), shape)
+    optimum = found.point
+    if follow:
+        optimum = follow_optimum(model, optimum, unit.images, weights, box, unit.fitted)
+    columns = model.varying_images(list(optimum), shape)
     solved = materialize(project(unit.images, [whiten(column, weights) for column, _ in columns]))
     unexplained, means = materialize(
         (sum_taps(solved.residual**2), [mean_taps(column, weights) + level for column, level in columns])
     )
+    unexplained = at_optimum(unexplained, solved.residual, unit.images)
     offset = -sum_arrays(gain * mean for gain, mean in zip(solved.weights, means, strict=True))
     at_bound = (found.point <= box.lower) | (found.point >= box.upper)
     # A centre that only ever takes the seeds' places is at no bound.
     at_bound = at_bound & jnp.asarray(model.is_searched)[:, None]
-    point, gains, at_bound_as_given = found.point, solved.weights, at_bound
+    point, gains, at_bound_as_given = optimum, solved.weights, at_bound
     if transform is not None and isinstance(model, GaussianModel):
         point, gains = transform.undo_point(model, point), transform.undo_gains(model, gains)
         at_bound_as_given = transform.undo_at_bound(model, at_bound)
     values = to_parameters(
         model, point, unit.mean + unit.amplitude * offset, [unit.amplitude * gain for gain in gains]
     )
-    # Ten times the tolerance: rows stop one step after it is met, or when rounding stops the ascent.
-    done = found.predicted_gain <= 10 * tolerance_of(unit.images.dtype)
+    done = found.predicted_gain <= resolution_of(unit.images.dtype)
     settled = jnp.where(jnp.any(at_bound, axis=0), jnp.int8(Status.AT_BOUND), jnp.int8(Status.CONVERGED))
     status = jnp.where(done, settled, jnp.int8(Status.MAX_STEPS))
-    score = _score(unit, weights, family, config, found, unexplained, solved.residual, solved.weights)
+    score = _score(unit, weights, family, config, optimum, unexplained, solved.residual, solved.weights)
     return _FamilyFit(values, unexplained, score, status, at_bound_as_given.T, found)
 
 
@@ -235,29 +280,29 @@ def _score(
     weights: Image | None,
     family: Family,
     config: FitConfig,
-    found: Found,
+    point: Float[Array, "p b"],
     unexplained: Float[Array, " b"],
     residual: Image,
     gains: list[Float[Array, " b"]],
 ) -> Float[Array, " b"]:
     """Score that the choice among families minimizes, up to what all have in common."""
     taps, free = unit.taps, len(family.parameters)
-    # A perfect fit has no finite likelihood; below rounding one fit is as good as another.
-    floor = float(jnp.finfo(unexplained.dtype).eps) ** 2 * taps
+    # A search that ends with so little left has found a member of its family: what is left says where it
+    # stopped, nothing about the kernel.
+    floor = resolution_of(unexplained.dtype)
     if config.criterion == "cv":
         shape = (residual.shape[0], residual.shape[1])
-        point = list(found.point)
-        changes = model_jacobian(family.model, point, gains, shape)
+        changes = model_jacobian(family.model, list(point), gains, shape)
         columns = [
             jnp.ones_like(residual),
-            *(image for image, _ in family.model.varying_images(point, shape)),
+            *(image for image, _ in family.model.varying_images(list(point), shape)),
             *changes,
         ]
         root = 1.0 if weights is None else jnp.sqrt(weights)
         # A tap that a parameter is there for alone cannot be predicted from the others.
         left = jnp.maximum(1.0 - leverages([root * column for column in columns]), 1e-3)
         unexplained = sum_taps((residual / left) ** 2)
-        return lax.stop_gradient(taps * jnp.log(jnp.maximum(unexplained, floor) / taps))
+        return taps * jnp.log(jnp.maximum(unexplained, floor) / taps)
     likelihood = taps * jnp.log(jnp.maximum(unexplained, floor) / taps)
     if config.criterion == "bic":
         return likelihood + free * jnp.log(taps)

@@ -3,14 +3,14 @@
 import enum
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dogfit.fitting.families import Family, render, with_profile
+from dogfit.fitting.families import Family, render, split_units, with_profile
 from dogfit.fitting.padding import map_padded_rows
 from dogfit.fitting.standard_errors import standard_errors
 
@@ -37,7 +37,7 @@ class Status(enum.IntEnum):
     jax.tree_util.register_dataclass,
     data_fields=[
         "family", "r2", "rmse", "status", "r2_by_family", "score_by_family", "status_by_family",
-        "parameters", "at_bound", "predicted_gain", "steps", "n_agreeing", "weights",
+        "parameters", "at_bound", "predicted_gain", "steps", "n_agreeing", "weights", "fixed",
     ],
     meta_fields=["families", "unidentifiable", "shape", "profile", "criterion"],
 )  # fmt: skip
@@ -45,7 +45,9 @@ class Status(enum.IntEnum):
 class FitResult:
     """Fits of `n` kernels; `f` families, in the order of `families`. A pytree.
 
-    From `fit_kernel` the arrays lack the first axis.
+    From `fit_kernel` the arrays lack the first axis; all that follows from them, such as `table()` and
+    `templates()`, is that of a batch of one. `result[2:5]`, `result[mask]` and `result[numbers]` are the fits
+    of some kernels, `result[2]` is that of one.
     """
 
     families: tuple[Family, ...]
@@ -73,7 +75,8 @@ class FitResult:
     predicted from the others (cv); SS as a share of the kernel's energy about its mean."""
     status_by_family: Int[Array, "n f"]
     parameters: dict[str, Float[Array, "n p"]]
-    """Per family; names and units in `dogfit.fitting.families.BUILTIN_FAMILIES[name].parameters`."""
+    """Per family; names and units in `dogfit.fitting.families.BUILTIN_FAMILIES[name].parameters`. Float64,
+    like `rmse`, if the kernels were of a type with more digits than float32: room for a large offset."""
     at_bound: dict[str, Bool[Array, "n s"]]
     """Per family, which search parameters (`Family.model.names`) sit on a bound."""
     predicted_gain: Float[Array, "n f"]
@@ -83,7 +86,9 @@ class FitResult:
     n_agreeing: Int[Array, "n f"]
     """Starts that came within 1e-3 of the kernel's energy of the best."""
     weights: Float[Array, "n h w"] | None
-    """Weights of taps, where they were given."""
+    """Weights of taps, where they were given or taps were masked."""
+    fixed: dict[str, Bool[Array, "n s"]] = field(default_factory=dict)
+    """Per family with bounds of the caller's own, which search parameters these fix at one value."""
 
     @property
     def family_names(self) -> tuple[str, ...]:
@@ -103,14 +108,15 @@ class FitResult:
         """Ratio of evidence for the chosen family to that for the next `[n]`: exp of half the difference of
         scores.
 
-        With BIC about the Bayes factor, with AICc the ratio of Akaike weights. Infinite if only one family
-        was fitted, NaN for kernels that were not.
+        With BIC about the Bayes factor, with AICc the ratio of Akaike weights. Residuals below what the
+        search can tell from none count alike, so that among families that all fit exactly only the numbers
+        of parameters speak. Infinite if only one family was fitted, NaN for kernels that were not.
         """
         scores = np.sort(np.asarray(self.score_by_family, np.float64), axis=-1)
         if scores.shape[-1] == 1:
             return np.where(np.isnan(scores[..., 0]), np.nan, np.inf)
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.exp((scores[..., 1] - scores[..., 0]) / 2)
+            return np.minimum(np.exp((scores[..., 1] - scores[..., 0]) / 2), np.finfo(np.float64).max)
 
     @property
     def noise(self) -> np.ndarray:
@@ -127,7 +133,19 @@ class FitResult:
         return np.maximum(np.sum(np.asarray(self.weights) > 0, axis=(-2, -1)), 1)
 
     def __len__(self) -> int:
-        return len(self.family)
+        return len(self.family) if np.ndim(self.family) else 1
+
+    def __getitem__(self, rows: Any) -> Self:
+        """Select the fits of some kernels, by their number, a slice, a mask or an array of numbers."""
+        chosen: Any = rows
+        if not isinstance(rows, slice):
+            chosen = np.asarray(rows, None if np.size(rows) else np.intp)
+            if chosen.ndim > 1 or chosen.dtype.kind not in "biu":
+                raise TypeError(
+                    "fits are selected by a number, a slice, a mask [n] or an array of numbers, "
+                    f"got {type(rows).__name__}"
+                )
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], self.as_batch())
 
     def templates(self) -> np.ndarray:
         """Draw the fitted images of the chosen families.
@@ -135,19 +153,28 @@ class FitResult:
         Returns:
           Images `[n, h, w]` in the kernels' unit; NaN where not fitted.
         """
-        out = np.full((len(self), *self.shape), np.nan, np.asarray(self.r2).dtype)
-        for rows, family in self._rows_by_family():
-            out[rows] = map_padded_rows(
-                functools.partial(_images, family=family, shape=self.shape),
-                np.asarray(self.parameters[family.name])[rows],
-            )
+        batch = self.as_batch()
+        dtype = np.result_type(np.asarray(batch.r2).dtype, *map(np.asarray, batch.parameters.values()))
+        out = np.full((len(batch), *self.shape), np.nan, dtype)
+        for rows, family in batch._rows_by_family():
+            draw = functools.partial(_images, family=family, shape=self.shape)
+            parameters = np.asarray(batch.parameters[family.name])[rows]
+            if dtype == np.asarray(batch.r2).dtype:
+                out[rows] = map_padded_rows(draw, parameters)
+                continue
+            # Drawn in the precision of the fit, which has no digits to spare for the offset.
+            plain, offset, power = split_units(family, parameters)
+            images = map_padded_rows(draw, plain.astype(batch.r2.dtype)).astype(dtype)
+            out[rows] = np.ldexp(images, power[:, None, None]) + offset[:, None, None]
         return out
 
     def standard_errors(self) -> dict[str, np.ndarray]:
         """Estimate standard errors of the parameters of the chosen families.
 
         From the Jacobian at the optimum and the residual variance, `s² (J'J)^-1`, over the parameters that
-        are not on a bound; those are NaN, as are the rows of a singular problem.
+        are not on a bound. NaN for those on a bound and for those that would move if these could: beside a
+        width on its bound, all but the place and the angles. NaN too in the rows of a singular problem.
+        Parameters that the caller fixed count as known. Compiles once per family, for seconds.
 
         Returns:
           Errors `[n, p]` by family, in the order and units of its parameters; NaN for the kernels that chose
@@ -163,19 +190,23 @@ class FitResult:
           >>> print(f"center ± {error['x0_px']:.2f} taps")
           center ± 0.04 taps
         """
+        batch = self.as_batch()
         out = {
-            family.name: np.full(np.shape(self.parameters[family.name]), np.nan) for family in self.families
+            family.name: np.full(np.shape(batch.parameters[family.name]), np.nan) for family in self.families
         }
-        taps = self.n_taps
-        for rows, family in self._rows_by_family():
-            weights = None if self.weights is None else np.asarray(self.weights)[rows]
+        taps = batch.n_taps
+        for rows, family in batch._rows_by_family():
+            weights = None if batch.weights is None else np.asarray(batch.weights)[rows]
+            at_bound = np.asarray(batch.at_bound[family.name])[rows]
+            fixed = batch.fixed.get(family.name)
             out[family.name][rows] = standard_errors(
                 family,
-                np.asarray(self.parameters[family.name])[rows],
-                np.asarray(self.at_bound[family.name])[rows],
-                np.asarray(self.rmse, np.float64)[rows] ** 2 * taps[rows],
+                np.asarray(batch.parameters[family.name])[rows],
+                at_bound,
+                np.asarray(batch.rmse, np.float64)[rows] * np.sqrt(taps[rows]),
                 self.shape,
                 weights,
+                np.zeros_like(at_bound) if fixed is None else np.asarray(fixed)[rows],
             )
         return out
 
@@ -187,26 +218,45 @@ class FitResult:
         """
         import polars
 
+        batch = self.as_batch()
         chosen = np.array([*self.family_names, None], dtype=object)
         statuses = np.array([status.name.lower() for status in Status], dtype=object)
         columns: dict[str, Any] = {
-            "family": polars.Series(chosen[np.asarray(self.family)].tolist(), dtype=polars.String),
-            "r2": np.asarray(self.r2),
-            "rmse": np.asarray(self.rmse),
-            "status": statuses[np.asarray(self.status)].tolist(),
+            "family": polars.Series(chosen[np.asarray(batch.family)].tolist(), dtype=polars.String),
+            "r2": np.asarray(batch.r2),
+            "rmse": np.asarray(batch.rmse),
+            "status": polars.Series(statuses[np.asarray(batch.status)].tolist(), dtype=polars.String),
         }
         for i, name in enumerate(self.family_names):
-            columns[f"r2_{name}"] = np.asarray(self.r2_by_family)[:, i]
-        errors = self.standard_errors()
+            columns[f"r2_{name}"] = np.asarray(batch.r2_by_family)[:, i]
+        errors = batch.standard_errors()
         names = dict.fromkeys(name for family in self.families for name in family.names)
-        spread = {name: np.full((2, len(self)), np.nan) for name in names}
-        for rows, family in self._rows_by_family():
+        spread = {name: np.full((2, len(batch)), np.nan) for name in names}
+        for rows, family in batch._rows_by_family():
             for i, name in enumerate(family.names):
-                spread[name][0, rows] = np.asarray(self.parameters[family.name])[rows, i]
+                spread[name][0, rows] = np.asarray(batch.parameters[family.name])[rows, i]
                 spread[name][1, rows] = errors[family.name][rows, i]
         columns |= {name: values[0] for name, values in spread.items()}
         columns |= {f"{name}_stderr": values[1] for name, values in spread.items()}
         return polars.DataFrame(columns, nan_to_null=True)
+
+    def as_batch(self) -> Self:
+        """Give the fit of one kernel the first axis that it lacks.
+
+        Returns:
+          Fits with a row for each kernel: these, or a batch of one.
+
+        Raises:
+          ValueError: if there is more than one axis of kernels.
+        """
+        axes = np.ndim(self.family)
+        if axes > 1:
+            shape = ", ".join(map(str, np.shape(self.family)))
+            raise ValueError(
+                f"fits with batch axes [{shape}] have no rows; flatten them first: "
+                f"jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[{axes}:]), fit)"
+            )
+        return self if axes else jax.tree.map(lambda leaf: np.asarray(leaf)[None], self)
 
     def _rows_by_family(self) -> Iterator[tuple[np.ndarray, Family]]:
         for i, family in enumerate(self.families):
@@ -219,7 +269,14 @@ def concatenate(results: Sequence[FitResult]) -> FitResult:
     """Join results of the same families and kernel shape along the first axis."""
     if len({(r.families, r.unidentifiable, r.shape, r.profile, r.criterion) for r in results}) != 1:
         raise ValueError(f"results to join must share families and kernel size, got {len(results)} results")
+    if len({r.weights is None for r in results}) > 1:
+        # Of some blocks taps were masked, of others none.
+        results = [r if r.weights is not None else replace(r, weights=_equal_weights(r)) for r in results]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
+
+
+def _equal_weights(result: FitResult) -> Float[np.ndarray, "n h w"]:
+    return np.ones((len(result), *result.shape), np.asarray(result.r2).dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("family", "shape"))
