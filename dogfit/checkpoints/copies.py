@@ -3,7 +3,7 @@
 A checkpoint often holds a network more than once. Which tensors are the same part of the network is told by
 their names without the parts that name a copy (ROLES) or only wrap a network (WRAPPERS). Two such sets of
 tensors are copies if their shapes agree; networks of different widths or depths are networks of their own.
-Where names do not say that one set is a copy of the other, `dogfit.checkpoints.similar` compares values.
+Where names do not say that one set is a copy of the other, `dogfit.checkpoints.distinct` compares values.
 """
 
 import re
