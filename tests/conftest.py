@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Compiling is most of the time of many tests, and optimization a third of that. Processes that tests start
+# compile alike, so that their results are the same to the bit.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Read by JAX when it is imported; the test processes and what they start inherit it. With a bound on its
     # size JAX locks the cache, so that no process reads what another is still writing.

@@ -20,8 +20,6 @@ from fit_drawings import (
 )
 from scipy_reference import Reference
 
-pytestmark = pytest.mark.optimized
-
 # Least R² of the master key filters, each by its best family.
 BEST_R2 = (0.945, 0.935, 0.910, 0.966, 0.885, 0.910, 0.995, 0.997)
 # Of optima, in a sample this small.
@@ -83,7 +81,7 @@ def test_fit_kernels_masters_above_published():
 
 @pytest.fixture(scope="module")
 def noisy_and_real() -> np.ndarray:
-    return np.concatenate([noisy(drawings(), 0.1, 61), noisy(drawings(), 0.3, 62), real_kernels(30)])
+    return np.concatenate([noisy(drawings(), 0.3, 62), real_kernels(15)])
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("all" if config.getoption("all") else "default")
-    # Compiling is most of the time of many tests, and optimization a third of that.
-    jax.config.update("jax_disable_most_optimizations", True)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(TimeLimit(config), "time-limit")
 
@@ -71,7 +69,7 @@ class TimeLimit:
 
 @pytest.fixture(scope="module", autouse=True)
 def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compile as users do, under `--all`, in modules marked `optimized`."""
+    """Compile as users do, under `--all`, in modules marked `optimized`; see `conftest.py` for the others."""
     wanted = request.config.getoption("all") and request.node.get_closest_marker("optimized") is not None
     if wanted:
         jax.clear_caches()
