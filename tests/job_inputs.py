@@ -35,7 +35,7 @@ def checkpoint(path: Path, seed: int = 0) -> Path:
         "stages.0.blocks.0.conv_dw.weight": blobs(40, 7, seed),
         "stages.0.blocks.1.conv_dw.weight": blobs(40, 7, seed + 1),
         "stages.1.blocks.0.conv_dw.weight": blobs(24, 5, seed + 2),
-        f"stages.1.blocks.1.{HOSTILE}.weight": blobs(40, 7, seed + 3),
+        f"stages.1.blocks.1.{HOSTILE}.dwconv.weight": blobs(40, 7, seed + 3),
         "head.fc.weight": np.zeros((10, 40), np.float32),
     }
     tensors["stages.0.blocks.0.conv_dw.weight"][3, 0, 2, 2] = np.nan
