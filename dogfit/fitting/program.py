@@ -301,8 +301,9 @@ def _score(
         root = 1.0 if weights is None else jnp.sqrt(weights)
         # A tap that a parameter is there for alone cannot be predicted from the others.
         left = jnp.maximum(1.0 - leverages([root * column for column in columns]), 1e-3)
-        unexplained = sum_taps((residual / left) ** 2)
-        return taps * jnp.log(jnp.maximum(unexplained, floor) / taps)
+        # Of a member of the family errors of prediction are rounding too, however leverages enlarge them.
+        predicted = jnp.where(unexplained > floor, sum_taps((residual / left) ** 2), floor)
+        return taps * jnp.log(jnp.maximum(predicted, floor) / taps)
     likelihood = taps * jnp.log(jnp.maximum(unexplained, floor) / taps)
     if config.criterion == "bic":
         return likelihood + free * jnp.log(taps)
