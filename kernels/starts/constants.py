@@ -9,7 +9,7 @@ The command that measures all of them, and what it says of kernels that nothing 
 
     760 drawn kernels of 3x3 to 31x31 at SciPy's optimum or below: 100.0 % (native); of 1,800, with sampled
     and discrete profiles among them: 99.9 % (xla); of 500 real 7x7 kernels, others than those in sight when
-    the nodes were chosen: 99.9 % for `dog` with either engine. Elliptic families, 30 drawn of each: 100 %.
+    the nodes were chosen: 99.9 % for `dog` (xla). Elliptic families, 30 drawn of each: 100 %.
 
 `benchmarks/accuracy.md` has the full tables.
 """
@@ -171,8 +171,9 @@ class EllipticConstants:
 
 XLA = GridConstants()
 # The compiled search projects a kernel once for all models of a width, so that widths and centres closer
-# together cost it little; in XLA each model pays for them. With these, of 3,000 real 7x7 kernels at the best
-# cost that any search of dogfit found: dog 99.9 %, d1 100.0 %, d2 100.0 %, dog_d1 99.9 %, dog_d2 99.8 %.
+# together cost it little; in XLA each model pays for them. At SciPy's optimum with these: of 200 real 7x7
+# kernels 99.5 % for `dog`, 100.0 % for `d1`, 99.5 % for `d2`, by `accuracy.py --profiles integrated --engines
+# native --families dog d1 d2 --sources real --sizes 7 --kernels 40`.
 NATIVE = GridConstants(width_step=1.5, max_spacing=0.14)
 # Nodes are columns of matrix products, a slot keeps one node of a strip: spacings differ for that. At SciPy's
 # optimum, by `benchmarks/accuracy.py --engines pallas`: 99.6 to 99.8 % of 500 real 7x7 kernels in the four
