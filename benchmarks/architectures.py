@@ -47,7 +47,7 @@ class Weight:
     shape: tuple[int, ...]
     dtype: str
     kind: str
-    """What the tensor is, by its module: depthwise, conv, transposed, linear; empty for all else."""
+    """Kind of the module: depthwise, conv, transposed, linear; empty for all else."""
     multiplier: int = 1
     """Output channels per input channel of a depthwise convolution."""
     is_layer: bool = False

@@ -93,7 +93,7 @@ def test_load_kernels_average_of_a_part(tmp_path):
     [("model.", "module."), ("net_a.", "net_b."), ("left.body.", "right.body."), ("", "copy.")],
 )
 def test_load_kernels_copies_by_value(tmp_path, one, other):
-    """Where names say nothing, kernels close to each other are copies, and others are not."""
+    """Kernels close to each other are copies though names say nothing, and others are not."""
     plain = convnext_tensors()
     tensors = {one + name: values for name, values in plain.items()} | near(plain, other)
     kernels = load_tensors(tmp_path, tensors)

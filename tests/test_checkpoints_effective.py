@@ -120,7 +120,7 @@ def test_load_kernels_pruned_and_normalized(tmp_path):
 
 @pytest.mark.slow
 def test_load_kernels_of_unknown_parametrization(tmp_path):
-    """What the file does not tell is left out with the reason, and never read as it is stored."""
+    """A weight that the file does not determine is left out with the reason, never read as it is stored."""
     torch = pytest.importorskip("torch")
 
     class Doubled(torch.nn.Module):
@@ -280,7 +280,7 @@ def test_replace_kernels_pruned(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["spectral norm", "spectral norm, parametrized", "weight norm of the whole"])
 def test_replace_kernels_that_share_a_norm(tmp_path, kind):
-    """Where a new kernel would change all others, the layer is kept, and the reason is said."""
+    """A layer where a new kernel would change all others is kept, and the reason is said."""
     source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     tensors = network(reparametrized(kind))
     save_file(tensors, source)

@@ -136,13 +136,13 @@ def read_header(reader: Reader) -> Header:
     return parse_header(text, size, reader.where)
 
 
-def choose_file(names: Sequence[str], where: str, subfolders: Sequence[str] = ()) -> str:
+def choose_file(names: Sequence[str], where: str, subfolders: Callable[[], Sequence[str]]) -> str:
     """Choose the file that holds the weights: `model.safetensors`, an index, or the only safetensors file.
 
     Args:
       names: file names at the top of the folder or repository.
       where: the folder as messages should name it.
-      subfolders: folders below that hold safetensors files.
+      subfolders: finds the folders below that hold safetensors files; called where there is none here.
 
     Returns:
       One of the names.
@@ -162,9 +162,9 @@ def choose_file(names: Sequence[str], where: str, subfolders: Sequence[str] = ()
                 f"{where}: holds {len(found)} candidates and no model.safetensors: {quote_names(found)}; "
                 "pass the path of the one you mean"
             )
-    if subfolders:
+    if below := subfolders():
         raise InputError(
-            f"{where}: no safetensors file here, but in its subfolders {quote_names(sorted(subfolders))}; "
+            f"{where}: no safetensors file here, but in its subfolders {quote_names(sorted(below))}; "
             "give one of them"
         )
     pickles = sorted(name for name in names if PurePosixPath(name).suffix in PICKLES)
@@ -248,7 +248,7 @@ def find_local(path: Path) -> Path:
             if (path / "saved_model.pb").exists():
                 raise InputError(f"{path}: a TensorFlow SavedModel; save its weights as safetensors")
             names = [p.name for p in path.iterdir() if not p.is_dir()]
-            path = path / choose_file(names, str(path), _subfolders(path))
+            path = path / choose_file(names, str(path), lambda: _subfolders(path))
         if not path.exists():
             raise _missing(path)
         if not path.is_file():

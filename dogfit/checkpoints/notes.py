@@ -8,7 +8,7 @@ from dogfit.checkpoints.copies import networks
 from dogfit.checkpoints.detect import AMBIGUOUS, LeftOut
 from dogfit.checkpoints.effective import EffectiveTensor
 from dogfit.checkpoints.patterns import covering_patterns
-from dogfit.checkpoints.read import Contents
+from dogfit.checkpoints.read import Contents, meant_tensors
 from dogfit.errors import InputError
 
 # Of more, the first ones are shown.
@@ -100,5 +100,5 @@ def unmatched_notes(all_contents: Sequence[Contents], options: Mapping[str, Sequ
         f"{option} {pattern!r} matches the name of no tensor"
         for option, patterns in options.items()
         for pattern in patterns
-        if not any(contents.matched(pattern) for contents in all_contents)
+        if not any(meant_tensors(contents.tensors, [pattern]) for contents in all_contents)
     ]

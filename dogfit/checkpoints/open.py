@@ -53,7 +53,7 @@ class Checkpoint:
     license: str | None = None
     """Licence that the hub names; None where it names none."""
     notes: tuple[str, ...] = ()
-    """What is remarkable about the choice of files, in words."""
+    """Remarks on the choice of files, in words."""
 
     @property
     def all_files(self) -> dict[str, Reader]:
@@ -78,10 +78,9 @@ def open_checkpoint(source: str | Path, *, offline: bool = False, hub: HubConfig
     """
     path = Path(source).expanduser()
     if isinstance(source, str) and not path.exists():
-        endpoint = (hub or hub_from_environment()).endpoint if "://" in source else ""
-        address = read_address(source, (*HOSTS, urlsplit(endpoint).netloc))
+        config = hub or hub_from_environment()
+        address = read_address(source, (*HOSTS, urlsplit(config.endpoint).netloc))
         if address is not None and not _is_local(address, path):
-            config = hub or hub_from_environment()
             return _open_repository(address, replace(config, offline=config.offline or offline))
     return _open_local(path)
 
@@ -125,16 +124,20 @@ def _open_repository(address: HubAddress, config: HubConfig) -> Checkpoint:
             f"{quote_names([file for file in repository.files if file.endswith(SUFFIX)]) or 'none'}"
         )
     names = [file for file in inside if "/" not in file]
-    subfolders = {file.rpartition("/")[0] for file in inside if "/" in file and file.endswith(SUFFIX)}
     checkpoint = _with_shards(
         model,
-        name or choose_file(names, model, sorted(subfolders)),
+        name or choose_file(names, model, lambda: _folders_of(inside)),
         names,
         open_file=lambda name: open_file(repository, below + name, config),
         exists=lambda name: name in inside,
         chosen=name is not None,
     )
     return replace(checkpoint, revision=repository.commit, license=repository.license)
+
+
+def _folders_of(files: Sequence[str]) -> list[str]:
+    """Folders that hold safetensors files."""
+    return sorted({file.rpartition("/")[0] for file in files if "/" in file and file.endswith(SUFFIX)})
 
 
 def _with_shards(

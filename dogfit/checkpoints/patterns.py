@@ -22,16 +22,6 @@ def matching_names(names: Collection[str], patterns: Iterable[str]) -> set[str]:
     return found
 
 
-def unmatched_patterns(names: Collection[str], patterns: Iterable[str]) -> list[str]:
-    """Find the patterns that mean none of the names.
-
-    Args:
-      names: all names.
-      patterns: as for `matching_names`.
-    """
-    return [pattern for pattern in patterns if not matching_names(names, [pattern])]
-
-
 def covering_patterns(names: Sequence[str], others: Iterable[str]) -> list[str]:
     """Write patterns that mean these names, few where names differ in numbers only.
 

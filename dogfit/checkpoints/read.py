@@ -32,12 +32,7 @@ class Contents:
     included: Collection[str] = ()
     """Names that an include pattern matches."""
     notes: tuple[str, ...] = ()
-    """What is remarkable about the files, in words."""
-
-    def matched(self, pattern: str) -> set[str]:
-        """Find the tensors that a pattern means, by their own names or those of their parts."""
-        parts = {part.name: name for name, tensor in self.tensors.items() for part in tensor.parts}
-        return {parts.get(name, name) for name in matching_names({**parts, **self.tensors}, [pattern])}
+    """Remarks on the files, in words."""
 
 
 def read_contents(
@@ -76,9 +71,7 @@ def read_contents(
             f"such as {absent[0]!r}; fetch the checkpoint again"
         )
     used, unknown = effective_tensors(tensors)
-    notes = (*checkpoint.notes, *_omitted_by_index(checkpoint, omitted))
-    contents = Contents(used, file_of, metadata, Findings((), (), {}), notes=notes)
-    included, excluded = ({n for p in some for n in contents.matched(p)} for some in (include, exclude))
+    included, excluded = meant_tensors(used, include), meant_tensors(used, exclude)
     findings = find_depthwise(
         used,
         order=_stated_order(metadata),
@@ -88,7 +81,24 @@ def read_contents(
     )
     unknown = [LeftOut(*item) for item in unknown if _may_be_depthwise(item.tensor)]
     findings = replace(findings, left_out=(*findings.left_out, *unknown))
-    return replace(contents, findings=findings, included=included)
+    notes = (*checkpoint.notes, *_omitted_by_index(checkpoint, omitted))
+    return Contents(used, file_of, metadata, findings, included, notes)
+
+
+def meant_tensors(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> set[str]:
+    """Find the tensors that patterns mean, by their own names or those of their parts.
+
+    Args:
+      tensors: tensors as the network uses them, by name.
+      patterns: names or patterns, as for `matching_names`.
+
+    Returns:
+      Names of the tensors.
+    """
+    if not patterns:
+        return set()
+    parts = {part.name: name for name, tensor in tensors.items() for part in tensor.parts}
+    return {parts.get(name, name) for name in matching_names({**parts, **tensors}, patterns)}
 
 
 def read_kernels(

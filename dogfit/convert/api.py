@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def convert(
     target = Path(out).expanduser() if out is not None else _beside(path)
     if target.exists():
         raise OutputError(f"{target} exists; give another place: python -m dogfit.convert FILE OUT")
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
 
     def write(part: Path) -> None:
         found.update(
@@ -89,8 +90,7 @@ def convert(
         write_atomically(target, write)
     except OSError as error:
         raise DogfitError(f"could not write {target}: {error.strerror or error}") from error
-    record = json.loads(json.dumps(found))
-    return Converted(target, record["count"], record["taken"], record["left"])
+    return Converted(target, found["count"], found["taken"], found["left"])
 
 
 def _kind(path: Path) -> str:
@@ -137,7 +137,7 @@ def _beside(path: Path) -> Path:
     return stem.with_suffix(SUFFIX)
 
 
-def _run_torch(path: Path, part: Path, average: bool, python: str | Path) -> dict[str, object]:
+def _run_torch(path: Path, part: Path, average: bool, python: str | Path) -> dict[str, Any]:
     """Convert a pickle in a process of its own."""
     words = [str(python), "-P", str(torch_script.__file__), str(path.resolve()), str(part.resolve())]
     try:
@@ -156,25 +156,18 @@ def _run_torch(path: Path, part: Path, average: bool, python: str | Path) -> dic
     return record
 
 
-def _write_weights(path: Path, part: Path, weights: Weights) -> dict[str, object]:
+def _write_weights(path: Path, part: Path, weights: Weights) -> dict[str, Any]:
     """Write tensors that were read here."""
     from safetensors.numpy import save_file
 
-    from dogfit.checkpoints.header import COMPANIONS
-
-    known = {np.dtype(name).str for name in COMPANIONS.values() if name.startswith("<")} | {
-        "|b1",
-        "|u1",
-        "|i1",
-    }
     left = dict(weights.left)
     tensors: dict[str, np.ndarray] = {}
     for name, values in weights.tensors.items():
-        native = values.astype(values.dtype.newbyteorder("<"), copy=False)
-        if native.dtype.str in known or native.dtype.name == "bfloat16":
-            tensors[name] = np.ascontiguousarray(native)
+        dtype = values.dtype
+        if dtype.name == "bfloat16" or (dtype.kind in "biuf" and dtype.itemsize <= 8):
+            tensors[name] = np.ascontiguousarray(values, dtype.newbyteorder("<"))
         else:
-            left[name] = f"of type {values.dtype}, which is not converted"
+            left[name] = f"of type {dtype}, which is not converted"
     if not tensors:
         raise InputError(f"{path}: holds no tensors")
     order = [name for name in weights.order if name in tensors]

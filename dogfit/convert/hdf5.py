@@ -21,13 +21,12 @@ def read_hdf5(path: Path) -> Weights:
       path: the file.
 
     Returns:
-      The datasets of numbers under their paths.
+      The datasets under their paths.
 
     Raises:
       InputError: if the file is damaged, or h5py is not installed.
     """
-    h5py = import_extra("h5py", "hdf5", path)
-    return _read(h5py, path, path)
+    return _read(path, path)
 
 
 def read_keras(path: Path) -> Weights:
@@ -37,35 +36,30 @@ def read_keras(path: Path) -> Weights:
       path: the file.
 
     Returns:
-      The datasets of numbers under their paths.
+      The datasets under their paths.
 
     Raises:
       InputError: if the file is damaged, or h5py is not installed.
     """
-    h5py = import_extra("h5py", "hdf5", path)
     try:
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read(WEIGHTS_IN_ARCHIVE))
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged Keras archive: {error}") from error
-    return _read(h5py, content, path)
+    return _read(content, path)
 
 
-def _read(h5py: Any, source: Any, path: Path) -> Weights:
+def _read(source: Any, path: Path) -> Weights:
+    h5py = import_extra("h5py", "hdf5", path)
     tensors: dict[str, np.ndarray] = {}
-    left: dict[str, str] = {}
 
     def visit(name: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset):
-            return
-        if item.dtype.kind in "biuf":
-            tensors[name] = item[()]
-        else:
-            left[name] = f"holds {item.dtype}, no numbers"
+        if isinstance(item, h5py.Dataset):
+            tensors[name] = np.asarray(item[()])
 
     try:
         with h5py.File(source, "r") as file:
             file.visititems(visit)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: damaged HDF5 file: {error}") from error
-    return Weights(tensors, left=left)
+    return Weights(tensors)

@@ -48,9 +48,7 @@ def read_onnx(path: Path) -> Weights:
     except (DecodeError, OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path}: damaged ONNX model: {error}") from error
     used = [name for node in graph.node for name in node.input if name in stored]
-    left = {name: f"holds {t.dtype}, no numbers" for name, t in tensors.items() if t.dtype.kind in "OSU"}
-    tensors = {name: values for name, values in tensors.items() if name not in left}
-    return Weights(tensors, tuple(dict.fromkeys(names[name] for name in used)), left)
+    return Weights(tensors, tuple(dict.fromkeys(names[name] for name in used)))
 
 
 def _names(graph: Any, stored: dict[str, Any]) -> dict[str, str]:

@@ -15,4 +15,4 @@ class Weights:
     order: tuple[str, ...] = ()
     """Names in the order in which the network runs, where the file tells; a part of them suffices."""
     left: Mapping[str, str] = field(default_factory=dict)
-    """What was left out -> why."""
+    """Name of each part that was left out -> why."""

@@ -21,8 +21,8 @@ from dogfit.fitting.bounds import Bounds, resolve_bounds
 from dogfit.fitting.config import DEFAULT, FitConfig
 from dogfit.fitting.families import Family, resolve_families, unidentifiable
 from dogfit.fitting.family_names import FAMILIES
-from dogfit.fitting.intake import relative_weights, restore, take_in
-from dogfit.fitting.program import blank_unfitted, fit_block, in_working_precision
+from dogfit.fitting.intake import MAX_EXPONENT, relative_weights, restore, take_in
+from dogfit.fitting.program import fit_block, in_working_precision
 from dogfit.fitting.result import FitResult, concatenate
 from dogfit.host_arrays import check_real, fold_masks, host_array
 from dogfit.kernels.model.gaussian import GaussianModel
@@ -275,14 +275,14 @@ def fit_traced(
     boxes = jax.tree.map(lambda side: jnp.asarray(side, kernel.dtype), _boxes_of_one(bounds, task))
     weight = None if weight is None else weight[None]
     result = fit_block(kernel[None], weight, boxes, *task[:3], follow=follow)
-    return jax.tree.map(lambda leaf: leaf[0], blank_unfitted(result))
+    return jax.tree.map(lambda leaf: leaf[0], result.blank_unfitted(jnp))
 
 
 def _traced_relative(weights: Array, dtype: np.dtype) -> Array:
     """Weights of any size in the type of the fit; see `relative_weights`."""
     weights = weights.astype(jnp.promote_types(weights.dtype, dtype))
     largest = jnp.max(weights)
-    far = (largest > 0) & ((largest < 2.0**-60) | (largest > 2.0**60))
+    far = (largest > 0) & ((largest < 2.0**-MAX_EXPONENT) | (largest > 2.0**MAX_EXPONENT))
     return (weights / jnp.where(far, largest, 1)).astype(dtype)
 
 

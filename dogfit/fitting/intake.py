@@ -6,7 +6,7 @@ whose digits float32 holds pass untouched, and so to the bit.
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -21,7 +21,7 @@ from dogfit.normalize import Flag, flag_of
 _LARGE_OFFSET = 8.0
 # Logarithm (base 2) of magnitudes, up and down, beyond which numbers are rescaled: float32 ends at twice as
 # much.
-_MAX_EXPONENT = 60
+MAX_EXPONENT = 60
 
 
 class Intake(NamedTuple):
@@ -108,30 +108,15 @@ def restore(result: FitResult, intake: Intake) -> FitResult:
     n = len(result.family)
     level = np.zeros(n) if intake.level is None else intake.level
     power = np.zeros(n, np.int32) if intake.exponent is None else intake.exponent
-    unfitted = np.asarray(result.family) < 0
-
-    def blank(values: Any) -> np.ndarray:
-        values = np.asarray(values)
-        return np.where(unfitted.reshape(-1, *[1] * (values.ndim - 1)), values.dtype.type(np.nan), values)
-
     parameters = {
-        family.name: _in_units(family, np.asarray(result.parameters[family.name]), level, power, intake)
+        family.name: _in_units(family, result.parameters[family.name], level, power, intake)
         for family in result.families
     }
     rmse = result.rmse
     if intake.wide:
         rmse = np.ldexp(rmse.astype(np.float64), power)
     result = replace(result, parameters=parameters, rmse=rmse)
-    if not unfitted.any():
-        return result
-    return replace(
-        result,
-        r2=blank(result.r2),
-        rmse=blank(result.rmse),
-        r2_by_family=blank(result.r2_by_family),
-        score_by_family=blank(result.score_by_family),
-        parameters={name: blank(values) for name, values in parameters.items()},
-    )
+    return result.blank_unfitted() if (result.family < 0).any() else result
 
 
 def _in_units(
@@ -202,7 +187,7 @@ def _moved(
 def _far_exponent(magnitude: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """Power of two next to a magnitude that float32 has no good place for; 0 where it has."""
     power = np.frexp(magnitude)[1]
-    far = np.isfinite(magnitude) & (magnitude > 0) & (np.abs(power) > _MAX_EXPONENT)
+    far = np.isfinite(magnitude) & (magnitude > 0) & (np.abs(power) > MAX_EXPONENT)
     return np.where(far, power, 0)
 
 

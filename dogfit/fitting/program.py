@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -68,7 +67,8 @@ def fit_block(
 ) -> FitResult:
     """Fit kernels with all families: every stage, in one compiled program.
 
-    Its results are finite for every kernel, so that a program can be watched for NaN; see `blank_unfitted`.
+    Its results are finite for every kernel, so that a program can be watched for NaN; see
+    `FitResult.blank_unfitted`.
 
     Args:
       kernels: taps.
@@ -135,23 +135,6 @@ def fit_block(
         n_agreeing=jnp.stack([fit.found.n_agreeing for fit in fits], axis=1),
         weights=weights,
         fixed={name: _fixed(box, len(kernels)) for name, box in boxes.items()},
-    )
-
-
-def blank_unfitted(result: FitResult) -> FitResult:
-    """Put NaN in the place of what `fit_block` found for kernels that were not fitted."""
-    fitted = result.family >= 0
-
-    def blank(values: Array) -> Array:
-        return jnp.where(fitted.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.nan)
-
-    return replace(
-        result,
-        r2=blank(result.r2),
-        rmse=blank(result.rmse),
-        r2_by_family=blank(result.r2_by_family),
-        score_by_family=blank(result.score_by_family),
-        parameters=jax.tree.map(blank, result.parameters),
     )
 
 

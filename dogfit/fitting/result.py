@@ -240,6 +240,29 @@ class FitResult:
         columns |= {f"{name}_stderr": values[1] for name, values in spread.items()}
         return polars.DataFrame(columns, nan_to_null=True)
 
+    def blank_unfitted(self, xp: Any = np) -> Self:
+        """Put NaN in the place of what the program found for kernels that were not fitted.
+
+        Args:
+          xp: NumPy or `jax.numpy`, whichever the arrays are of.
+
+        Returns:
+          The fits, with `r2`, `rmse`, scores and parameters that are NaN where `family` is -1.
+        """
+        fitted = self.family >= 0
+
+        def blank(values: Any) -> Any:
+            return xp.where(fitted.reshape(-1, *[1] * (values.ndim - 1)), values, xp.nan)
+
+        return replace(
+            self,
+            r2=blank(self.r2),
+            rmse=blank(self.rmse),
+            r2_by_family=blank(self.r2_by_family),
+            score_by_family=blank(self.score_by_family),
+            parameters={name: blank(values) for name, values in self.parameters.items()},
+        )
+
     def as_batch(self) -> Self:
         """Give the fit of one kernel the first axis that it lacks.
 
