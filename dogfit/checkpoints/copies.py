@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from dogfit.checkpoints.header import Tensor
-from dogfit.checkpoints.naming import OPTIMIZER, QUANTIZED
+from dogfit.checkpoints.naming import OPTIMIZER, QUANTIZED, dotted
 
 # Parts that only wrap a network: `module.stages.0` is `stages.0`.
 WRAPPERS = frozenset(
@@ -89,7 +89,6 @@ ADAPTER = re.compile(
     r"(?:^|[./_])(?:lora|loha|lokr|locon|dora|hada|glora|adalora|boft|oft|vera|ia3|lycoris)(?:[./_\d]|$)",
     re.IGNORECASE,
 )
-_PYTREE_KEY = re.compile(r"\['([^']*)'\]")
 
 
 class _Name(NamedTuple):
@@ -150,7 +149,9 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     weights = [name for name in tensors if name not in dropped]
     if not marked:
         return Copies(dict(zip(weights, weights, strict=True)), dropped)
-    apart = {name: _take_apart(name) if name in marked else _Name(name, (), Role.PLAIN) for name in weights}
+    apart = {
+        name: _take_apart(name) if name in marked else _Name(dotted(name), (), Role.PLAIN) for name in weights
+    }
     same_place = _same_place(apart)
     shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
     for bare, members in same_place.items():
@@ -182,7 +183,7 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
             separate |= {apart[name].copy for name in kept}
     # Networks beside each other keep the parts of their names that tell them apart.
     if separate:
-        names |= {name: _dotted(name) for name in names if apart[name].copy in separate}
+        names |= {name: dotted(name) for name in names if apart[name].copy in separate}
     return Copies({name: names[name] for name in tensors if name in names}, dropped)
 
 
@@ -191,7 +192,7 @@ def _judge_names(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     dropped: dict[str, str] = {}
     marked: set[str] = set()
     for name in names:
-        parts = name.replace("/", ".").split(".")
+        parts = dotted(name).split(".")
         # Most names have no part that says anything; files have hundreds of thousands of them.
         if any(map(_says_something, parts)) or _no_weight_end(parts[-1], len(parts) > 1) is not None:
             if reason := _no_weight(parts):
@@ -247,7 +248,7 @@ def copy_reason(name: str, taken: str) -> str:
 
 def differing_part(name: str, other: str) -> str:
     """Find the part of a name that another one has not, between what both begin and end with."""
-    one, two = (re.split(r"[./]", _dotted(n)) for n in (name, other))
+    one, two = (dotted(n).split(".") for n in (name, other))
     start = _common(one, two)
     end = _common(one[: start - 1 if start else None : -1], two[: start - 1 if start else None : -1])
     return ".".join(one[start : len(one) - end])
@@ -324,13 +325,13 @@ def _is_copy(
 
 
 def _take_apart(name: str) -> _Name:
-    pieces = re.split(r"([./])", _dotted(name))
+    parts = dotted(name).split(".")
     kept: list[str] = []
     copy: list[str] = []
     role = Role.PLAIN
     leading, skip = True, False
-    for index in range(0, len(pieces), 2):
-        part, last = pieces[index], index == len(pieces) - 1
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
         if skip:  # the name of an adapter
             copy.append(part)
             skip = False
@@ -344,19 +345,19 @@ def _take_apart(name: str) -> _Name:
             rest, part_role = found
             role = part_role if role is Role.PLAIN else role
             copy.append(part)
-            skip = part_role is Role.SAVED and index + 2 < len(pieces) - 1
+            skip = part_role is Role.SAVED and index + 1 < len(parts) - 1
             leading = not rest and not kept
             part = rest
             if not part:
                 continue
-        kept.append((pieces[index - 1] if index and kept else "") + part)
-    return _Name("".join(kept) or name, tuple(copy), role)
+        kept.append(part)
+    return _Name(".".join(kept) or name, tuple(copy), role)
 
 
 @lru_cache(maxsize=1 << 16)
 def _says_something(part: str) -> bool:
     """True for a part that may be taken out of a name, or tells that a tensor is no weight."""
-    wraps = part in WRAPPERS or part in INNER_WRAPPERS or "['" in part
+    wraps = part in WRAPPERS or part in INNER_WRAPPERS
     return wraps or _part_role(part) is not None or _no_weight_part(part) is not None
 
 
@@ -377,8 +378,3 @@ def _part_role(part: str) -> tuple[str, Role] | None:
         left = left[: match.start()].rstrip("_-") + left[match.end() :]
     role = (ROLES | ROLES_OF_NETWORKS)[stating[0][0].lower()]
     return ("" if rest <= _WRAPPING_WORDS else left.strip("_-")), role
-
-
-def _dotted(name: str) -> str:
-    """Name with the keys of a pytree, `['params']['stem']`, as parts between dots."""
-    return _PYTREE_KEY.sub(r".\1", name).strip(".") if "['" in name else name

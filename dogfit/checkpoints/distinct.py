@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dogfit.checkpoints.copies import bare_name, copy_reason, differing_part, role_of
+from dogfit.checkpoints.naming import dotted
 
 Kernels = Mapping[str, Float32[np.ndarray, "c k k"]]
 """Tensor name -> taps `[channels, size, size]`."""
@@ -72,7 +73,7 @@ def tied_names(kernels: Kernels) -> dict[str, str]:
             same.setdefault(sha256(str(taps.shape).encode() + taps.tobytes()).digest(), []).append(name)
     tied = {}
     for names in same.values():
-        kept = max(names, key=lambda name: (-role_of(name), len(re.split(r"[./]", name))))
+        kept = max(names, key=lambda name: (-role_of(name), dotted(name).count(".")))
         tied |= {name: kept for name in names if name != kept}
     return tied
 
@@ -108,7 +109,7 @@ def _counterparts(kernels: Kernels) -> Iterator[tuple[tuple[str, ...], str, str]
     """
     places: dict[tuple, dict[str, str]] = {}
     for name in kernels:
-        parts = re.split(r"[./]", name)
+        parts = dotted(name).split(".")
         for index in range(len(parts)):
             before = tuple(parts[:index])
             places.setdefault((before, tuple(parts[index:])), {})[""] = name

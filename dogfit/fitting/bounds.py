@@ -15,8 +15,8 @@ from dogfit.kernels.model.custom import CustomModel
 from dogfit.kernels.types import Box
 
 Bounds = Mapping[str, Any]
-"""Mapping by parameter, or by family and then by parameter: a value (fixed), or a tuple or list of the least and the
-greatest; each a number or an array `[n]`, one per kernel."""
+"""Mapping by parameter, or by family and then by parameter: a value (fixed), or a tuple or list of the least
+and the greatest; each a number or an array `[n]`, one per kernel."""
 
 # What a caller calls the search parameters of the families built in.
 _NAMES = {
