@@ -145,14 +145,10 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     Returns:
       The names of the networks, and the other names with the reason.
     """
-    dropped, marked = _judge_names(tensors)
-    weights = [name for name in tensors if name not in dropped]
-    if not marked:
-        return Copies(dict(zip(weights, weights, strict=True)), dropped)
-    apart = {
-        name: _take_apart(name) if name in marked else _Name(dotted(name), (), Role.PLAIN) for name in weights
-    }
+    apart, dropped = _judge_names(tensors)
     same_place = _same_place(apart)
+    if len(same_place) == len(apart):
+        return Copies({name: parts.bare for name, parts in apart.items()}, dropped)
     shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
     for bare, members in same_place.items():
         for name in members:
@@ -187,10 +183,10 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     return Copies({name: names[name] for name in tensors if name in names}, dropped)
 
 
-def _judge_names(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """Find the names of what is no weight, with the reason, and those with a part that may be taken out."""
+def _judge_names(names: Iterable[str]) -> tuple[dict[str, _Name], dict[str, str]]:
+    """Take the names of weights apart; also the names of what is no weight, with the reason."""
+    apart: dict[str, _Name] = {}
     dropped: dict[str, str] = {}
-    marked: set[str] = set()
     for name in names:
         parts = dotted(name).split(".")
         # Most names have no part that says anything; files have hundreds of thousands of them.
@@ -198,8 +194,10 @@ def _judge_names(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
             if reason := _no_weight(parts):
                 dropped[name] = reason
             else:
-                marked.add(name)
-    return dropped, marked
+                apart[name] = _without_marks(name, parts)
+        else:
+            apart[name] = _Name(".".join(parts), (), Role.PLAIN)
+    return apart, dropped
 
 
 def networks(names: Sequence[str]) -> dict[str, int]:
@@ -325,7 +323,10 @@ def _is_copy(
 
 
 def _take_apart(name: str) -> _Name:
-    parts = dotted(name).split(".")
+    return _without_marks(name, dotted(name).split("."))
+
+
+def _without_marks(name: str, parts: Sequence[str]) -> _Name:
     kept: list[str] = []
     copy: list[str] = []
     role = Role.PLAIN
