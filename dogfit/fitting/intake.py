@@ -109,7 +109,7 @@ def restore(result: FitResult, intake: Intake) -> FitResult:
     level = np.zeros(n) if intake.level is None else intake.level
     power = np.zeros(n, np.int32) if intake.exponent is None else intake.exponent
     parameters = {
-        family.name: _in_units(family, result.parameters[family.name], level, power, intake)
+        family.name: _in_units(family, np.asarray(result.parameters[family.name]), level, power, intake)
         for family in result.families
     }
     rmse = result.rmse
