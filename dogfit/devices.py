@@ -25,7 +25,7 @@ def check_devices() -> None:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
-        asked = jax.config.read("jax_platforms")
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         raise DogfitError(
             f"JAX was told to use {asked!r} and has no such device{reason}; unset "
             "JAX_PLATFORMS to use what there is, or install JAX for that device"

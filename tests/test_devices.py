@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from dogfit.devices import data_mesh, pad_rows, replicated, row_sharding
 
 
-@pytest.mark.slow
 def test_check_devices_missing_accelerator():
     """One sentence that says what was asked for and what to do."""
     code = "import numpy, dogfit; dogfit.fit_kernels(numpy.ones((1, 5, 5)))"
