@@ -13,15 +13,13 @@ import pytest
 # compile alike, so that their results are the same to the bit.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Read by JAX when it is imported; the test processes and what they start inherit it. With a bound on its
-    # size JAX locks the cache, so that no process reads what another is still writing.
     _compiled = tempfile.TemporaryDirectory(prefix="dogfit-compiled-")
-    os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": _compiled.name,
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 * 2**30),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# Read by JAX when it is imported; the test processes and what they start inherit it. With a bound on its
+# size JAX locks the cache, so that no process reads what another is still writing.
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 * 2**30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 

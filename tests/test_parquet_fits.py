@@ -72,6 +72,16 @@ class TestRows:
         assert done.kernels == 260
         assert calls[-1] == (260, None)
 
+    @pytest.mark.parametrize("as_blocks", [False, True], ids=["array", "blocks"])
+    def test_fit_parquet_no_kernels(self, kernels, tmp_path, as_blocks):
+        """No kernels make one file without rows, of the schema of all others."""
+        nothing = kernels[:0]
+        done = fit([nothing, nothing] if as_blocks else nothing, tmp_path / "none")
+        assert (done.kernels, done.files, done.families) == (0, 1, {})
+        fit(kernels[:2], tmp_path / "two")
+        assert done.scan().collect_schema() == rows_of(tmp_path / "two").schema
+        assert fit(nothing, tmp_path / "again").scan().collect().height == 0
+
     def test_fit_parquet_memory_map(self, kernels, table, tmp_path):
         """Memory mapped files are read as they go."""
         np.save(tmp_path / "kernels.npy", kernels)
@@ -179,8 +189,8 @@ class TestRefusals:
         """What cannot be fitted leaves the folder free."""
         with pytest.raises(ValueError, match=r"must be \[n, h, w\]"):
             fit(kernels[0], tmp_path)
-        with pytest.raises(ValueError, match="there are no kernels to fit"):
-            fit(kernels[:0], tmp_path)
+        with pytest.raises(ValueError, match="no block of kernels came"):
+            fit([], tmp_path)
         with pytest.raises(ValueError, match="rows_per_file must be at least 1"):
             fit(kernels, tmp_path, rows_per_file=0)
         assert not list(tmp_path.iterdir())

@@ -156,18 +156,11 @@ def _extent(taps: Num[np.ndarray, "n t"], used: Bool[np.ndarray, "n t"] | None) 
         greatest = across.max(axis=0, initial=low, where=used.T)
     any_used = greatest >= least
     with np.errstate(over="ignore", invalid="ignore"):
-        extent = _difference(greatest, least)
+        # In their own type. Where integers wrap around it is negative: no offset is large beside such a range.
+        extent = (greatest - least).astype(np.float64)
         magnitude = np.maximum(np.abs(least.astype(np.float64)), np.abs(greatest.astype(np.float64)))
         shaped = extent > 0 if whole else flag_of(least, greatest) == Flag.OK
     return _Extent(least, extent, magnitude, any_used & shaped & np.isfinite(extent))
-
-
-def _difference(one: Num[np.ndarray, "..."], less: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Difference of numbers of which the first are the greater, in float64 but taken in their own type."""
-    if one.dtype.kind == "i":
-        # Around the end of the type and back: the difference is right where it has no sign.
-        one, less = (side.view(f"u{side.dtype.itemsize}") for side in (one, less))
-    return (one - less).astype(np.float64)
 
 
 def _moved(
@@ -180,7 +173,7 @@ def _moved(
     wider = np.promote_types(taps.dtype, np.float64) if taps.dtype.kind == "f" else taps.dtype
     taps, least = taps.astype(wider), least.astype(wider)
     with np.errstate(invalid="ignore"):
-        out = np.where(large[:, None], _difference(taps, least[:, None]), taps)
+        out = np.where(large[:, None], (taps - least[:, None]).astype(np.float64), taps)
         return np.ldexp(out, -power[:, None])
 
 

@@ -90,7 +90,7 @@ def fit_parquet(
 
     Raises:
       OutputError: if the folder holds something else, or fits of other kernels or with other settings.
-      ValueError: as `fit_stream`; if there is no kernel; for `rows_per_file` below 1.
+      ValueError: as `fit_stream`; if no block comes; for `rows_per_file` below 1.
 
     Example:
       >>> import tempfile
@@ -112,9 +112,13 @@ def fit_parquet(
         kernels = host_array(kernels, "kernels")
     total = len(kernels) if isinstance(kernels, np.ndarray) else None
     blocks = _blocks(kernels)
-    first = next((block for block in blocks if len(block)), None)
+    first = next(blocks, None)
     if first is None:
-        raise ValueError("there are no kernels to fit")
+        raise ValueError(
+            "no block of kernels came, so their size is unknown; give one without rows [0, h, w]"
+        )
+    while not len(first) and (block := next(blocks, None)) is not None:
+        first = block
     settings: dict[str, Any] = {
         "version": __version__,
         "families": [_description(family) for family in families],
@@ -125,7 +129,7 @@ def fit_parquet(
         "kernels": total,
         "dtype": str(first.dtype),
         "shape": first.shape[1:],
-        "first kernel": hashlib.sha256(first[0].tobytes()).hexdigest(),
+        "first kernel": hashlib.sha256(first[:1].tobytes()).hexdigest(),
     }
     _refuse_others(out, settings)
     done = _rows_done(out)
@@ -138,6 +142,9 @@ def fit_parquet(
         )
         results = fit_stream(rest, families, weights=weights, bounds=bounds, config=config)
         for part in _gather(results, rows_per_file):
+            # A file of no rows keeps the schema where there is no other.
+            if done and not len(part):
+                continue
             if not done:
                 write_atomically(out / _SETTINGS, json.dumps(settings, indent=1).encode())
             write_atomically(out / f"rows-{done:012d}-{done + len(part):012d}.parquet", _encoded(part, done))
@@ -154,14 +161,14 @@ def _blocks(kernels: np.ndarray | Iterable[ArrayLike]) -> Iterator[np.ndarray]:
     """Cut kernels into pieces of a size that suits the fitter, each copied when its turn comes."""
     for block in [kernels] if isinstance(kernels, np.ndarray) else kernels:
         host = host_array(block, "kernels")
-        for start in range(0, len(host), _BLOCK_ROWS):
+        for start in range(0, max(len(host), 1), _BLOCK_ROWS):
             yield host[start : start + _BLOCK_ROWS].copy()
 
 
 def _without(blocks: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
     """Drop the first rows of blocks."""
     for block in blocks:
-        if rows < len(block):
+        if rows < len(block) or not rows:
             yield block[rows:]
         rows = max(rows - len(block), 0)
 

@@ -38,8 +38,8 @@ def dog_penalty(
     has no jumps, as that of a family chosen by BIC has. The gradient is that of the residual with the
     template held (envelope theorem), so it costs little more than the value.
 
-    Constant, zero and non-finite kernels have penalty zero and gradient zero. A kernel without a tap above
-    1e-12 (6e-5 for float16 weights) has gradient zero.
+    Constant, zero and non-finite kernels have penalty zero and gradient zero; without kernels the penalty is
+    zero. A kernel without a tap above 1e-12 (6e-5 for float16 weights) has gradient zero.
 
     Args:
       weights: kernels `[n, h, w]`, or of a depthwise convolution as Flax `[h, w, 1, n]` or PyTorch
@@ -72,8 +72,9 @@ def dog_penalty(
         raise ValueError(f"reduce must be one of {', '.join(Reduction.__args__)}, got {reduce!r}")
     weights = jnp.asarray(weights)
     kernels = depthwise_kernels(weights)
+    wanted = _without_nested(resolve_families(families), kernels.shape[1:])
     if not len(kernels):
-        raise ValueError(f"there is no kernel in weights of shape {weights.shape}")
+        return jnp.zeros((0,) if reduce == "none" else (), in_working_precision(kernels).dtype)
     least, greatest = (jax.lax.stop_gradient(f(kernels, axis=(1, 2))) for f in (jnp.min, jnp.max))
     # A gradient must have a place in the type of the weights.
     pulled = jnp.maximum(-least, greatest) > max(_LEAST_PULLED, float(jnp.finfo(weights.dtype).tiny))
@@ -82,8 +83,6 @@ def dog_penalty(
     # Replaced before anything is computed from them, so that no gradient is a product with NaN.
     sound = flag_of(least.astype(kernels.dtype), greatest.astype(kernels.dtype)) == Flag.OK
     kernels = jnp.where(sound[:, None, None], kernels, 0.0)
-
-    wanted = _without_nested(resolve_families(families), kernels.shape[1:])
 
     def r2_of(kernel: Float[Array, "h w"]) -> Float[Array, " f"]:
         return fit_traced(kernel, wanted, None, None, config, follow=False).r2_by_family
