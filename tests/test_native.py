@@ -262,17 +262,20 @@ def test_search_families_turned_and_mirrored():
 
 @needs_build
 def test_search_families_narrow_box():
-    """Bounds hold to the bit, and so do values that are fixed."""
+    """Bounds hold to the bit, and so do values that are fixed; what pushes against them has converged."""
     kernels = noise(32, 7)
     low, high = box(MODELS["d1"], 7)
     low[2], high[2] = np.log(0.8), np.log(0.9)
     low[0] = high[0] = 0.25
     model, narrow = MODELS["d1"], Box(jnp.asarray(low)[:, None], jnp.asarray(high)[:, None])
-    efforts = [native_effort(model, Budget())]
-    (found,) = native.search_families(jnp.asarray(kernels), (model,), [narrow], efforts)
+    effort = native_effort(model, Budget())
+    (found,) = native.search_families(jnp.asarray(kernels), (model,), [narrow], [effort])
     point = np.asarray(found.point)
     assert np.all((point >= low[:, None]) & (point <= high[:, None]))
     assert np.ptp(point[1]) > 1
+    for bound in (low, high):
+        assert np.any(point[2] == bound[2])
+    assert np.all(found.predicted_gain <= effort.tolerance)
 
 
 @needs_build
