@@ -39,6 +39,7 @@ class GridConstants:
       sampled_spacing: the same where values at single points make a shape, in widths.
       min_spacing: least distance, in taps.
       max_spacing: largest distance, of the kernel's side.
+      derivative_max_spacing: the same for derivatives of one width, which change within taps however wide.
       offsets: for every model where narrow.
       first_offsets: for first derivatives of the narrowest Gaussian.
       second_offsets: for second derivatives of the narrowest Gaussian. At a corner of four taps, where they
@@ -66,6 +67,7 @@ class GridConstants:
     sampled_spacing: float = 0.5
     min_spacing: float = 0.3
     max_spacing: float = 0.17
+    derivative_max_spacing: float = 0.14
     offsets: Offsets = (-0.3, 0.0, 0.3, 0.5)
     first_offsets: Offsets = (-0.18, -0.06, 0.06, 0.18)
     second_offsets: Offsets = (-0.4, -0.2, 0.2, 0.4, 0.48, 0.494, 0.5, 0.506, 0.52)

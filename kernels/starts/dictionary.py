@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -133,6 +134,9 @@ def place_grids(
         places.append(Place(sigma, level, None, ratios, (0.0,), 1))
         if model.two_widths:
             places.append(Place(sigma, level, None, constants.ratios, (0.0,), stride))
+    if model.order > 0:
+        # Ramps are explained from the corners of the box: nodes as wide as it allows see them as peaks there.
+        places.append(Place(float(max(shape)), len(levels), None, (1.0,), (0.0,), 1))
     if narrow and small and (model.two_widths or model.order > 0) and model.profile != "discrete":
         by_order = (constants.laplacian_offsets, constants.first_offsets, constants.second_offsets)
         ratios = (constants.near_ratio,) if model.two_widths else (1.0,)
@@ -171,6 +175,8 @@ def lines_of(
         x, y = (np.arange(2 * size + 1) / 2 - size / 2 for size in reversed(shape))
         return x, y
     pointwise = model.profile == "sampled" and (model.order > 0 or model.two_widths)
+    if model.order > 0 and not model.two_widths:
+        constants = replace(constants, max_spacing=constants.derivative_max_spacing)
     spacing = constants.sampled_spacing if pointwise else constants.spacing
     x, y = (center_line(place.sigma, size, place.offsets, spacing, constants) for size in reversed(shape))
     return x, y
