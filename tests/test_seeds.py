@@ -12,7 +12,7 @@ from dogfit.kernels.model.custom import CustomModel, SearchRange
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.products import whiten
 from dogfit.kernels.starts.constants import NATIVE, XLA
-from dogfit.kernels.starts.dictionary import center_line, offset_line
+from dogfit.kernels.starts.dictionary import center_line, lines_of, offset_line, place_grids
 from dogfit.kernels.types import Box
 from dogfit.kernels.xla.seeds import find_seeds
 from scipy_reference import Reference, basis, bounds, orthonormal
@@ -62,6 +62,19 @@ def test_center_line_is_symmetric_and_spans_the_kernel(size):
         assert line.max() == size / 2
         assert np.all(np.diff(line) > 0)
         assert np.diff(line).max() <= max(0.7 * sigma, 0.3) + 1e-12
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_place_grids_widest_derivatives(order):
+    """Derivatives have nodes as wide as the box, in its corners, and close ones at every width."""
+    model, shape = GaussianModel(order), (KY, KX)
+    places = place_grids(model, shape)
+    assert max(place.sigma for place in places) == KX
+    for place in places:
+        for line, size in zip(lines_of(model, shape, place), (KX, KY), strict=True):
+            assert np.diff(line).max() <= 0.14 * size + 1e-9
+            if place.offsets is None and place.sigma > 0.4:
+                np.testing.assert_allclose(line[[0, -1]], [-size / 2, size / 2])
 
 
 @pytest.mark.parametrize("constants", [XLA, NATIVE])
