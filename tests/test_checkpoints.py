@@ -323,6 +323,19 @@ def test_load_kernels_names_that_say_nothing(tmp_path):
         assert ("features.0.0.weight" in skip_reasons(kernels)) == (channels == 1)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["stages/{}/blocks/{}/conv_dw/kernel", ".stages[{}].blocks[{}].conv_dw.kernel",
+     "['stages_{}']['blocks_{}']['conv_dw']['kernel']"],
+)  # fmt: skip
+def test_load_kernels_stage_and_block_in_every_spelling(tmp_path, name):
+    """Names of Flax and of Equinox trees tell stage and block as those of PyTorch do."""
+    places = [(0, 0), (0, 1), (1, 0), (2, 10)]
+    tensors = {name.format(*place): random_tensor(3, 3, 1, 8, seed=i) for i, place in enumerate(places)}
+    kernels = load_tensors(tmp_path, tensors, include=["*"])
+    assert [(layer.stage, layer.block) for layer in kernels.layers] == places
+
+
 def test_load_kernels_torchvision_names(tmp_path):
     tensors, width = {"features.0.0.weight": random_tensor(16, 3, 4, 4)}, 16
     for stage in range(1, 9, 2):
