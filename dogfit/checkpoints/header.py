@@ -207,18 +207,19 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
     return Header({tensor.name: tensor for tensor in tensors}, metadata, file_size)
 
 
-def conversion_hint(where: str) -> str:
+def conversion_hint(where: str, download: str = "") -> str:
     """Write the command that turns a file of another format into safetensors.
 
     Args:
       where: the file.
+      download: command that brings the file there first; empty for a file on this machine.
 
     Returns:
       A sentence that ends with the command, all in one line.
     """
     return (
         "dogfit never loads pickles, which can run any code, and reads nothing but safetensors. To convert a "
-        f"file you trust: python -m dogfit.convert {shlex.quote(where)}"
+        f"file you trust: {download and f'{download}; then: '}python -m dogfit.convert {shlex.quote(where)}"
     )
 
 
