@@ -24,7 +24,7 @@ from pathlib import Path
 
 from architectures import Architecture, Weight, read_architectures
 
-from dogfit.checkpoints.detect import AMBIGUOUS, find_depthwise
+from dogfit.checkpoints.detect import find_depthwise
 from dogfit.checkpoints.header import Tensor
 from dogfit.checkpoints.naming import DEPTHWISE
 
@@ -166,7 +166,7 @@ class Counts:
         truth = {w.name for w in network.weights if w.is_layer}
         findings = find_depthwise(tensors)
         found = {layer.tensor.name for layer in findings.layers}
-        ambiguous = {item.tensor.name for item in findings.left_out if item.reason == AMBIGUOUS}
+        ambiguous = {item.tensor.name for item in findings.left_out if item.is_ambiguous}
         self.networks += 1
         self.depthwise += len(truth)
         self.found += len(truth & found)

@@ -256,7 +256,7 @@ def test_load_kernels_gray_stem_is_ambiguous(tmp_path, shape):
     tensors = convnext_tensors() | {"downsample_layers.0.0.weight": random_tensor(*shape, seed=999)}
     kernels = load_tensors(tmp_path, tensors)
     assert len(kernels.layers) == 13
-    assert skip_reasons(kernels)["downsample_layers.0.0.weight"].startswith("ambiguous")
+    assert [item.name for item in kernels.skipped if item.is_ambiguous] == ["downsample_layers.0.0.weight"]
     taken = load_tensors(tmp_path, tensors, include=["downsample_layers.0*"])
     assert layer_names(taken)[0] == "downsample_layers.0.0.weight"
     assert len(taken.layers) == 14
@@ -321,6 +321,19 @@ def test_load_kernels_names_that_say_nothing(tmp_path):
         kernels = load_tensors(tmp_path, tensors)
         assert [layer.block for layer in kernels.layers] == list(range(1, 12))
         assert ("features.0.0.weight" in skip_reasons(kernels)) == (channels == 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["stages/{}/blocks/{}/conv_dw/kernel", ".stages[{}].blocks[{}].conv_dw.kernel",
+     "['stages_{}']['blocks_{}']['conv_dw']['kernel']"],
+)  # fmt: skip
+def test_load_kernels_stage_and_block_in_every_spelling(tmp_path, name):
+    """Names of Flax and of Equinox trees tell stage and block as those of PyTorch do."""
+    places = [(0, 0), (0, 1), (1, 0), (2, 10)]
+    tensors = {name.format(*place): random_tensor(3, 3, 1, 8, seed=i) for i, place in enumerate(places)}
+    kernels = load_tensors(tmp_path, tensors, include=["*"])
+    assert [(layer.stage, layer.block) for layer in kernels.layers] == places
 
 
 def test_load_kernels_torchvision_names(tmp_path):

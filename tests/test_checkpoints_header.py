@@ -32,6 +32,9 @@ entries = st.lists(
 names = st.lists(st.text(min_size=1, max_size=12).filter(lambda t: t != "__metadata__"), unique=True)
 
 
+ENTRY = b'"a": {"dtype": "F32", "shape": [2, 1, 3, 3], "data_offsets": [0, 72]}'
+
+
 def _file(header, data):
     text = json.dumps(header).encode() if isinstance(header, dict) else header
     return len(text).to_bytes(8, "little") + text + data
@@ -162,6 +165,11 @@ def test_read_header_any_json(path, value):
         (b"", "does not start with"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": 1, "a": 2}', "a name appears twice"),
+        (b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [18], "data_offsets": [0, 72]}}', "appears twice"),
+        (b'{"__metadata__": {"b": "1", "b": "2"}, ' + ENTRY + b"}", "a name appears twice"),
+        (b'{"__metadata__": {"b": "::", "b": "2"}, ' + ENTRY + b"}", "a name appears twice"),
+        (b'{"__metadata__": {"b": "", "b": "\\u003a"}, ' + ENTRY + b"}", "a name appears twice"),
+        (b'{"a:": 1, "a:": 2, ' + ENTRY + b"}", "a name appears twice"),
         (b"{" * 100_000, "damaged safetensors header"),
         (b'{"a": ' + b"[" * 200_000, "damaged safetensors header"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "damaged safetensors header"),

@@ -230,9 +230,23 @@ def test_load_kernels_sharded_repository(hub):
 
 
 def test_load_kernels_repository_of_pickles(hub):
-    hub.repositories["someone/old"] = {"pytorch_model.bin": b"", "config.json": b"{}"}
-    with pytest.raises(InputError, match="someone/old: no safetensors file, only pickles"):
+    """The message tells to download the file and then to convert it, from wherever it lies."""
+    hub.repositories["someone/old"] = {"pytorch_model.bin": b"", "sub/a b.pth": b"", "config.json": b"{}"}
+    with pytest.raises(InputError, match="someone/old: no safetensors file, only pickles") as caught:
         load(hub, "someone/old")
+    assert str(caught.value).endswith(
+        "hf download someone/old pytorch_model.bin --local-dir .; "
+        "then: python -m dogfit.convert pytorch_model.bin"
+    )
+    with pytest.raises(InputError, match=r"old pytorch_model\.bin --revision main --local-dir"):
+        load(hub, "someone/old@main")
+    for source in ("hf://someone/old/sub", "hf://someone/old/sub/a b.pth"):
+        with pytest.raises(InputError, match="pickles") as caught:
+            load(hub, source)
+        assert str(caught.value).endswith(
+            "hf download someone/old 'sub/a b.pth' --local-dir .; "
+            "then: python -m dogfit.convert 'sub/a b.pth'"
+        )
 
 
 @pytest.mark.parametrize(("kind", "message"), [("flip", "damaged safetensors header"), ("cut", "truncated")])

@@ -7,7 +7,7 @@ Where names do not say that one set is a copy of the other, `dogfit.checkpoints.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -146,9 +146,13 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
       The names of the networks, and the other names with the reason.
     """
     apart, dropped = _judge_names(tensors)
-    same_place = _same_place(apart)
+    bare_names = {name: parts.bare for name, parts in apart.items()}
+    averages = {parts.bare for parts in apart.values() if parts.role is Role.AVERAGE}
+    if not averages and len(set(bare_names.values())) == len(apart):
+        return Copies(bare_names, dropped)
+    same_place = _same_place(apart, averages)
     if len(same_place) == len(apart):
-        return Copies({name: parts.bare for name, parts in apart.items()}, dropped)
+        return Copies(bare_names, dropped)
     shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
     for bare, members in same_place.items():
         for name in members:
@@ -183,20 +187,30 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
     return Copies({name: names[name] for name in tensors if name in names}, dropped)
 
 
-def _judge_names(names: Iterable[str]) -> tuple[dict[str, _Name], dict[str, str]]:
+def _judge_names(names: Collection[str]) -> tuple[dict[str, _Name], dict[str, str]]:
     """Take the names of weights apart; also the names of what is no weight, with the reason."""
+    parts: set[str] = set()
+    for name in names:
+        parts.update(dotted(name).split("."))
+    # Most names have no part that says anything but a wrapper's at their begin, and numbers say nothing.
+    words = [part for part in parts if not part.isdecimal()]
+    telling = set(filter(_says_something, words))
+    ends = {part for part in words if _no_weight_end(part, True) is not None}
     apart: dict[str, _Name] = {}
     dropped: dict[str, str] = {}
     for name in names:
-        parts = dotted(name).split(".")
-        # Most names have no part that says anything; files have hundreds of thousands of them.
-        if any(map(_says_something, parts)) or _no_weight_end(parts[-1], len(parts) > 1) is not None:
-            if reason := _no_weight(parts):
-                dropped[name] = reason
-            else:
-                apart[name] = _without_marks(name, parts)
+        text = dotted(name)
+        own = text.split(".")
+        start = 0
+        while own[start] in WRAPPERS and start < len(own) - 1:
+            start += 1
+        rest = own[start:] if start else own
+        if own[-1] not in ends and telling.isdisjoint(rest):
+            apart[name] = _Name(".".join(rest) if start else text, tuple(own[:start]), Role.PLAIN)
+        elif reason := _no_weight(own):
+            dropped[name] = reason
         else:
-            apart[name] = _Name(".".join(parts), (), Role.PLAIN)
+            apart[name] = _without_marks(name, own)
     return apart, dropped
 
 
@@ -286,13 +300,12 @@ def _no_weight_end(last: str, has_parent: bool) -> str | None:
     return "companion of a quantised weight" if QUANTIZED.search(last) else None
 
 
-def _same_place(apart: Mapping[str, _Name]) -> dict[str, list[str]]:
+def _same_place(apart: Mapping[str, _Name], averages: Collection[str]) -> dict[str, list[str]]:
     """Bare name -> names of the tensors that have this place in a network."""
     places: dict[str, list[str]] = {}
     for name, parts in apart.items():
         places.setdefault(parts.bare, []).append(name)
     # Some averages are stored under the name of their weight without its dots.
-    averages = {bare for bare, names in places.items() if any(apart[n].role is Role.AVERAGE for n in names)}
     for bare in list(places) if averages else ():
         undotted = bare.replace(".", "")
         if undotted != bare and undotted in averages and undotted in places:

@@ -24,7 +24,7 @@ MAX_MULTIPLIER = 8
 WEIGHT_WORD = re.compile(r"(?:depthwise_)?(?:weights?|kernel|w)(?=(?:_\d+|:0|'\])?$)|(?<=vars/)0$")
 BIAS_WORDS = ("bias", "biases", "b", "1")
 _AXES = {OIHW: "c1kk", HWIO: "kk1c", OHWI: "ckk1"}
-AMBIGUOUS = (
+_AMBIGUOUS = (
     "ambiguous, perhaps an ordinary convolution with one input or output channel; an include pattern takes it"
 )
 
@@ -87,6 +87,9 @@ class LeftOut(NamedTuple):
 
     tensor: Tensor
     reason: str
+    """Why it was left out, for people."""
+    is_ambiguous: bool = False
+    """True if it may be depthwise and an include pattern takes it."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def find_depthwise(
     named = depthwise_by_name({name: _name_parts(names[name]) for name in undecided}, spatial)
     open_names = undecided - named
     placed = {name for name in [*candidates, *reasons] if name in names}
+    ambiguous: set[str] = set()
     if open_names:  # only then the places of other layers matter
         placed |= {name for name in names if len(tensors[name].shape) in (2, 4)}
     ordered = sorted(placed, key=lambda name: _place(name, names[name], order))
@@ -189,10 +193,13 @@ def find_depthwise(
             for name in ordered
             if len(tensors[name].shape) in (2, 4)
         ]
-        reasons |= dict.fromkeys(open_names - depthwise_among(weights, named), AMBIGUOUS)
+        ambiguous = open_names - depthwise_among(weights, named)
+        reasons |= dict.fromkeys(ambiguous, _AMBIGUOUS)
     ordered += dropped
     layers = tuple(candidates[name] for name in ordered if name in candidates and name not in reasons)
-    left_out = tuple(LeftOut(tensors[name], reasons[name]) for name in ordered if name in reasons)
+    left_out = tuple(
+        LeftOut(tensors[name], reasons[name], name in ambiguous) for name in ordered if name in reasons
+    )
     return Findings(layers, left_out, names)
 
 

@@ -136,13 +136,19 @@ def read_header(reader: Reader) -> Header:
     return parse_header(text, size, reader.where)
 
 
-def choose_file(names: Sequence[str], where: str, subfolders: Callable[[], Sequence[str]]) -> str:
+def choose_file(
+    names: Sequence[str],
+    where: str,
+    subfolders: Callable[[], Sequence[str]],
+    hint: Callable[[str], str],
+) -> str:
     """Choose the file that holds the weights: `model.safetensors`, an index, or the only safetensors file.
 
     Args:
       names: file names at the top of the folder or repository.
       where: the folder as messages should name it.
       subfolders: finds the folders below that hold safetensors files; called where there is none here.
+      hint: writes the command that converts the file of a name, see `conversion_hint`.
 
     Returns:
       One of the names.
@@ -170,15 +176,14 @@ def choose_file(names: Sequence[str], where: str, subfolders: Callable[[], Seque
     pickles = sorted(name for name in names if PurePosixPath(name).suffix in PICKLES)
     if pickles:
         raise InputError(
-            f"{where}: no safetensors file, only pickles ({quote_names(pickles)}). "
-            f"{conversion_hint(pickles[0])}"
+            f"{where}: no safetensors file, only pickles ({quote_names(pickles)}). {hint(pickles[0])}"
         )
     other = sorted(name for name in names if PurePosixPath(name).suffix in OTHER_FORMATS)
     if other:
         raise InputError(
             f"{where}: no safetensors file; {quote_names(other)} is of a format the command does not read. "
             + (
-                conversion_hint(other[0])
+                hint(other[0])
                 if PurePosixPath(other[0]).suffix in CONVERTIBLE
                 else "Save the weights as safetensors"
             )
@@ -248,7 +253,13 @@ def find_local(path: Path) -> Path:
             if (path / "saved_model.pb").exists():
                 raise InputError(f"{path}: a TensorFlow SavedModel; save its weights as safetensors")
             names = [p.name for p in path.iterdir() if not p.is_dir()]
-            path = path / choose_file(names, str(path), lambda: _subfolders(path))
+            folder = path
+            path = folder / choose_file(
+                names,
+                str(folder),
+                lambda: _subfolders(folder),
+                lambda name: conversion_hint(str(folder / name)),
+            )
         if not path.exists():
             raise _missing(path)
         if not path.is_file():
@@ -293,20 +304,21 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def refuse_format(path: PurePath) -> None:
+def refuse_format(path: PurePath, hint: str | None = None) -> None:
     """Refuse a file whose name says that it is no safetensors file.
 
     Args:
       path: the file, as messages should name it.
+      hint: the command that converts it, see `conversion_hint`; by default that for a file at this path.
 
     Raises:
       InputError: if its format is another one; the message says how to convert it.
     """
-    suffix = path.suffix.lower()
+    suffix, hint = path.suffix.lower(), hint or conversion_hint(str(path))
     if suffix in PICKLES:
-        raise InputError(f"{path}: {suffix} files hold Python pickles. {conversion_hint(str(path))}")
+        raise InputError(f"{path}: {suffix} files hold Python pickles. {hint}")
     if suffix in OTHER_FORMATS:
-        hint = conversion_hint(str(path)) if suffix in CONVERTIBLE else "Save the weights as safetensors"
+        hint = hint if suffix in CONVERTIBLE else "Save the weights as safetensors"
         raise InputError(f"{path}: {OTHER_FORMATS[suffix]}, which the command does not read. {hint}")
 
 

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ COMPANIONS = FLOATS | {"BOOL": "<u1", "U8": "<u1", "I8": "<i1", "I16": "<i2", "I
 LOW_BIT = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One entry of a header."""
 
@@ -182,7 +183,7 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
     try:
         if not text.startswith(b"{"):
             raise damaged("it does not start with '{'")
-        entries = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+        entries = _read_json(text)
         metadata = entries.pop("__metadata__", None)
         metadata = {} if metadata is None else metadata
         if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
@@ -193,12 +194,10 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
         "".join([*entries, *metadata, *metadata.values()]).encode()
     except (ValueError, RecursionError) as error:
         raise damaged(str(error)) from error
-    expected = first
-    for tensor in sorted(tensors, key=lambda t: (t.start, t.stop)):
-        if tensor.start != expected:
-            kind = "overlaps the tensor before it" if tensor.start < expected else "leaves a gap before it"
-            raise damaged(f"tensor {tensor.name!r} {kind} (byte {tensor.start}, expected {expected})")
-        expected = tensor.stop
+    misplaced, expected = _follow_each_other(tensors, first)
+    if misplaced is not None:
+        kind = "overlaps the tensor before it" if misplaced.start < expected else "leaves a gap before it"
+        raise damaged(f"tensor {misplaced.name!r} {kind} (byte {misplaced.start}, expected {expected})")
     if expected != file_size:
         state = "truncated" if expected > file_size else "followed by bytes no tensor owns"
         raise InputError(
@@ -208,40 +207,91 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
     return Header({tensor.name: tensor for tensor in tensors}, metadata, file_size)
 
 
-def conversion_hint(where: str) -> str:
+def conversion_hint(where: str, download: str = "") -> str:
     """Write the command that turns a file of another format into safetensors.
 
     Args:
       where: the file.
+      download: command that brings the file there first; empty for a file on this machine.
 
     Returns:
       A sentence that ends with the command, all in one line.
     """
     return (
         "dogfit never loads pickles, which can run any code, and reads nothing but safetensors. To convert a "
-        f"file you trust: python -m dogfit.convert {shlex.quote(where)}"
+        f"file you trust: {download and f'{download}; then: '}python -m dogfit.convert {shlex.quote(where)}"
     )
 
 
 def _tensor(name: str, entry: Any, first: int) -> Tensor:
-    if type(entry) is not dict or not {"dtype", "shape", "data_offsets"} <= set(entry):
+    if type(entry) is not dict or not entry.keys() >= _ENTRY_KEYS:
         raise ValueError(f"entry {name!r} must hold dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, sizes, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in BITS:
         raise ValueError(f"tensor {name!r} has unknown dtype {str(dtype)[:40]!r}")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {name!r}: shape and data_offsets must be lists of non-negative integers")
-    begin, end = offsets
-    if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
-        raise ValueError(f"tensor {name!r}: {dtype} of shape {shape} does not take {end - begin} bytes")
-    return Tensor(name, dtype, tuple(shape), first + begin, first + end)
+    try:
+        if type(sizes) is not list or type(offsets) is not list:
+            raise TypeError("expected lists")
+        shape, count = _shape(*sizes)
+        begin, end = offsets
+        if not (type(begin) is type(end) is int and 0 <= begin < 2**63 and 0 <= end < 2**63):
+            raise ValueError("expected non-negative integers")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"tensor {name!r}: shape and data_offsets must be lists of non-negative integers"
+        ) from error
+    if (end - begin) * 8 != count * BITS[dtype]:
+        raise ValueError(f"tensor {name!r}: {dtype} of shape {sizes} does not take {end - begin} bytes")
+    return Tensor(name, dtype, shape, first + begin, first + end)
 
 
-def _are_sizes(values: Any) -> bool:
-    # `type` and not isinstance: true and false are ints to Python.
-    if type(values) is not list or not set(map(type, values)) <= {int}:
-        return False
-    return not values or (min(values) >= 0 and max(values) < 2**63)
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+# Typed, since true and 1.0 equal 1 to Python. Most tensors of a file have one of few shapes.
+@lru_cache(maxsize=1 << 12, typed=True)
+def _shape(*sizes: Any) -> tuple[tuple[int, ...], int]:
+    """Check the sizes of axes; return them with the number of elements."""
+    if not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
+        raise ValueError("expected non-negative integers")
+    return sizes, math.prod(sizes)
+
+
+def _follow_each_other(tensors: Sequence[Tensor], first: int) -> tuple[Tensor | None, int]:
+    """Find the first tensor, by place, that does not begin where the one before it ends.
+
+    Returns:
+      That tensor, or None, and where it should begin; or where the last one ends.
+    """
+    starts, stops = (
+        np.array([getattr(tensor, end) - first for tensor in tensors], np.int64) for end in ("start", "stop")
+    )
+    order = np.lexsort((stops, starts))
+    expected = np.concatenate([[0], stops[order]])
+    wrong = np.flatnonzero(starts[order] != expected[:-1])
+    place = int(wrong[0]) if len(wrong) else len(tensors)
+    return tensors[order[place]] if len(wrong) else None, first + int(expected[place])
+
+
+def _read_json(text: bytes) -> dict[str, Any]:
+    """Read an object in which no name appears twice, nor in the objects in it."""
+    entries = json.loads(text.decode(), parse_constant=_refuse_constant)
+    # The check of each object costs as much as reading it; that there is a colon for each name costs little.
+    if b"\\" in text or text.count(b":") != _count_colons(entries):
+        entries = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+    return entries
+
+
+def _count_colons(entries: Mapping[str, Any]) -> int:
+    """Count the colons that the entries of a usual header and its metadata take as JSON."""
+    inner = [entry for entry in entries.values() if type(entry) is dict]
+    metadata = entries.get("__metadata__")
+    texts = [*entries, *metadata, *filter(_is_text, metadata.values())] if type(metadata) is dict else entries
+    return len(entries) + sum(map(len, inner)) + "".join(texts).count(":")
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def _load(
     if tied:
         notes.append(f"{model}: {len(tied)} left out: tied to another layer")
     skipped = [
-        Skipped(model, item.tensor.name, item.tensor.shape, item.reason) for item in (*left_out, *tied)
+        Skipped(model, item.tensor.name, item.tensor.shape, item.reason, item.is_ambiguous)
+        for item in (*left_out, *tied)
     ]
     source = source_record(checkpoint, contents)
     return KernelSet.from_layers(pairs, sources=[source], skipped=skipped, notes=notes)

@@ -170,7 +170,10 @@ def dotted(name: str) -> str:
     Returns:
       The same parts with dots between them.
     """
-    text = name.translate(_SEPARATORS)
+    text = name
+    # Nearly all names have dots alone, and a checkpoint may have hundreds of thousands of them.
+    if "/" in name or "[" in name or "]" in name or "'" in name or '"' in name or "\\" in name:
+        text = name.translate(_SEPARATORS)
     if ".." in text or text[:1] == "." or text[-1:] == ".":
         text = ".".join([part for part in text.split(".") if part])
     return text

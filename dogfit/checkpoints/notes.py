@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dogfit.checkpoints.copies import networks
-from dogfit.checkpoints.detect import AMBIGUOUS, LeftOut
+from dogfit.checkpoints.detect import LeftOut
 from dogfit.checkpoints.effective import EffectiveTensor
 from dogfit.checkpoints.patterns import covering_patterns
 from dogfit.checkpoints.read import Contents, meant_tensors
@@ -56,7 +56,7 @@ def include_hint(contents: Contents, left_out: Sequence[LeftOut]) -> str:
       contents: contents of the checkpoint.
       left_out: what was left out of it.
     """
-    ambiguous = [item.tensor.name for item in left_out if item.reason == AMBIGUOUS]
+    ambiguous = [item.tensor.name for item in left_out if item.is_ambiguous]
     if not ambiguous:
         return ""
     patterns = covering_patterns(ambiguous, contents.tensors.keys() - set(ambiguous))

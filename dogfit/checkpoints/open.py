@@ -1,6 +1,7 @@
 """Checkpoints as sources name them: the files of a path or of a hub repository."""
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from dogfit.checkpoints.files import (
     read_index,
     refuse_format,
 )
+from dogfit.checkpoints.header import conversion_hint
 from dogfit.checkpoints.hub_address import HOSTS, HubAddress, read_address
 from dogfit.checkpoints.hub_config import HubConfig, hub_from_environment
 from dogfit.errors import InputError
@@ -114,7 +116,7 @@ def _open_repository(address: HubAddress, config: HubConfig) -> Checkpoint:
     model = str(repository) + (f"/{address.path}" if address.path else "")
     folder, name = address.path, None
     if address.path in repository.files:
-        refuse_format(PurePosixPath(model))
+        refuse_format(PurePosixPath(model), _download_hint(address, address.path))
         folder, _, name = address.path.rpartition("/")
     below = f"{folder}/" if folder else ""
     inside = [file.removeprefix(below) for file in repository.files if file.startswith(below)]
@@ -126,13 +128,23 @@ def _open_repository(address: HubAddress, config: HubConfig) -> Checkpoint:
     names = [file for file in inside if "/" not in file]
     checkpoint = _with_shards(
         model,
-        name or choose_file(names, model, lambda: _folders_of(inside)),
+        name
+        or choose_file(
+            names, model, lambda: _folders_of(inside), lambda name: _download_hint(address, below + name)
+        ),
         names,
         open_file=lambda name: open_file(repository, below + name, config),
         exists=lambda name: name in inside,
         chosen=name is not None,
     )
     return replace(checkpoint, revision=repository.commit, license=repository.license)
+
+
+def _download_hint(address: HubAddress, file: str) -> str:
+    """Write the commands that download a file of a repository and convert it."""
+    words = ["hf", "download", address.repository, file]
+    words += ["--revision", address.revision] if address.revision else []
+    return conversion_hint(file, shlex.join([*words, "--local-dir", "."]))
 
 
 def _folders_of(files: Sequence[str]) -> list[str]:

@@ -60,8 +60,12 @@ def read_contents(
     for name, reader in checkpoint.files.items():
         header = read_header(reader)
         metadata |= header.metadata
+        if promised is None:
+            tensors |= header.tensors
+            file_of |= dict.fromkeys(header.tensors, name)
+            continue
         for tensor in header.tensors.values():
-            if promised is None or promised.get(tensor.name) == name:
+            if promised.get(tensor.name) == name:
                 tensors[tensor.name], file_of[tensor.name] = tensor, name
             elif tensor.name not in promised:
                 omitted.append(tensor.name)

@@ -113,3 +113,5 @@ class Skipped:
     """Shape in the file."""
     reason: str
     """Why it was left out, for people."""
+    is_ambiguous: bool = False
+    """True if it may be depthwise and an include pattern takes it."""
