@@ -100,6 +100,21 @@ def test_undo_point_and_gains_render_the_same(family, shape):
     np.testing.assert_allclose(undone, canonical, atol=1e-12)
 
 
+def test_undo_point_ellipse():
+    """The shape of an ellipse turns as a symmetric matrix of trace zero does."""
+    model = BUILTIN_FAMILIES["gaussian_elliptic"].model
+    point = {"x0": 0.0, "y0": 0.0, "log_sigma": 0.0, "e1": 0.4, "e2": 0.7}
+    for mirror_x, mirror_y, swap in itertools.product((False, True), repeat=3):
+        transform = CanonicalTransform(*(jnp.array([flag]) for flag in (mirror_x, mirror_y, swap)))
+        undone = transform.undo_point(model, jnp.array([[point[name]] for name in model.names]))[:, 0]
+        turn = np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0])
+        if swap:
+            turn = turn[::-1]
+        shape = turn @ [[point["e1"], point["e2"]], [point["e2"], -point["e1"]]] @ turn.T
+        found = [undone[model.names.index(name)] for name in ("e1", "e2")]
+        np.testing.assert_allclose(found, shape[0], atol=1e-7)
+
+
 def test_undo_at_bound_turns_with_the_center():
     at_bound = jnp.array([[True], [False], [True], [False]])
     for swap in (False, True):

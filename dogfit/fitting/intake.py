@@ -156,7 +156,7 @@ def _extent(taps: Num[np.ndarray, "n t"], used: Bool[np.ndarray, "n t"] | None) 
         greatest = across.max(axis=0, initial=low, where=used.T)
     any_used = greatest >= least
     with np.errstate(over="ignore", invalid="ignore"):
-        # In their own type. Where integers wrap around it is negative: no offset is large beside such a range.
+        # In their own type. Where integers wrap around it is negative: no offset is large beside such ranges.
         extent = (greatest - least).astype(np.float64)
         magnitude = np.maximum(np.abs(least.astype(np.float64)), np.abs(greatest.astype(np.float64)))
         shaped = extent > 0 if whole else flag_of(least, greatest) == Flag.OK
