@@ -189,29 +189,36 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
 
 def _judge_names(names: Collection[str]) -> tuple[dict[str, _Name], dict[str, str]]:
     """Take the names of weights apart; also the names of what is no weight, with the reason."""
-    parts: set[str] = set()
-    for name in names:
-        parts.update(dotted(name).split("."))
-    # Most names have no part that says anything but a wrapper's at their begin, and numbers say nothing.
-    words = [part for part in parts if not part.isdecimal()]
+    apart = {name: _unwrapped(dotted(name)) for name in names}
+    dropped: dict[str, str] = {}
+    # Most names have no other part that says anything, and numbers say nothing.
+    words = [
+        part for part in set(".".join([n.bare for n in apart.values()]).split(".")) if not part.isdecimal()
+    ]
     telling = set(filter(_says_something, words))
     ends = {part for part in words if _no_weight_end(part, True) is not None}
-    apart: dict[str, _Name] = {}
-    dropped: dict[str, str] = {}
-    for name in names:
-        text = dotted(name)
-        own = text.split(".")
-        start = 0
-        while own[start] in WRAPPERS and start < len(own) - 1:
-            start += 1
-        rest = own[start:] if start else own
-        if own[-1] not in ends and telling.isdisjoint(rest):
-            apart[name] = _Name(".".join(rest) if start else text, tuple(own[:start]), Role.PLAIN)
-        elif reason := _no_weight(own):
-            dropped[name] = reason
-        else:
-            apart[name] = _without_marks(name, own)
+    if not telling and not ends:
+        return apart, dropped
+    for name, plain in list(apart.items()):
+        parts = plain.bare.split(".")
+        if parts[-1] in ends or not telling.isdisjoint(parts):
+            own = [*plain.copy, *parts]
+            if reason := _no_weight(own):
+                dropped[name] = reason
+                del apart[name]
+            else:
+                apart[name] = _without_marks(name, own)
     return apart, dropped
+
+
+def _unwrapped(text: str) -> _Name:
+    """Take off the wrappers that a name with dots begins with."""
+    taken, bare = (), text
+    head, dot, rest = bare.partition(".")
+    while dot and head in WRAPPERS:
+        taken, bare = (*taken, head), rest
+        head, dot, rest = bare.partition(".")
+    return _Name(bare, taken, Role.PLAIN)
 
 
 def networks(names: Sequence[str]) -> dict[str, int]:
