@@ -1,17 +1,21 @@
-"""Names and shapes of the tensors of every timm and transformers architecture, with what each of them is.
+"""Names, shapes and kinds of the tensors of timm's, transformers' and Keras' architectures.
 
     python benchmarks/architectures.py SHAPES/timm.jsonl.gz --library timm
     python benchmarks/architectures.py SHAPES/transformers.jsonl.gz --library transformers --limit 20
+    python benchmarks/architectures.py SHAPES/keras.jsonl.gz --library keras
 
-Architectures are built on the `meta` device, without weights; each is one line of JSON. A later call adds
-those that are not in the file yet, so the work can be done in pieces. `detection.py` judges what is written.
+Each architecture is one line of JSON. Those of PyTorch are built on the `meta` device, without weights; those
+of Keras with random ones, and saved to learn their names. A later call adds those that are not in the file
+yet, so the work can be done in pieces. `detection.py` judges what is written.
 """
 
 import argparse
 import gzip
 import json
+import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +23,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -73,6 +79,40 @@ def read_architectures(path: Path) -> Iterator[Architecture]:
                 yield Architecture(entry["library"], entry["name"], weights)
 
 
+def weights_of_keras(model: Any) -> tuple[Weight, ...]:
+    """Every dataset of the model's weights file, with what the model's layers say it is."""
+    import keras
+
+    from dogfit.convert.hdf5 import read_hdf5
+
+    random, multipliers = np.random.default_rng(0), {}
+    for layer in model._flatten_layers():
+        is_grouped = isinstance(layer, keras.layers.Conv2D) and layer.groups == layer.input.shape[-1] > 1
+        if isinstance(layer, keras.layers.SeparableConv2D):
+            kernel = layer.depthwise_kernel
+        elif is_grouped or isinstance(layer, keras.layers.DepthwiseConv2D):
+            kernel = layer.kernel
+        else:
+            continue
+        # The file names layers anew: their values tell which is which.
+        values = random.standard_normal(kernel.shape).astype(np.float32)
+        kernel.assign(values)
+        multipliers[values.tobytes()] = values.shape[-1] if values.shape[2] > 1 else 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.weights.h5"
+        model.save_weights(path)
+        saved = read_hdf5(path).tensors
+    weights, found = [], 0
+    for name, values in saved.items():
+        kind = "depthwise" if (multiplier := multipliers.get(values.tobytes())) else ""
+        is_layer = bool(kind) and values.shape[0] == values.shape[1] > 1
+        weights.append(Weight(name, values.shape, "F32", kind, multiplier or 1, is_layer))
+        found += bool(kind)
+    if found != len(multipliers):
+        raise ValueError(f"{found} of {len(multipliers)} depthwise kernels are in the weights file")
+    return tuple(weights)
+
+
 def weights_of(model: Any) -> tuple[Weight, ...]:
     """Every tensor of the state dict, with what the model's modules say it is."""
     import torch
@@ -107,6 +147,10 @@ def names_of(library: str) -> list[str]:
         import timm
 
         return timm.list_models()
+    if library == "keras":
+        from keras import applications
+
+        return [name for name in dir(applications) if name[0].isupper()]
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return sorted(CONFIG_MAPPING_NAMES)
@@ -118,6 +162,10 @@ def build(library: str, name: str) -> Any:
         import timm
 
         return timm.create_model(name)
+    if library == "keras":
+        from keras import applications
+
+        return getattr(applications, name)(weights=None)
     import transformers
 
     config = transformers.AutoConfig.for_model(name)
@@ -146,11 +194,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--library", choices=("timm", "transformers"), required=True)
+    parser.add_argument("--library", choices=("timm", "transformers", "keras"), required=True)
     parser.add_argument("--limit", type=int, default=1_000_000, help="build at most so many")
     parser.add_argument("--every", type=int, default=1, help="build each nth of the list only")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    os.environ.setdefault("KERAS_BACKEND", "numpy")
+    read = weights_of_keras if arguments.library == "keras" else weights_of
     done = set()
     if arguments.out.exists():
         with gzip.open(arguments.out, "rt") as file:
@@ -162,7 +212,7 @@ def main() -> None:
             start, problem, weights = time.perf_counter(), "", ()
             try:
                 with time_limit(BUILD_SECONDS), no_initialization():
-                    weights = weights_of(build(arguments.library, name))
+                    weights = read(build(arguments.library, name))
             except Exception as error:  # whatever a library raises for a configuration without its defaults
                 problem = f"{type(error).__name__}: {error}".splitlines()[0][:100]
             entry = asdict(Architecture(arguments.library, name, weights))
