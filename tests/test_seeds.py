@@ -11,7 +11,7 @@ import pytest
 from dogfit.kernels.model.custom import CustomModel, SearchRange
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.objective.products import whiten
-from dogfit.kernels.starts.constants import NATIVE, XLA
+from dogfit.kernels.starts.constants import NATIVE
 from dogfit.kernels.starts.dictionary import center_line, lines_of, offset_line, place_grids
 from dogfit.kernels.types import Box
 from dogfit.kernels.xla.seeds import find_seeds
@@ -77,15 +77,14 @@ def test_place_grids_widest_derivatives(order):
                 np.testing.assert_allclose(line[[0, -1]], [-size / 2, size / 2])
 
 
-@pytest.mark.parametrize("constants", [XLA, NATIVE])
-def test_second_offsets_see_optima_at_corners(constants):
+def test_second_offsets_see_optima_at_corners():
     """Some node explains four fifths of a narrow second derivative centred anywhere beside a corner."""
     generator, log_sigma = np.random.default_rng(7), np.log(0.3)
 
     def functions(x: float, y: float) -> np.ndarray:
         return orthonormal(basis("d2", np.array([x, y, log_sigma]), (KY, KX), "integrated"))
 
-    x_line, y_line = (offset_line(size, constants.second_offsets) for size in (KX, KY))
+    x_line, y_line = (offset_line(size, NATIVE.second_offsets) for size in (KX, KY))
     close = [line[np.abs(line - 0.5) < 0.1] for line in (x_line, y_line)]
     nodes = [functions(x, y) for x, y in itertools.product(*close)]
     for _ in range(100):
