@@ -157,7 +157,7 @@ def first_failure(copy: Path, tests: Sequence[str], processes: str = "0") -> str
         return f"no end within {PATIENCE_S} s"
     if done.returncode in (0, NO_TESTS_RAN):
         return None
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     return failed.group(1) if failed else f"exit code {done.returncode}: {done.stdout.strip()[-200:]}"
 
 
