@@ -146,13 +146,9 @@ def split_copies(tensors: Mapping[str, Tensor], unwanted: Collection[str] = ()) 
       The names of the networks, and the other names with the reason.
     """
     apart, dropped = _judge_names(tensors)
-    bare_names = {name: parts.bare for name, parts in apart.items()}
-    averages = {parts.bare for parts in apart.values() if parts.role is Role.AVERAGE}
-    if not averages and len(set(bare_names.values())) == len(apart):
-        return Copies(bare_names, dropped)
-    same_place = _same_place(apart, averages)
+    same_place = _same_place(apart)
     if len(same_place) == len(apart):
-        return Copies(bare_names, dropped)
+        return Copies({name: parts.bare for name, parts in apart.items()}, dropped)
     shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
     for bare, members in same_place.items():
         for name in members:
@@ -307,12 +303,13 @@ def _no_weight_end(last: str, has_parent: bool) -> str | None:
     return "companion of a quantised weight" if QUANTIZED.search(last) else None
 
 
-def _same_place(apart: Mapping[str, _Name], averages: Collection[str]) -> dict[str, list[str]]:
+def _same_place(apart: Mapping[str, _Name]) -> dict[str, list[str]]:
     """Bare name -> names of the tensors that have this place in a network."""
     places: dict[str, list[str]] = {}
     for name, parts in apart.items():
         places.setdefault(parts.bare, []).append(name)
     # Some averages are stored under the name of their weight without its dots.
+    averages = {parts.bare for parts in apart.values() if parts.role is Role.AVERAGE}
     for bare in list(places) if averages else ():
         undotted = bare.replace(".", "")
         if undotted != bare and undotted in averages and undotted in places:

@@ -183,7 +183,7 @@ def parse_header(text: bytes, file_size: int, where: str) -> Header:
     try:
         if not text.startswith(b"{"):
             raise damaged("it does not start with '{'")
-        entries = _read_json(text)
+        entries = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
         metadata = entries.pop("__metadata__", None)
         metadata = {} if metadata is None else metadata
         if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
@@ -271,27 +271,6 @@ def _follow_each_other(tensors: Sequence[Tensor], first: int) -> tuple[Tensor | 
     wrong = np.flatnonzero(starts[order] != expected[:-1])
     place = int(wrong[0]) if len(wrong) else len(tensors)
     return tensors[order[place]] if len(wrong) else None, first + int(expected[place])
-
-
-def _read_json(text: bytes) -> dict[str, Any]:
-    """Read an object in which no name appears twice, nor in the objects in it."""
-    entries = json.loads(text.decode(), parse_constant=_refuse_constant)
-    # The check of each object costs as much as reading it; that there is a colon for each name costs little.
-    if b"\\" in text or text.count(b":") != _count_colons(entries):
-        entries = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
-    return entries
-
-
-def _count_colons(entries: Mapping[str, Any]) -> int:
-    """Count the colons that the entries of a usual header and its metadata take as JSON."""
-    inner = [entry for entry in entries.values() if type(entry) is dict]
-    metadata = entries.get("__metadata__")
-    texts = [*entries, *metadata, *filter(_is_text, metadata.values())] if type(metadata) is dict else entries
-    return len(entries) + sum(map(len, inner)) + "".join(texts).count(":")
-
-
-def _is_text(value: Any) -> bool:
-    return type(value) is str
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
