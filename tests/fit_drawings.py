@@ -13,7 +13,7 @@ from dogfit.fitting.api import fit_kernel
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.kernels.native import binding as native
-from scipy_reference import draw
+from scipy_families import draw
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZE = 7

@@ -140,6 +140,19 @@ def test_train_chunk_never_gathers_all_kernels():
     assert "[808,25]" not in program
 
 
+def test_scale_gradient_of_a_tree():
+    params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
+
+    def loss(params):
+        seen = training_step.scale_gradient(params, 0.25)
+        return jnp.sum(seen["w"] ** 2) + seen["b"]
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    assert value == 8
+    np.testing.assert_array_equal(gradient["w"], [0.5, -1.0])
+    assert gradient["b"] == 0.25
+
+
 def test_next_batch_shows_every_kernel_once_an_epoch():
     """Batches are padded on a mesh whose devices do not divide them."""
     n, size, epochs = 203, 50, 4

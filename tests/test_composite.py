@@ -5,7 +5,7 @@ import pytest
 
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.composite import fit_composites
-from scipy_reference import draw
+from scipy_families import draw
 
 FAMILIES = ("gaussian", "d1")
 SIZE, ROWS, NOISE = 9, 12, 0.01

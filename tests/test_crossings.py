@@ -11,7 +11,7 @@ from dogfit.kernels.starts.edge_restarts import N_EDGE_RESTARTS, move_across_edg
 from dogfit.kernels.types import Effort
 from dogfit.kernels.xla.search import search_optimum
 from dogfit.kernels.xla.seeds import energy_at
-from scipy_reference import draw
+from scipy_families import draw
 
 
 @pytest.mark.parametrize(("taps", "edges"), [(7, 0.5), (6, 0.0)])

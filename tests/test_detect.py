@@ -109,6 +109,14 @@ def test_find_depthwise_flat_network_for_gray_images(name):
     assert ambiguous(tensors) == {name.format(0)}
 
 
+def test_find_depthwise_gray_patches_behind_linear_layers():
+    """Patches of gray images become tokens between the linear layers of other towers: no depthwise layer."""
+    shapes = [(64, 64)] * 4 + [(64, 1, 8, 8)] + [(64, 64)] * 4
+    tensors = {f"{index}.weight": shape for index, shape in enumerate(shapes)}
+    assert judge(tensors)[0] == []
+    assert ambiguous(tensors) == {"4.weight"}
+
+
 @pytest.mark.parametrize("sizes", [((1, 3), (3, 1)), ((1, 5), (7, 1)), ((1, 9), (1, 9)), ((1, 3), (1, 3))])
 @pytest.mark.parametrize("width", [16, 24, 32, 48, 64])
 def test_find_depthwise_among_factorized_convolutions(sizes, width):

@@ -18,8 +18,7 @@ from dogfit.fitting.families import (
 from dogfit.fitting.family_names import ALL_FAMILIES, FAMILIES
 from dogfit.kernels.model.bounds import search_bounds
 from dogfit.kernels.model.custom import SearchRange
-from scipy_families import PROFILES
-from scipy_reference import basis, bounds, draw
+from scipy_families import PROFILES, basis, bounds, draw
 
 QUICK = {"xla_backend_optimization_level": 0}
 ELLIPSE = {"aspect": 1.8, "phi_rad": 0.9}

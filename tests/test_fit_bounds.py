@@ -11,7 +11,8 @@ from dogfit.fitting.families import BUILTIN_FAMILIES, custom_family
 from dogfit.fitting.result import Status
 from dogfit.kernels.model.custom import SearchRange
 from fit_drawings import leaves_equal, rows_of
-from scipy_reference import Reference, bounds, draw
+from scipy_families import bounds, draw
+from scipy_reference import Reference
 
 SIZE, ROWS = 6, 12
 CONFIG = FitConfig(effort=4)

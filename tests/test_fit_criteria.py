@@ -12,8 +12,7 @@ from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.result import Status
 from fit_drawings import NAMES, SIZE, drawings, noisy
-from scipy_families import columns
-from scipy_reference import draw
+from scipy_families import columns, draw
 
 TAPS = SIZE**2
 COUNTS = {"gaussian": 5, "dog": 7, "d1": 6, "d2": 7}

@@ -12,7 +12,8 @@ from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.result import FitResult, Status
 from fit_drawings import ENGINES, differences, leaves_equal, noisy, parameters_of, reported, rows_of
-from scipy_reference import Reference, draw
+from scipy_families import draw
+from scipy_reference import Reference
 
 pytestmark = pytest.mark.optimized
 

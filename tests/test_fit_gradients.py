@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 from dogfit.fitting.api import fit_kernel
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.result import Status
-from scipy_reference import basis, draw
+from scipy_families import basis, draw
 
 SIZE = 5
 QUICK = FitConfig(effort=2)

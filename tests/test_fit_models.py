@@ -22,7 +22,8 @@ from fit_drawings import (
     reported,
     rows_of,
 )
-from scipy_reference import Reference, basis, draw
+from scipy_families import basis, draw
+from scipy_reference import Reference
 
 pytestmark = pytest.mark.optimized
 

@@ -11,7 +11,7 @@ from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.fitting.result import Status, concatenate
 from dogfit.labels import label_fits
-from scipy_reference import draw
+from scipy_families import draw
 
 SIZE = 7
 CLEAR = {

@@ -7,7 +7,8 @@ from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.family_names import FAMILIES
 from fit_drawings import differences, fit_unoptimised, noisy, parameters_of, reported
-from scipy_reference import Reference, draw
+from scipy_families import draw
+from scipy_reference import Reference
 
 SMALL = FitConfig(effort=2)
 

@@ -21,8 +21,9 @@ from dogfit.fitting.families import BUILTIN_FAMILIES, render
 from dogfit.fitting.family_names import FAMILIES
 from dogfit.fitting.program import fit_sharded
 from fit_drawings import ENGINES, leaves_equal
-from scipy_reference import basis as reference_basis
-from scipy_reference import bounds, draw, orthonormal
+from scipy_families import basis as reference_basis
+from scipy_families import bounds, draw
+from scipy_reference import orthonormal
 
 SIZE, ONE_FAMILY = 5, ("gaussian",)
 QUICK = FitConfig(effort=2)

@@ -8,7 +8,8 @@ from dogfit.fitting.api import fit_kernel, fit_kernels, fit_stream
 from dogfit.fitting.config import FitConfig
 from dogfit.fitting.result import Status
 from fit_drawings import leaves_equal, rows_of
-from scipy_reference import Reference, draw
+from scipy_families import draw
+from scipy_reference import Reference
 
 SIZE, FAMILIES = 5, ("d1",)
 CONFIG = FitConfig(effort=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dogfit.fitting.intake import relative_weights, take_in
-from scipy_reference import draw
+from scipy_families import draw
 
 SHAPE = draw("gaussian", 7, 0.3, -0.5, 1.2)[None]
 BROKEN = np.stack([np.full((7, 7), 0.1), np.full((7, 7), np.nan), np.zeros((7, 7))])

@@ -9,7 +9,7 @@ import pytest
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.families import BUILTIN_FAMILIES
 from dogfit.labels import LABELS, label_fits
-from scipy_reference import draw
+from scipy_families import draw
 
 SIZE = 7
 COMPASS = {

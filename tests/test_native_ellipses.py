@@ -16,7 +16,7 @@ from dogfit.fitting.config import THOROUGH, FitConfig
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.native import binding as native
 from dogfit.kernels.types import Box, Effort
-from scipy_reference import draw
+from scipy_families import draw
 
 MODELS = {
     f"{name}_elliptic": GaussianModel(family.order, family.widths == 2, family.tied, elliptic=True)

@@ -8,7 +8,8 @@ import pytest
 from dogfit.kernels.model.gaussian import GaussianModel
 from dogfit.kernels.types import Box
 from dogfit.kernels.xla.newton import advance, begin_ascent
-from scipy_reference import Problem, Reference, basis, bounds, orthonormal
+from scipy_families import basis, bounds
+from scipy_reference import Problem, Reference, orthonormal
 
 FAMILY, MODEL, SIZE, ROWS = "d1", GaussianModel(1), 6, 64
 LOW, HIGH = (side[:, None] for side in bounds(FAMILY, SIZE))

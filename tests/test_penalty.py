@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from dogfit.devices import data_mesh
 from dogfit.fitting.api import fit_kernels
 from dogfit.fitting.penalty import QUICK, depthwise_kernels, dog_penalty
-from scipy_reference import draw
+from scipy_families import draw
 
 SIZE, FAMILIES = 5, ("gaussian", "d1")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from scipy_families import PROFILES, REFERENCE_FAMILIES, bounds, draw, scaled_profiles
-from scipy_reference import Problem, Reference, basis, orthonormal
+from scipy_families import PROFILES, REFERENCE_FAMILIES, basis, bounds, draw, scaled_profiles
+from scipy_reference import Problem, Reference, orthonormal
 
 SHAPE = (5, 7)
 

@@ -15,7 +15,8 @@ from dogfit.kernels.starts.constants import NATIVE
 from dogfit.kernels.starts.dictionary import center_line, lines_of, offset_line, place_grids
 from dogfit.kernels.types import Box
 from dogfit.kernels.xla.seeds import find_seeds
-from scipy_reference import Reference, basis, bounds, orthonormal
+from scipy_families import basis, bounds
+from scipy_reference import Reference, orthonormal
 
 KX, KY, ROWS, COUNT = 7, 5, 12, 3
 QUICK = {"xla_backend_optimization_level": 0}

@@ -8,7 +8,7 @@ import pytest
 from dogfit.fitting.families import BUILTIN_FAMILIES, custom_family, with_profile
 from dogfit.fitting.standard_errors import standard_errors
 from dogfit.kernels.model.custom import SearchRange
-from scipy_reference import basis
+from scipy_families import basis
 from test_families import EXAMPLES, textbook
 
 SHAPE = (6, 7)

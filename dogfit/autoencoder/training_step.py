@@ -254,7 +254,7 @@ def _joint_loss(
     progress = _ramp(step - schedule.decoder_only, schedule.joint)
     logit = network.logit(batch)
     feedback = config.decoder_feedback * (progress if schedule.decoder_only else 1.0)
-    decoder = _scaled_gradient(params["decoder"], feedback)
+    decoder = scale_gradient(params["decoder"], feedback)
     decode = _merged(config, batch, {**params, "decoder": decoder}).decode
     at_code = _similarity(jnp.sum(decode(nnx.sigmoid(logit)) * batch, axis=-1), config)
     target = grid[jnp.argmax(similarity, axis=0)]
@@ -268,8 +268,16 @@ def _merged(config: AutoencoderConfig, batch: Float[Array, "b taps"], params: Pa
     return nnx.merge(network_graph(config, batch.shape[1]), params)
 
 
-def _scaled_gradient(params: Params, factor: Float[Array, ""] | float) -> Params:
-    """The same values; gradients times `factor`."""
+def scale_gradient(params: Params, factor: Float[Array, ""] | float) -> Params:
+    """Pass parameters on, with `factor` times their gradients.
+
+    Args:
+      params: a tree of arrays.
+      factor: 1 changes nothing, 0 holds them.
+
+    Returns:
+      The same values.
+    """
     fixed = jax.lax.stop_gradient(params)
     return jax.tree.map(lambda p, f: f + factor * (p - f), params, fixed)
 

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +67,7 @@ def center_line(
     size: int,
     offsets: tuple[float, ...] | None = None,
     spacing: float = XLA.spacing,
+    max_spacing: float = XLA.max_spacing,
     constants: GridConstants = XLA,
 ) -> np.ndarray:
     """Centres tried along one axis, symmetric about the middle of the kernel.
@@ -77,6 +77,7 @@ def center_line(
       size: number of taps along the axis.
       offsets: where centres lie about each tap's, in taps; evenly spaced if None and the width is not narrow.
       spacing: distance of neighbouring centres, in widths.
+      max_spacing: largest distance, of the kernel's side.
       constants: those of the engine.
 
     Returns:
@@ -86,7 +87,7 @@ def center_line(
         offsets = constants.offsets
     if offsets is not None:
         return offset_line(size, offsets)
-    distance = min(max(spacing * sigma, constants.min_spacing), constants.max_spacing * size)
+    distance = min(max(spacing * sigma, constants.min_spacing), max_spacing * size)
     half = math.ceil(0.5 * size / distance)
     return np.linspace(-size / 2, size / 2, 2 * half + 1)
 
@@ -175,10 +176,13 @@ def lines_of(
         x, y = (np.arange(2 * size + 1) / 2 - size / 2 for size in reversed(shape))
         return x, y
     pointwise = model.profile == "sampled" and (model.order > 0 or model.two_widths)
-    if model.order > 0 and not model.two_widths:
-        constants = replace(constants, max_spacing=constants.derivative_max_spacing)
     spacing = constants.sampled_spacing if pointwise else constants.spacing
-    x, y = (center_line(place.sigma, size, place.offsets, spacing, constants) for size in reversed(shape))
+    derivative = model.order > 0 and not model.two_widths
+    max_spacing = constants.derivative_max_spacing if derivative else constants.max_spacing
+    x, y = (
+        center_line(place.sigma, size, place.offsets, spacing, max_spacing, constants)
+        for size in reversed(shape)
+    )
     return x, y
 
 
