@@ -280,7 +280,7 @@ def test_convert_flax_msgpack(tmp_path):
     [
         ("a.npz", b"PK\x03\x04 no archive", "damaged NumPy file"),
         ("a.msgpack", b"\xc1", "damaged msgpack file"),
-        ("a.tflite", b"\x1c\0\0\0TFL3", "not of a format that is converted .TensorFlow Lite."),
+        ("a.pb", b"\x0a\x04anything", "not of a format that is converted .a TensorFlow graph."),
         ("a.txt", b"hello", "not of a format that is converted"),
         ("a.pt", (2).to_bytes(8, "little") + b"{}", "holds safetensors already"),
         ("a.npz", None, "no such file"),
@@ -297,7 +297,10 @@ def test_convert_refuses_other_files(tmp_path, name, content, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "module"), [("a.h5", "h5py"), ("a.onnx", "onnx")])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("a.h5", "h5py"), ("a.onnx", "onnx"), ("a.tflite", "ai_edge_litert.schema_py_generated")],
+)
 def test_convert_says_which_extra_is_missing(tmp_path, name, module):
     script = (
         "import sys; sys.modules[sys.argv[2]] = None\n"

@@ -24,7 +24,7 @@ OTHER_FORMATS = {
     ".npz": "NumPy",
 }
 # What `python -m dogfit.convert` reads besides pickles.
-CONVERTIBLE = (".h5", ".hdf5", ".keras", ".msgpack", ".onnx", ".npz")
+CONVERTIBLE = (".h5", ".hdf5", ".keras", ".msgpack", ".onnx", ".tflite", ".npz")
 MAX_INDEX_BYTES = 100_000_000
 # How far below a folder safetensors files are looked for, to name them in a message.
 MAX_DEPTH, MAX_FOLDERS = 3, 200

@@ -20,7 +20,7 @@ class ConvertConfig:
     """Convert the weights in a file to safetensors, which dogfit reads."""
 
     file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
-    """A PyTorch file (.pth, .pt, .bin, .ckpt), or .onnx, .h5, .keras, .npz or .msgpack."""
+    """A PyTorch file (.pth, .pt, .bin, .ckpt), or .onnx, .tflite, .h5, .keras, .npz or .msgpack."""
 
     out: tyro.conf.Positional[
         Annotated[Path | None, tyro.conf.arg(metavar="[OUT]", help_behavior_hint="(default: beside FILE)")]

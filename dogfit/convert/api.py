@@ -18,6 +18,7 @@ from dogfit.convert.flax_file import read_msgpack
 from dogfit.convert.hdf5 import WEIGHTS_IN_ARCHIVE, read_hdf5, read_keras
 from dogfit.convert.numpy_file import read_npz
 from dogfit.convert.onnx_file import read_onnx
+from dogfit.convert.tflite_file import MAGIC, read_tflite
 from dogfit.convert.weights import Weights
 from dogfit.errors import DogfitError, InputError, OutputError
 
@@ -28,6 +29,7 @@ READERS: Mapping[str, Callable[[Path], Weights]] = {
     ".msgpack": read_msgpack,
     ".npz": read_npz,
     ".onnx": read_onnx,
+    ".tflite": read_tflite,
 }
 
 
@@ -58,8 +60,8 @@ def convert(
     needs PyTorch. In nested dictionaries the part that holds the weights is taken.
 
     Args:
-      source: PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` and the like; `.onnx`, `.h5`, `.keras`, `.npz` or
-        `.msgpack`.
+      source: PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` and the like; `.onnx`, `.tflite`, `.h5`, `.keras`,
+        `.npz` or `.msgpack`.
       out: file to write; by default beside the source, under its name with another ending.
       average: take a moving average of the weights where the file has one besides the plain weights.
       python: Python, 3.11 or later, that has PyTorch and safetensors, if this one has not.
@@ -110,6 +112,8 @@ def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if start.startswith(b"\x89HDF\r\n"):
         return ".h5"
+    if start[4:8] == MAGIC:
+        return ".tflite"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
