@@ -149,6 +149,21 @@ def test_convert_tflite_quantized_and_unnamed(tmp_path):
     )
 
 
+def test_convert_tflite_four_bits(tmp_path):
+    """Two numbers share a byte, the first one in its lower half."""
+    whole = (np.arange(72) % 16 - 8).reshape(1, 3, 3, 8)
+    low, high = (whole.ravel()[start::2] % 16 for start in (0, 1))
+    tensors = [
+        tensor("x", (1, SIZE, SIZE, 8)),
+        tensor("mix", whole.shape, "INT4", 1, [0.5], [0]),
+        tensor("y", (1, SIZE, SIZE, 8)),
+    ]
+    content = (low + 16 * high).astype(np.uint8).tobytes()
+    path = written(tmp_path / "a.tflite", tensors, [content], [depthwise(0, [0, 1], [2])], [2])
+    got = load_file(convert(path).path)["mix/depthwise_kernel"]
+    np.testing.assert_array_equal(got, whole[0, :, :, :, None] * 0.5)
+
+
 def test_convert_tflite_grouped_convolution_is_depthwise(tmp_path):
     """A convolution with one input per group is a depthwise one, whatever its operator is called."""
     weight = random_tensor(6, 3, 3, 1)
