@@ -299,7 +299,7 @@ def test_convert_refuses_other_files(tmp_path, name, content, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("a.h5", "h5py"), ("a.onnx", "onnx"), ("a.tflite", "ai_edge_litert.schema_py_generated")],
+    [("a.h5", "h5py"), ("a.onnx", "onnx"), ("a.tflite", "ai_edge_litert")],
 )
 def test_convert_says_which_extra_is_missing(tmp_path, name, module):
     script = (

@@ -177,6 +177,21 @@ def test_convert_tflite_grouped_convolution_is_depthwise(tmp_path):
     np.testing.assert_array_equal(got, np.moveaxis(weight, 0, 2))
 
 
+def test_convert_tflite_says_what_it_leaves(tmp_path):
+    """Whole numbers without a scale stand for nothing; a weight that two layers share is read once."""
+    weight, raw = random_tensor(1, 3, 3, 2), np.ones((1, 3, 3, 2), np.int8)
+    tensors = [
+        *(tensor(name, (1, SIZE, SIZE, 2)) for name in ("x", "y", "z", "end")),
+        tensor("raw", raw.shape, "INT8", 1),
+        tensor("shared", weight.shape, buffer=2),
+    ]
+    operators = [depthwise(0, [0, 4], [1]), depthwise(0, [1, 5], [2]), depthwise(0, [2, 5], [3])]
+    path = written(tmp_path / "a.tflite", tensors, [raw.tobytes(), weight.tobytes()], operators, [3])
+    done = convert(path)
+    assert set(load_file(done.path)) == {"shared/depthwise_kernel"}
+    assert done.left == {"raw": "whole numbers without a scale, which are not converted"}
+
+
 @pytest.mark.parametrize("content", [b"\x1c\0\0\0TFL3", b"\x1c\0\0\0TFL3" + bytes(100), b"hello world"])
 def test_convert_tflite_damaged(tmp_path, content):
     path = tmp_path / "a.tflite"

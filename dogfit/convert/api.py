@@ -18,7 +18,7 @@ from dogfit.convert.flax_file import read_msgpack
 from dogfit.convert.hdf5 import WEIGHTS_IN_ARCHIVE, read_hdf5, read_keras
 from dogfit.convert.numpy_file import read_npz
 from dogfit.convert.onnx_file import read_onnx
-from dogfit.convert.tflite_file import MAGIC, read_tflite
+from dogfit.convert.tflite_file import read_tflite
 from dogfit.convert.weights import Weights
 from dogfit.errors import DogfitError, InputError, OutputError
 
@@ -112,7 +112,7 @@ def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if start.startswith(b"\x89HDF\r\n"):
         return ".h5"
-    if start[4:8] == MAGIC:
+    if start[4:8] == b"TFL3":
         return ".tflite"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

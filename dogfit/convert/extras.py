@@ -11,7 +11,7 @@ def import_extra(module: str, extra: str, path: Path) -> Any:
     """Import a library that reads a format.
 
     Args:
-      module: name of the library.
+      module: name of the library, or of a module in it.
       extra: extra of dogfit that installs it.
       path: file that needs it.
 
@@ -25,5 +25,5 @@ def import_extra(module: str, extra: str, path: Path) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(
-            f"{path}: needs {module}, which is missing; pip install 'dogfit[{extra}]'"
+            f"{path}: needs {module.partition('.')[0]}, which is missing; pip install 'dogfit[{extra}]'"
         ) from error

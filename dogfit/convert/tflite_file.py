@@ -11,8 +11,17 @@ from dogfit.convert.extras import import_extra
 from dogfit.convert.weights import Weights
 from dogfit.errors import InputError
 
-MAGIC = b"TFL3"
-"""Bytes 4 to 8 of a file."""
+# Types of constants that are read besides four-bit numbers, by their names in the schema.
+_DTYPES = {
+    "FLOAT32": "<f4",
+    "FLOAT16": "<f2",
+    "FLOAT64": "<f8",
+    "INT8": "i1",
+    "UINT8": "u1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+}
 # Starts of names that a converter makes up for constants.
 _ANONYMOUS = ("arith.constant", "tfl.", "jax2tf_", "dot_general", "XlaDotV2", "Const")
 
@@ -37,78 +46,53 @@ def read_tflite(path: Path) -> Weights:
     schema = import_extra("ai_edge_litert.schema_py_generated", "tflite", path)
     try:
         content = path.read_bytes()
-        if content[4:8] != MAGIC:
+        if not schema.Model.ModelBufferHasIdentifier(content, 0):
             raise ValueError("it does not start as one")
-        model = schema.ModelT.InitFromPackedBuf(content)
-        return _Graphs(schema, model, content).weights()
+        return _Layers(schema, schema.ModelT.InitFromPackedBuf(content), content).read()
     except (OSError, ValueError, TypeError, IndexError, AttributeError, KeyError, struct.error) as error:
         raise InputError(f"{path}: damaged TensorFlow Lite model: {error}") from error
 
 
-class _Graphs:
-    """The graphs of one model, whose layers are read one after another."""
+class _Layers:
+    """Layers of the graphs of one model."""
 
     def __init__(self, schema: Any, model: Any, content: bytes) -> None:
-        self._schema, self._model, self._content = schema, model, content
-        self._operators = {
-            value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")
-        }
-        self._types = {
-            getattr(schema.TensorType, name): dtype
-            for name, dtype in {
-                "FLOAT32": "<f4",
-                "FLOAT16": "<f2",
-                "FLOAT64": "<f8",
-                "INT8": "i1",
-                "UINT8": "u1",
-                "INT16": "<i2",
-                "INT32": "<i4",
-            }.items()
-        }
-        self._tensors: dict[str, np.ndarray] = {}
-        self._left: dict[str, str] = {}
+        self._model, self._content = model, content
+        self._operators, self._types = _names(schema.BuiltinOperator), _names(schema.TensorType)
 
-    def weights(self) -> Weights:
-        """Read all layers."""
+    def read(self) -> Weights:
+        """Read weights and biases; what layers share is read once."""
+        tensors: dict[str, np.ndarray] = {}
+        left: dict[str, str] = {}
         for graph in self._model.subgraphs:
-            for kind, operator, inputs in self._layers(graph):
-                self._add(graph, kind, operator, inputs)
-        return Weights(self._tensors, tuple(self._tensors), self._left)
+            for kind, output, (image, *constants) in self._with_weights(graph):
+                name = self._name(constants[0], output)
+                try:
+                    weight, *bias = (self._values(tensor) for tensor in constants)
+                except _UnreadableError as error:
+                    left[name] = str(error)
+                    continue
+                if weight is None:
+                    continue
+                word, weight = _keras(kind, weight, int(image.shape[-1]))
+                while f"{name}/{word}" in tensors and not np.array_equal(tensors[f"{name}/{word}"], weight):
+                    name += "_"
+                tensors[f"{name}/{word}"] = weight
+                if bias and bias[0] is not None:
+                    tensors[f"{name}/bias"] = bias[0]
+        return Weights(tensors, tuple(tensors), left)
 
-    def _layers(self, graph: Any) -> Iterator[tuple[str, Any, list[Any]]]:
-        """Yield kind, operator and input tensors of each layer with a weight.
-
-        A weight may pass through operators that only change its type.
-        """
-        made_from: dict[int, int] = {}
+    def _with_weights(self, graph: Any) -> Iterator[tuple[str, Any, list[Any]]]:
+        """Yield kind, output and inputs of each layer; operators that only change a type are passed over."""
+        source: dict[int, int] = {}
         for operator in graph.operators or ():
             code = self._model.operatorCodes[operator.opcodeIndex]
-            kind = self._operators.get(max(code.builtinCode, code.deprecatedBuiltinCode), "")
-            indices = [int(i) for i in operator.inputs if i >= 0]
+            kind = self._operators.get(max(code.builtinCode, code.deprecatedBuiltinCode))
+            inputs = [source.get(int(i), int(i)) for i in operator.inputs if i >= 0]
             if kind in ("DEQUANTIZE", "DENSIFY"):
-                made_from[int(operator.outputs[0])] = indices[0]
-            elif kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") and len(indices) > 1:
-                yield kind, operator, [graph.tensors[made_from.get(i, i)] for i in indices]
-
-    def _add(self, graph: Any, kind: str, operator: Any, inputs: list[Any]) -> None:
-        """Keep weight and bias of a layer, unless they are computed or were seen before."""
-        name = self._name(inputs[1], graph.tensors[operator.outputs[0]])
-        try:
-            weight = self._values(inputs[1])
-        except _UnreadableError as error:
-            self._left[name] = str(error)
-            return
-        if weight is None:
-            return
-        word, values = _keras(kind, weight, int(np.ravel(inputs[0].shape)[-1]))
-        while f"{name}/{word}" in self._tensors:
-            if np.array_equal(self._tensors[f"{name}/{word}"], values):
-                return
-            name += "_"
-        self._tensors[f"{name}/{word}"] = values
-        bias = self._values(inputs[2]) if len(inputs) > 2 else None
-        if bias is not None:
-            self._tensors[f"{name}/bias"] = bias
+                source[int(operator.outputs[0])] = inputs[0]
+            elif kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") and len(inputs) > 1:
+                yield kind, graph.tensors[operator.outputs[0]], [graph.tensors[i] for i in inputs]
 
     def _name(self, weight: Any, output: Any) -> str:
         """Name of a layer: its weight's or, where a converter made that up, its output's.
@@ -134,29 +118,40 @@ class _Graphs:
             return None
         if tensor.sparsity is not None:
             raise _UnreadableError("sparse, which is not converted")
-        shape = tuple(int(n) for n in tensor.shape)
-        if tensor.type == self._schema.TensorType.INT4:
+        kind = self._types.get(tensor.type, str(tensor.type))
+        if kind == "INT4":
             pairs = np.frombuffer(stored, np.int8)
-            values = np.stack([np.left_shift(pairs, 4) >> 4, pairs >> 4], 1).ravel()[: int(np.prod(shape))]
-        elif tensor.type in self._types:
-            values = np.frombuffer(stored, self._types[tensor.type])
+            values = np.stack([np.left_shift(pairs, 4) >> 4, pairs >> 4], 1).ravel()[: np.prod(tensor.shape)]
+        elif kind in _DTYPES:
+            values = np.frombuffer(stored, _DTYPES[kind])
         else:
-            raise _UnreadableError(f"of type number {tensor.type}, which is not converted")
-        return _dequantized(values.reshape(shape), tensor.quantization)
+            raise _UnreadableError(f"of type {kind}, which is not converted")
+        return _dequantized(values.reshape(tensor.shape), tensor.quantization)
 
 
 class _UnreadableError(Exception):
     """A constant is stored in a way that is not read; the message says which."""
 
 
+def _names(enumeration: Any) -> dict[int, str]:
+    """Numbers of an enumeration in the schema -> names."""
+    return {number: name for name, number in vars(enumeration).items() if not name.startswith("_")}
+
+
 def _dequantized(values: np.ndarray, quantization: Any) -> np.ndarray:
-    """Real numbers: scale * (values - zero point), by channel or for all."""
-    if values.dtype.kind == "f" or quantization is None or quantization.scale is None:
+    """Real numbers: scale * (values - zero point), by channel or for all.
+
+    Raises:
+      _UnreadableError: if whole numbers have no scale.
+    """
+    if values.dtype.kind == "f":
         return values
+    if quantization is None or quantization.scale is None:
+        raise _UnreadableError("whole numbers without a scale, which are not converted")
     shape = [1] * values.ndim
     shape[quantization.quantizedDimension if len(quantization.scale) > 1 else 0] = -1
     scale = np.reshape(np.asarray(quantization.scale, np.float64), shape)
-    zero = np.reshape(np.asarray(quantization.zeroPoint, np.float64), shape)
+    zero = 0 if quantization.zeroPoint is None else np.reshape(quantization.zeroPoint, shape)
     return (scale * (values - zero)).astype(np.float32)
 
 
